@@ -1,1 +1,18 @@
-//! Stub.
+//! `berth-reconciler`: what should run, what does run, and the next steps from one to the other.
+//!
+//! The tour: [`manifest`] turns YAML into checked [`pod::Pod`]s or into errors with file, line and field; [`folder`]
+//! watches manifest folders; [`planner`] is the pure function from (desired, observed, now) to actions; [`status`]
+//! computes the Pod status the way a kubelet does; [`worker`] runs one task per pod, which observes, plans and
+//! acts through the [`node::Node`] trait; [`env`] and [`resources`] hold the formulas for environment variables, quality of service
+//! and cgroup values. Nothing here does a system call or knows how a container is made.
+
+pub mod env;
+pub mod folder;
+pub mod manifest;
+pub mod node;
+pub mod planner;
+pub mod pod;
+pub mod quantity;
+pub mod resources;
+pub mod status;
+pub mod worker;
