@@ -1,1 +1,25 @@
-//! Stub.
+//! The pod network of one node: a bridge, a veth pair per pod, addresses that are handed out and kept, masquerading
+//! and host ports. It knows nothing of pods beyond an id, a name and a network namespace.
+//!
+//! A tour:
+//!
+//! * [`config`]: what the caller says ([`Config`], [`PodNetwork`]) and what it gets back ([`Attachment`]).
+//! * [`network`]: the verbs ([`Network`]): open, attach, detach, gc, stats, close. Start reading here.
+//! * `ipam`: leases on disk, one file per pod, with address, interface name and host ports.
+//! * `bridge`, `veth`: links, addresses and routes over rtnetlink.
+//! * `nft`: the ruleset as a pure function of config and leases, and its encoding as nfnetlink messages.
+//! * `conntrack`: forgets UDP flows whose host port went away.
+//! * `monitor`: wakes the network when somebody else deletes the bridge or the table.
+//! * `sysctl`, `sys`: files below /proc/sys/net, network namespaces and netlink sockets.
+//!
+//! No program (`ip`, `nft`, `iptables`) is run. A namespace is entered only by threads made for it, which end there.
+
+pub mod cidr;
+pub mod config;
+pub mod error;
+pub mod network;
+
+pub use cidr::{Ipv4Cidr, Ipv6Cidr};
+pub use config::{Attachment, Config, HostPort, PodNetwork, Protocol, Stats};
+pub use error::{Error, Result};
+pub use network::Network;
