@@ -1,1 +1,102 @@
-//! The engine.
+//! The engine: an OCI `Spec` in, a process out.
+
+mod error;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use oci_spec::runtime::{Process, Spec};
+
+use crate::rootfs::Rootfs;
+
+pub use error::Error;
+
+/// The three standard streams of a new process; `None` is `/dev/null`. Ignored when a terminal is asked for.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// What the process reads from.
+    pub stdin: Option<OwnedFd>,
+    /// What the process writes to.
+    pub stdout: Option<OwnedFd>,
+    /// What the process writes errors to.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// A container to be made.
+#[derive(Debug)]
+pub struct Create<'a> {
+    /// Its name in messages.
+    pub id: &'a str,
+    /// What to make. `linux.cgroupsPath` says where it is accounted.
+    pub spec: &'a Spec,
+    /// Its root file system.
+    pub rootfs: &'a Rootfs,
+    /// Its standard streams.
+    pub stdio: Stdio,
+    /// The folder that relative paths of the spec start from; it gets a sub-folder `rootfs` when it has none.
+    pub bundle: &'a Path,
+}
+
+/// A container whose process is set up and waits for [`Container::start`].
+#[derive(Debug)]
+pub struct Container {
+    /// Its first process, a child of the caller.
+    pub pid: i32,
+    /// Refers to the same process.
+    pub pidfd: OwnedFd,
+    /// The master side of its terminal, when `process.terminal` is set.
+    pub console: Option<OwnedFd>,
+    /// Its cgroup, relative to each hierarchy's root.
+    pub cgroup: String,
+    /// What could not be done but does not keep the container from running, such as an rlimit that this machine
+    /// does not let us raise.
+    pub warnings: Vec<String>,
+}
+
+/// A process to be started inside a running container.
+#[derive(Debug)]
+pub struct Exec<'a> {
+    /// The container's first process.
+    pub pid: i32,
+    /// The spec that the container was made from.
+    pub spec: &'a Spec,
+    /// What to run.
+    pub process: &'a Process,
+    /// Its standard streams.
+    pub stdio: Stdio,
+    /// The container's cgroup.
+    pub cgroup: &'a str,
+}
+
+/// A process that runs inside a container, a child of the caller.
+#[derive(Debug)]
+pub struct ExecProcess {
+    /// Its process id as the caller sees it.
+    pub pid: i32,
+    /// Refers to the same process.
+    pub pidfd: OwnedFd,
+    /// The master side of its terminal, when `process.terminal` is set.
+    pub console: Option<OwnedFd>,
+    /// What could not be done but does not matter enough to fail.
+    pub warnings: Vec<String>,
+}
+
+/// Makes a container up to the point where its program would be executed.
+///
+/// The caller must have a single thread: the new process runs on a copy of its memory. On an error nothing is left
+/// behind but the cgroup's parents.
+pub fn create(_create: Create<'_>) -> Result<Container, Error> {
+    Err(Error::spec("linux", "not supported"))
+}
+
+impl Container {
+    /// Lets the container's program run. An error means that it could not be executed; the process is gone then.
+    pub fn start(&mut self) -> Result<(), Error> {
+        Err(Error::spec("process", "not supported"))
+    }
+}
+
+/// Starts a process inside a running container. It runs when this returns.
+pub fn exec(_exec: Exec<'_>) -> Result<ExecProcess, Error> {
+    Err(Error::spec("process", "not supported"))
+}
