@@ -1,0 +1,1 @@
+//! Where the last N lines of a log begin.
