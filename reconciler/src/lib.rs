@@ -6,6 +6,7 @@
 //! acts through the [`node::Node`] trait; [`env`] and [`resources`] hold the formulas for environment variables, quality of service
 //! and cgroup values. Nothing here does a system call or knows how a container is made.
 
+pub mod backoff;
 pub mod env;
 pub mod folder;
 pub mod manifest;

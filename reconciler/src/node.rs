@@ -136,6 +136,15 @@ pub enum StopSignal {
     Kill,
 }
 
+/// Which of a container's lifecycle hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Hook {
+    /// `lifecycle.postStart`, run once right after the start.
+    PostStart,
+    /// `lifecycle.preStop`, run before the stop signal, inside the grace period.
+    PreStop,
+}
+
 /// What a probe found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeOutcome {
@@ -179,15 +188,27 @@ pub trait Node: Send + Sync + 'static {
     /// When it fails, all that it had done is undone.
     async fn create_sandbox(&self, pod: &Arc<Pod>) -> Result<(), Failure>;
 
-    /// Makes the container's image present as its imagePullPolicy says. Emits `Pulling` and `Pulled` itself.
+    /// Makes the container's image present as its imagePullPolicy says. Emits `Pulling` and `Pulled` itself; failures
+    /// are reported by the caller. It may be dropped half-way, when the pod goes or wants another image.
     async fn ensure_image(&self, pod: &Arc<Pod>, container: &str) -> Result<(), Failure>;
 
     /// Makes and starts one instance; removes older dead instances of the same container but the last. A process that cannot be executed is no failure here but
     /// an instance that exited with `StartError`. Emits `Created` and `Started` itself.
     async fn start_container(&self, pod: &Arc<Pod>, start: &StartContainer) -> Result<(), Failure>;
 
-    /// Runs a `postStart` or `preStop` handler in a running instance and returns when it is done.
-    async fn run_hook(&self, pod: &Arc<Pod>, id: &str, hook: &v1::LifecycleHandler) -> Result<(), Failure>;
+    /// Removes one instance that was made but never started, as an agent that died half-way leaves it; no record of
+    /// it stays.
+    async fn remove_container(&self, pod: &Arc<Pod>, id: &str) -> Result<(), Failure>;
+
+    /// Runs a lifecycle handler for a running instance and returns when it is done. A `postStart` that succeeded is
+    /// recorded durably ([`ContainerRecord::post_start_done`]), so that the next agent does not run it again.
+    async fn run_hook(
+        &self,
+        pod: &Arc<Pod>,
+        id: &str,
+        hook: Hook,
+        handler: &v1::LifecycleHandler,
+    ) -> Result<(), Failure>;
 
     /// Runs one probe against a running instance; the caller enforces nothing, the implementation honours `probe.timeoutSeconds`.
     async fn probe(&self, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome;
@@ -202,7 +223,10 @@ pub trait Node: Send + Sync + 'static {
     /// (phase Succeeded or Failed) and whose object stays.
     async fn stop_sandbox(&self, pod: &Arc<Pod>) -> Result<(), Failure>;
 
-    /// Makes status (and deletion) durable and visible.
+    /// The node's addresses, the primary one first, for `status.hostIPs`.
+    fn host_ips(&self) -> Vec<IpAddr>;
+
+    /// Makes status (and deletion) durable and visible. Called only when one of them or the pod itself changed.
     fn publish(&self, pod: &Arc<Pod>, deletion: Option<&Deletion>, status: &v1::PodStatus);
 
     /// The pod is gone: nothing of it exists any more.
