@@ -56,7 +56,10 @@ impl Config {
     pub(crate) fn check(&self) -> Result<()> {
         let refuse = |text: String| Err(Error::InvalidConfig(text));
         if !link_name_ok(&self.bridge) {
-            return refuse(format!("bridge name {:?} is not 1 to {LINK_NAME_MAX} letters, digits, - _ .", self.bridge));
+            return refuse(format!(
+                "bridge name {:?} is not 1 to {LINK_NAME_MAX} letters, digits, - _ .",
+                self.bridge
+            ));
         }
         let name_ok = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
         if !self.table.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -74,7 +77,9 @@ impl Config {
             }
         }
         match self.mtu {
-            Some(mtu) if !(576..=65535).contains(&mtu) => refuse(format!("MTU {mtu} is not from 576 to 65535")),
+            Some(mtu) if !(576..=65535).contains(&mtu) => {
+                refuse(format!("MTU {mtu} is not from 576 to 65535"))
+            }
             _ => Ok(()),
         }
     }

@@ -1,7 +1,6 @@
 //! What can go wrong, with operation, object and source.
 
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use crate::config::Protocol;
@@ -92,16 +91,6 @@ pub enum Error {
     /// The host has no link of that name.
     #[error("no link {0}")]
     NoSuchLink(String),
-    /// A lease does not fit into the configured pod network.
-    #[error("address {address} of pod {pod} is outside the pod network {cidr}")]
-    OutsideNetwork {
-        /// The pod's address.
-        address: Ipv4Addr,
-        /// `namespace/name` of the pod.
-        pod: String,
-        /// The pod network.
-        cidr: String,
-    },
     /// The operating system gave no thread.
     #[error("start a thread for network namespace work")]
     Thread(#[source] io::Error),

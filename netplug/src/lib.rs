@@ -14,10 +14,18 @@
 //!
 //! No program (`ip`, `nft`, `iptables`) is run. A namespace is entered only by threads made for it, which end there.
 
+mod bridge;
 pub mod cidr;
 pub mod config;
+mod conntrack;
 pub mod error;
+mod ipam;
+mod monitor;
 pub mod network;
+mod nft;
+mod sys;
+mod sysctl;
+mod veth;
 
 pub use cidr::{Ipv4Cidr, Ipv6Cidr};
 pub use config::{Attachment, Config, HostPort, PodNetwork, Protocol, Stats};

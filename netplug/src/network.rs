@@ -1,36 +1,410 @@
 //! The verbs of the pod network.
 
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use futures::future::join_all;
+use rtnetlink::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
 use crate::config::{Attachment, Config, PodNetwork, Stats};
 use crate::error::{Error, Result};
+use crate::ipam::{Claim, Ipam, Lease};
+use crate::monitor::Monitor;
+use crate::nft::ruleset::{elements, ruleset};
+use crate::nft::table::Table;
+use crate::sys::netlink::{self, Socket};
+use crate::sys::netns::{self, Traveller, on_thread};
+use crate::veth::{self, Plan};
+use crate::{bridge, conntrack, sysctl};
 
-/// The pod network of this node. Clones share it.
+/// How long a detach waits for the kernel to remove the link of a namespace that is going, before it does so itself,
+/// which is slower and in everybody's way.
+const LINK_GRACE: Duration = Duration::from_millis(150);
+
+/// The pod network of this node. Clones share it; when the last one is dropped nothing is removed from the system.
 #[derive(Clone, Debug)]
-pub struct Network {}
+pub struct Network {
+    inner: Arc<Inner>,
+    _tasks: Arc<Tasks>,
+}
+
+/// Tasks that end with the network.
+#[derive(Debug)]
+struct Tasks(Vec<AbortHandle>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    mtu: u32,
+    /// The namespace where the network was opened.
+    host: OwnedFd,
+    handle: Handle,
+    /// Index of the bridge, 0 before it was made.
+    bridge: AtomicU32,
+    ipam: Mutex<Ipam>,
+    table: Mutex<Table>,
+    /// Some link was deleted.
+    link_gone: Notify,
+    /// Held while bridge or table are repaired.
+    repair: tokio::sync::Mutex<()>,
+    closed: AtomicBool,
+}
 
 impl Network {
-    /// Opens the network.
+    /// Opens the network in the namespace of the calling thread: loads the leases, makes or repairs bridge, kernel
+    /// settings and nft table, and puts the pods' links back on the bridge. From then on bridge and table are made
+    /// anew whenever somebody deletes them.
+    ///
+    /// Must be called on a tokio runtime, whose tasks it uses for as long as the network lives.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], [`Error::NotABridge`], or what the kernel or the file system refused.
     pub async fn open(config: Config) -> Result<Self> {
         config.check()?;
-        Err(Error::Closed)
+        let host = netns::current()?;
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|e| Error::netlink("open a netlink connection for", &config.bridge, e))?;
+        let mut tasks = Tasks(vec![tokio::spawn(connection).abort_handle()]);
+        let table = Table::open(&config.table)?;
+        let monitor = Monitor::open(&config.bridge, &config.table, table.port())?;
+        let mtu = match config.mtu {
+            Some(mtu) => mtu,
+            None => bridge::uplink_mtu(&handle).await?,
+        };
+        let inner = Arc::new(Inner {
+            ipam: Mutex::new(Ipam::open(&config.state_dir, config.ipv4, config.quarantine)?),
+            config,
+            mtu,
+            host,
+            handle,
+            bridge: AtomicU32::new(0),
+            table: Mutex::new(table),
+            link_gone: Notify::new(),
+            repair: tokio::sync::Mutex::new(()),
+            closed: AtomicBool::new(false),
+        });
+        inner.repair(Repair::All).await?;
+        inner.warn_of_firewalls();
+        tasks.0.push(tokio::spawn(inner.clone().watch(monitor)).abort_handle());
+        Ok(Self { inner, _tasks: Arc::new(tasks) })
     }
-    /// Connects a pod.
-    pub async fn attach(&self, _pod: &PodNetwork) -> Result<Attachment> {
-        Err(Error::Closed)
+
+    /// Connects a pod: address, link, routes, host ports. Called again for the same pod it repairs what is broken,
+    /// takes over changed host ports and returns the same address.
+    ///
+    /// # Errors
+    /// [`Error::Namespace`] if the pod has gone, [`Error::HostPortConflict`], [`Error::AddressesExhausted`],
+    /// [`Error::InterfaceTaken`], or what the kernel or the file system refused. A pod that had no lease before has
+    /// none after an error.
+    pub async fn attach(&self, pod: &PodNetwork) -> Result<Attachment> {
+        self.inner.check_open()?;
+        let first = self.inner.clone().attach(pod.clone()).await;
+        let Err(error) = first else { return first };
+        // The bridge may have been deleted a moment ago. If it is as it was, the first error stands.
+        let before = self.inner.bridge.load(Ordering::Relaxed);
+        self.inner.repair(Repair::Bridge).await?;
+        if self.inner.bridge.load(Ordering::Relaxed) == before {
+            return Err(error);
+        }
+        self.inner.clone().attach(pod.clone()).await
     }
-    /// Disconnects a pod.
-    pub async fn detach(&self, _id: &str) -> Result<()> {
-        Err(Error::Closed)
+
+    /// Disconnects pod `id`: host ports, link, address (which goes into quarantine). Repeatable; an unknown id is fine.
+    ///
+    /// # Errors
+    /// What the kernel or the file system refused; call it again then.
+    pub async fn detach(&self, id: &str) -> Result<()> {
+        self.inner.check_open()?;
+        let Some(lease) = self.inner.ipam().get(id).cloned() else { return Ok(()) };
+        self.inner.wait_for_link(&lease.host_if).await?;
+        let inner = self.inner.clone();
+        on_thread(move |thread| inner.detach(thread, &lease)).await
     }
-    /// Frees what pods other than `live` hold; returns their ids.
-    pub async fn gc(&self, _live: &[String]) -> Result<Vec<String>> {
-        Err(Error::Closed)
+
+    /// Detaches every pod that is not in `live`, removes links that belong to no pod, and sets bridge and table right.
+    /// Returns the ids of the pods detached. No pod may be attached meanwhile that `live` does not name.
+    ///
+    /// # Errors
+    /// The first of what was refused; the rest is done all the same.
+    pub async fn gc(&self, live: &[String]) -> Result<Vec<String>> {
+        self.inner.check_open()?;
+        let leaked: Vec<String> = self
+            .inner
+            .ipam()
+            .leases()
+            .map(|lease| lease.id.clone())
+            .filter(|id| !live.contains(id))
+            .collect();
+        let mut outcome = Ok(());
+        for detached in join_all(leaked.iter().map(|id| self.detach(id))).await {
+            outcome = outcome.and(detached);
+        }
+        outcome = outcome.and(self.inner.repair(Repair::All).await);
+        outcome = outcome.and(self.inner.sweep().await);
+        outcome.map(|()| leaked)
     }
-    /// Removes bridge, table and leases.
+
+    /// Removes bridge, pods' links, nft table and leases. The network is of no use afterwards.
+    ///
+    /// # Errors
+    /// The first of what was refused; the rest is done all the same.
     pub async fn close_all(&self) -> Result<()> {
-        Err(Error::Closed)
+        let _repair = self.inner.repair.lock().await;
+        self.inner.closed.store(true, Ordering::Relaxed);
+        let inner = self.inner.clone();
+        on_thread(move |thread| inner.remove_all(thread)).await
     }
+
     /// Counters of a pod's interface, by the name of the host's side.
-    pub async fn stats(&self, _host_if: &str) -> Result<Stats> {
-        Err(Error::Closed)
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLink`] if there is none.
+    pub async fn stats(&self, host_if: &str) -> Result<Stats> {
+        bridge::stats(&self.inner.handle, host_if).await
+    }
+}
+
+/// How much to set right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repair {
+    /// The bridge, if it has gone.
+    Bridge,
+    /// The table, whatever it holds.
+    Table,
+    /// Both, and the kernel settings.
+    All,
+}
+
+impl Inner {
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Relaxed) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// The leases. A panic of another holder cannot leave them half changed: disk comes first, memory after.
+    fn ipam(&self) -> MutexGuard<'_, Ipam> {
+        self.ipam.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn attach(self: Arc<Self>, pod: PodNetwork) -> Result<Attachment> {
+        on_thread(move |thread| {
+            let namespace = netns::open(&pod.netns)?;
+            let claim = self.ipam().claim(&pod, SystemTime::now())?;
+            let outcome = self.connect(thread, &namespace, &claim);
+            if outcome.is_err() && claim.before.is_none() {
+                if let Err(error) = self.detach(thread, &claim.lease) {
+                    tracing::warn!(pod = claim.lease.pod(), %error, "could not take back a failed attach");
+                }
+            }
+            outcome.map(|()| self.attachment(&claim.lease))
+        })
+        .await
+    }
+
+    fn connect(&self, thread: &Traveller, namespace: &OwnedFd, claim: &Claim) -> Result<()> {
+        veth::connect(thread, &self.host, namespace, &self.plan(&claim.lease))?;
+        let new = elements(&self.config, &claim.lease);
+        let mut gone = claim.before.as_ref().map(|old| elements(&self.config, old)).unwrap_or_default();
+        gone.retain(|element| !new.contains(element));
+        {
+            let mut table = self.table();
+            // A table that was deleted or changed by somebody refuses the change, and is made anew from all leases.
+            let changed = if table.exists()? { table.change(&gone, &new) } else { self.rebuild(&mut table) };
+            if changed.is_err() {
+                self.rebuild(&mut table)?;
+            }
+        }
+        self.enter_host(thread)?;
+        conntrack::forget(&gone, &new)
+    }
+
+    fn plan(&self, lease: &Lease) -> Plan {
+        let prefix = |ip: &IpAddr| match (ip, self.config.ipv6) {
+            (IpAddr::V6(_), Some(net)) => net.prefix(),
+            _ => self.config.ipv4.prefix(),
+        };
+        Plan {
+            pod: lease.pod(),
+            host_if: lease.host_if.clone(),
+            mac: lease.mac(),
+            mtu: self.mtu,
+            bridge: self.bridge.load(Ordering::Relaxed),
+            addresses: lease.ips(&self.config).into_iter().map(|ip| (ip, prefix(&ip))).collect(),
+            gateways: bridge::gateways(&self.config).into_iter().map(|(ip, _)| ip).collect(),
+        }
+    }
+
+    fn attachment(&self, lease: &Lease) -> Attachment {
+        Attachment {
+            ips: lease.ips(&self.config),
+            mac: lease.mac().map(|byte| format!("{byte:02x}")).join(":"),
+            host_if: lease.host_if.clone(),
+            gateway: IpAddr::V4(self.config.ipv4.nth(1).unwrap_or(lease.ipv4)),
+            mtu: self.mtu,
+        }
+    }
+
+    fn enter_host(&self, thread: &Traveller) -> Result<()> {
+        thread.enter(&self.host).map_err(|source| Error::Namespace { path: "of the host".into(), source })
+    }
+
+    fn host_socket(&self, thread: &Traveller) -> Result<Socket> {
+        self.enter_host(thread)?;
+        Socket::open(netlink::ROUTE)
+            .map_err(|e| Error::netlink("open a netlink socket for", &self.config.bridge, e))
+    }
+
+    /// Link, lease, host ports; in this order, so that a lease stands for whatever is still to be removed.
+    fn detach(&self, thread: &Traveller, lease: &Lease) -> Result<()> {
+        veth::delete(&mut self.host_socket(thread)?, &lease.host_if)?;
+        self.ipam().release(&lease.id, SystemTime::now())?;
+        let gone = elements(&self.config, lease);
+        if gone.is_empty() {
+            return Ok(());
+        }
+        {
+            let mut table = self.table();
+            if table.change(&gone, &[]).is_err() {
+                self.rebuild(&mut table)?;
+            }
+        }
+        conntrack::forget(&gone, &[])
+    }
+
+    /// Waits for a link to vanish with its pod's namespace, but not for long.
+    async fn wait_for_link(&self, host_if: &str) -> Result<()> {
+        let deadline = Instant::now() + LINK_GRACE;
+        loop {
+            let gone = self.link_gone.notified();
+            tokio::pin!(gone);
+            gone.as_mut().enable();
+            if bridge::get(&self.handle, host_if).await?.is_none() {
+                return Ok(());
+            }
+            if tokio::time::timeout_at(deadline, gone).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The table anew from all leases. Locking order: table before leases.
+    fn rebuild(&self, table: &mut Table) -> Result<()> {
+        let ruleset = ruleset(&self.config, self.ipam().leases());
+        table.rebuild(&ruleset)
+    }
+
+    async fn repair(self: &Arc<Self>, what: Repair) -> Result<()> {
+        let _alone = self.repair.lock().await;
+        self.check_open()?;
+        if what != Repair::Table {
+            let index = bridge::ensure(&self.handle, &self.config, self.mtu).await?;
+            let anew = self.bridge.swap(index, Ordering::Relaxed) != index;
+            if anew || what == Repair::All {
+                let inner = self.clone();
+                on_thread(move |thread| inner.reattach(thread, index)).await?;
+            }
+        }
+        if what != Repair::Bridge {
+            let inner = self.clone();
+            on_thread(move |_| inner.rebuild(&mut inner.table())).await?;
+        }
+        Ok(())
+    }
+
+    fn reattach(&self, thread: &Traveller, bridge: u32) -> Result<()> {
+        let mut socket = self.host_socket(thread)?;
+        sysctl::host(thread, &self.config)?;
+        let links: Vec<(String, String)> =
+            self.ipam().leases().map(|lease| (lease.host_if.clone(), lease.pod())).collect();
+        veth::reattach(&mut socket, bridge, links.iter().map(|(link, pod)| (link.as_str(), pod.as_str())))
+    }
+
+    /// Removes links on the bridge that look like ours and belong to nobody.
+    async fn sweep(self: &Arc<Self>) -> Result<()> {
+        let links = bridge::pod_links(&self.handle, self.bridge.load(Ordering::Relaxed)).await?;
+        let orphans: Vec<String> = {
+            let ipam = self.ipam();
+            links.into_iter().filter(|link| !ipam.leases().any(|lease| lease.host_if == *link)).collect()
+        };
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(links = ?orphans, "removing links that belong to no pod");
+        let inner = self.clone();
+        on_thread(move |thread| {
+            veth::delete_all(&mut inner.host_socket(thread)?, orphans.iter().map(String::as_str))
+        })
+        .await
+    }
+
+    fn remove_all(&self, thread: &Traveller) -> Result<()> {
+        let mut links: Vec<String> = self.ipam().leases().map(|lease| lease.host_if.clone()).collect();
+        links.push(self.config.bridge.clone());
+        let unlinked = self
+            .host_socket(thread)
+            .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
+        let removed = self.table().remove();
+        let cleared = self.ipam().clear();
+        unlinked.and(removed).and(cleared)
+    }
+
+    /// Repairs what the monitor sees deleted, until the network is closed or dropped.
+    async fn watch(self: Arc<Self>, mut monitor: Monitor) {
+        loop {
+            let news = match monitor.next().await {
+                Ok(news) => news,
+                Err(error) => {
+                    tracing::error!(%error, "no longer watching bridge and nft table");
+                    return;
+                }
+            };
+            if news.link {
+                self.link_gone.notify_waiters();
+            }
+            for (hurt, what) in [(news.bridge, Repair::Bridge), (news.table, Repair::Table)] {
+                if !hurt {
+                    continue;
+                }
+                match self.repair(what).await {
+                    Ok(()) => {
+                        tracing::warn!(bridge = self.config.bridge, ?what, "repaired what somebody deleted")
+                    }
+                    Err(Error::Closed) => return,
+                    Err(error) => tracing::error!(%error, ?what, "could not repair what somebody deleted"),
+                }
+            }
+        }
+    }
+
+    /// Tells of other tables that drop what pods send and get; no rule of ours can undo that.
+    fn warn_of_firewalls(&self) {
+        match self.table().dropping_chains() {
+            Ok(chains) => {
+                for chain in chains {
+                    let bridge = &self.config.bridge;
+                    tracing::warn!(
+                        chain,
+                        bridge,
+                        "this nft chain drops forwarded packets unless it accepts the bridge's"
+                    );
+                }
+            }
+            Err(error) => tracing::debug!(%error, "could not look at the chains of other nft tables"),
+        }
     }
 }

@@ -1,0 +1,167 @@
+//! The bridge on the host, and what else is asked of the host's links, through rtnetlink.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressHeaderFlags;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
+
+use crate::config::{Config, Stats};
+use crate::error::{Error, Result};
+use crate::ipam::{LINK_PREFIX, mac};
+
+/// MTU where no uplink tells one.
+const ETHERNET: u32 = 1500;
+
+fn cause(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
+}
+
+/// The gateway addresses of the pods, with prefix lengths.
+pub(crate) fn gateways(config: &Config) -> Vec<(IpAddr, u8)> {
+    let v4 = config.ipv4.nth(1).map(|ip| (IpAddr::V4(ip), config.ipv4.prefix()));
+    let v6 = config.ipv6.and_then(|net| net.nth(1).map(|ip| (IpAddr::V6(ip), net.prefix())));
+    [v4, v6].into_iter().flatten().collect()
+}
+
+/// Makes the bridge or repairs it. Returns its index.
+pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result<u32> {
+    let name = config.bridge.as_str();
+    let address = mac(config.ipv4.nth(1).unwrap_or(Ipv4Addr::UNSPECIFIED)).to_vec();
+    if get(handle, name).await?.is_none() {
+        // A fixed hardware address: without it the bridge takes the lowest of its ports', and pods lose their gateway
+        // for as long as they remember the old one.
+        let message = LinkBridge::new(name).address(address.clone()).mtu(mtu).build();
+        match handle.link().add(message).execute().await.map_err(cause) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::netlink("create bridge", name, e));
+            }
+            _ => {}
+        }
+    }
+    let link = get(handle, name).await?.ok_or_else(|| Error::NoSuchLink(name.into()))?;
+    if kind(&link) != Some(&InfoKind::Bridge) {
+        return Err(Error::NotABridge(name.into()));
+    }
+    let index = link.header.index;
+    // Setting the MTU, even to what it is, keeps the bridge from following its ports'.
+    let message = LinkUnspec::new_with_index(index).address(address).mtu(mtu).up().build();
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .map_err(|e| Error::netlink("bring up bridge", name, cause(e)))?;
+    for (gateway, prefix) in gateways(config) {
+        let mut request = handle.address().add(index, gateway, prefix).replace();
+        if gateway.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        let fail = |e| Error::netlink("set address of bridge", format!("{name} to {gateway}"), cause(e));
+        request.execute().await.map_err(fail)?;
+    }
+    Ok(index)
+}
+
+/// A link by name.
+pub(crate) async fn get(handle: &Handle, name: &str) -> Result<Option<LinkMessage>> {
+    match handle.link().get().match_name(name).execute().try_next().await.map_err(cause) {
+        Ok(link) => Ok(link),
+        Err(e) if crate::sys::netlink::is(&e, nix::errno::Errno::ENODEV) => Ok(None),
+        Err(e) => Err(Error::netlink("look for link", name, e)),
+    }
+}
+
+fn kind(link: &LinkMessage) -> Option<&InfoKind> {
+    let infos = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    })?;
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+/// The smallest MTU of the links with a default route.
+pub(crate) async fn uplink_mtu(handle: &Handle) -> Result<u32> {
+    let fail = |e| Error::netlink("list routes of", "the host", cause(e));
+    let mut smallest = None;
+    let request = handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+    let routes: Vec<_> = request.try_collect().await.map_err(fail)?;
+    for route in routes {
+        let header = &route.header;
+        if header.destination_prefix_length != 0
+            || header.table != RouteHeader::RT_TABLE_MAIN
+            || header.address_family != AddressFamily::Inet
+        {
+            continue;
+        }
+        let uplinks = route.attributes.iter().filter_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        for index in uplinks {
+            let link = handle.link().get().match_index(index).execute().try_next().await.map_err(fail)?;
+            let mtu = link.and_then(|link| {
+                link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                })
+            });
+            smallest = [smallest, mtu].into_iter().flatten().min();
+        }
+    }
+    Ok(smallest.unwrap_or(ETHERNET))
+}
+
+/// Names of the links on the bridge that were made by us, going by kind, name and alias.
+pub(crate) async fn pod_links(handle: &Handle, bridge: u32) -> Result<Vec<String>> {
+    let all: Vec<LinkMessage> = handle
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|e| Error::netlink("list links of", "the host", cause(e)))?;
+    let ours = all.iter().filter(|link| kind(link) == Some(&InfoKind::Veth)).filter_map(|link| {
+        let (mut name, mut on_bridge, mut has_alias) = (None, false, false);
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::IfName(text) if text.starts_with(LINK_PREFIX) => name = Some(text.clone()),
+                LinkAttribute::Controller(index) => on_bridge = *index == bridge,
+                LinkAttribute::IfAlias(alias) => has_alias = alias.contains('/'),
+                _ => {}
+            }
+        }
+        name.filter(|_| on_bridge && has_alias)
+    });
+    Ok(ours.collect())
+}
+
+/// The counters of the host's end, seen from the other end.
+pub(crate) async fn stats(handle: &Handle, host_if: &str) -> Result<Stats> {
+    let link = get(handle, host_if).await?.ok_or_else(|| Error::NoSuchLink(host_if.into()))?;
+    let host = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(stats),
+        _ => None,
+    });
+    let host = host.ok_or_else(|| Error::NoSuchLink(host_if.into()))?;
+    Ok(Stats {
+        rx_bytes: host.tx_bytes,
+        rx_packets: host.tx_packets,
+        rx_errors: host.tx_errors,
+        rx_dropped: host.tx_dropped,
+        tx_bytes: host.rx_bytes,
+        tx_packets: host.rx_packets,
+        tx_errors: host.rx_errors,
+        tx_dropped: host.rx_dropped,
+    })
+}

@@ -1,0 +1,144 @@
+//! The files of the leases.
+//!
+//! `leases/<id>.json` is a lease, `quarantine/<address>.json` a released address. Each is written beside its place and
+//! renamed into it, so a reader sees all of it or nothing. No fsync: what a crash of the machine loses are leases of
+//! pods that it ended too.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::lease::Lease;
+use crate::error::{Error, Result};
+
+/// A released address.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Quarantined {
+    pub ipv4: Ipv4Addr,
+    /// Id of the pod that had it.
+    pub id: String,
+    /// Number of the lease that had it.
+    pub sequence: u64,
+    /// End of the quarantine, in milliseconds since 1970.
+    pub until_ms: u64,
+}
+
+impl Quarantined {
+    pub(super) fn new(lease: &Lease, until: SystemTime) -> Self {
+        let since = until.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let until_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        Self { ipv4: lease.ipv4, id: lease.id.clone(), sequence: lease.sequence, until_ms }
+    }
+
+    pub(super) fn until(&self) -> SystemTime {
+        UNIX_EPOCH.checked_add(Duration::from_millis(self.until_ms)).unwrap_or(UNIX_EPOCH)
+    }
+}
+
+/// The folder.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    leases: PathBuf,
+    quarantine: PathBuf,
+}
+
+impl Store {
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let store = Self { dir: dir.into(), leases: dir.join("leases"), quarantine: dir.join("quarantine") };
+        for folder in [&store.leases, &store.quarantine] {
+            fs::create_dir_all(folder).map_err(|e| Error::file("create", folder, e))?;
+        }
+        Ok(store)
+    }
+
+    pub(super) fn leases(&self) -> Result<Vec<Lease>> {
+        let mut leases: Vec<Lease> = read_all(&self.leases)?;
+        leases.sort_by_key(|lease| lease.sequence);
+        Ok(leases)
+    }
+
+    pub(super) fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        read_all(&self.quarantine)
+    }
+
+    pub(super) fn keep(&self, lease: &Lease) -> Result<()> {
+        write(&self.leases, &lease.id, lease)
+    }
+
+    pub(super) fn forget(&self, id: &str) -> Result<()> {
+        remove(&self.leases.join(file_name(id)))
+    }
+
+    /// Puts the address into quarantine before the lease goes, so that no crash can free it early.
+    pub(super) fn release(&self, released: &Quarantined) -> Result<()> {
+        write(&self.quarantine, &released.ipv4.to_string(), released)?;
+        self.forget(&released.id)
+    }
+
+    pub(super) fn end_quarantine(&self, address: Ipv4Addr) -> Result<()> {
+        remove(&self.quarantine.join(file_name(&address.to_string())))
+    }
+
+    /// Removes the folders of leases and quarantine, and the folder above if nothing else is in it.
+    pub(super) fn remove_all(&self) -> Result<()> {
+        for folder in [&self.leases, &self.quarantine] {
+            match fs::remove_dir_all(folder) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::file("remove", folder, e)),
+                _ => {}
+            }
+        }
+        match fs::remove_dir(&self.dir) {
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+                Err(Error::file("remove", &self.dir, e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn file_name(stem: &str) -> String {
+    format!("{stem}.json")
+}
+
+fn write<T: Serialize>(folder: &Path, stem: &str, value: &T) -> Result<()> {
+    let text = serde_json::to_vec(value).map_err(|e| Error::file("encode", folder, io::Error::from(e)))?;
+    // Ids never begin with a dot, so this name is nobody's.
+    let draft = folder.join(format!(".{stem}.tmp"));
+    let path = folder.join(file_name(stem));
+    fs::write(&draft, text).map_err(|e| Error::file("write", &draft, e))?;
+    fs::rename(&draft, &path).map_err(|e| Error::file("rename into place", &path, e))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::file("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Reads every record of a folder; drafts and files that make no sense are removed.
+fn read_all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
+    let mut records = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|e| Error::file("list", folder, e))? {
+        let path = entry.map_err(|e| Error::file("list", folder, e))?.path();
+        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+            remove(&path)?;
+            continue;
+        }
+        let text = fs::read(&path).map_err(|e| Error::file("read", &path, e))?;
+        match serde_json::from_slice(&text) {
+            Ok(record) => records.push(record),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "removed a record that cannot be read");
+                remove(&path)?;
+            }
+        }
+    }
+    Ok(records)
+}

@@ -1,0 +1,261 @@
+//! The pair of links between the host and a pod.
+//!
+//! This goes round rtnetlink's connection, but not its messages, for a measured reason: an attach is a handful of
+//! requests in two namespaces, and sending each alone through a task costs more than the kernel's work. Here one
+//! RTM_NEWLINK makes the pair with its peer already in the pod's namespace, and one batch does all that is to do
+//! inside: 0.8 ms, against 28 ms for making, moving and renaming step by step.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressHeaderFlags;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkMessage};
+use nix::errno::Errno;
+use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::{
+    AddressMessageBuilder, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
+
+use crate::error::{Error, Result};
+use crate::sys::netlink::{self, ACK, CREATE, EXCL, REPLACE, REQUEST, Socket, attribute};
+use crate::sys::netns::Traveller;
+use crate::sysctl;
+
+/// Name of the pod's interface.
+pub(crate) const POD_LINK: &str = "eth0";
+
+/// What a pod's links shall be.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// `namespace/name`; the alias of the host's link.
+    pub pod: String,
+    pub host_if: String,
+    pub mac: [u8; 6],
+    pub mtu: u32,
+    /// Index of the bridge.
+    pub bridge: u32,
+    /// Addresses with the prefix lengths of their networks.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Gateways, one per family.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// Requests that are sent together.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    /// What each is for, for error messages.
+    purposes: Vec<&'static str>,
+}
+
+impl Batch {
+    fn add(&mut self, purpose: &'static str, message: RouteNetlinkMessage, flags: u16) -> &mut Self {
+        self.purposes.push(purpose);
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = flags | REQUEST | ACK;
+        request.header.sequence_number = u32::try_from(self.purposes.len()).unwrap_or(u32::MAX);
+        request.finalize();
+        let start = self.bytes.len();
+        self.bytes.resize(start + request.buffer_len(), 0);
+        request.serialize(&mut self.bytes[start..]);
+        self
+    }
+
+    /// Sends all; the first refusal is the error.
+    fn send(&self, socket: &mut Socket, object: &str) -> Result<()> {
+        let refused = socket
+            .exchange(&self.bytes, |_| {})
+            .map_err(|e| Error::netlink("send requests for", object, e))?;
+        let Some(first) = refused.into_iter().next() else { return Ok(()) };
+        let index = usize::try_from(first.seq).unwrap_or_default().saturating_sub(1);
+        let purpose = self.purposes.get(index).copied().unwrap_or("change");
+        Err(Error::netlink(purpose, object, first.error))
+    }
+}
+
+/// Connects the namespace `pod` with the bridge of the namespace `host`; repairs what is there already.
+pub(crate) fn connect(thread: &Traveller, host: &OwnedFd, pod: &OwnedFd, plan: &Plan) -> Result<()> {
+    let open = |namespace: &OwnedFd| -> io::Result<Socket> {
+        thread.enter(namespace)?;
+        Socket::open(netlink::ROUTE)
+    };
+    let mut outside =
+        open(host).map_err(|e| Error::netlink("open a netlink socket for", &plan.host_if, e))?;
+    let mut inside = open(pod).map_err(|e| Error::netlink("open a netlink socket in pod", &plan.pod, e))?;
+    match create(&mut outside, pod, plan) {
+        Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::EEXIST) => {
+            adopt(&mut outside, &mut inside, pod, plan)?;
+        }
+        other => other?,
+    }
+    fill(&mut inside, plan)?;
+    sysctl::pod(thread, plan.addresses.len() > 1)
+}
+
+/// Makes the pair: peer in the pod, host's end up and on the bridge. (The peer cannot be up in the same request.)
+fn create(outside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(POD_LINK)
+        .mtu(plan.mtu)
+        .address(plan.mac.to_vec())
+        .setns_by_fd(pod.as_raw_fd())
+        .build();
+    let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        .name(plan.host_if.clone())
+        .mtu(plan.mtu)
+        .controller(plan.bridge)
+        .up()
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build();
+    Batch::default()
+        .add("create veth pair", RouteNetlinkMessage::NewLink(pair), CREATE | EXCL)
+        .add("set up bridge port", RouteNetlinkMessage::NewLink(port(&plan.host_if, &plan.pod).build()), 0)
+        .send(outside, &plan.host_if)
+}
+
+/// Settings of the host's end: the alias, and hairpin, for with br_netfilter a pod's packets to its own host port turn
+/// round inside the bridge.
+fn port(host_if: &str, pod: &str) -> LinkMessageBuilder<LinkBridgePort> {
+    LinkBridgePort::new(0).name(host_if).alias(pod).hairpin(true)
+}
+
+/// A link of either name exists: repairs the pair if it is ours, replaces it if its peer is elsewhere (the pod was made
+/// anew and the old namespace lingers).
+fn adopt(outside: &mut Socket, inside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
+    let ours = link(outside, &plan.host_if)?;
+    let theirs = link(inside, POD_LINK)?;
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) if theirs.peer == Some(ours.index) => {
+            reattach(outside, plan.bridge, [(plan.host_if.as_str(), plan.pod.as_str())].into_iter())
+        }
+        (_, Some(_)) => Err(Error::InterfaceTaken { pod: plan.pod.clone(), interface: POD_LINK.into() }),
+        (Some(_), None) => {
+            delete(outside, &plan.host_if)?;
+            create(outside, pod, plan)
+        }
+        // Gone in the meantime.
+        (None, None) => create(outside, pod, plan),
+    }
+}
+
+/// Everything inside the pod, in one batch.
+fn fill(inside: &mut Socket, plan: &Plan) -> Result<()> {
+    let missing = || Error::NoSuchLink(format!("{POD_LINK} of pod {}", plan.pod));
+    let index = link(inside, POD_LINK)?.ok_or_else(missing)?.index;
+    let up = |message: LinkMessageBuilder<LinkUnspec>| RouteNetlinkMessage::NewLink(message.up().build());
+    let mut batch = Batch::default();
+    batch.add("bring up lo of pod", up(LinkUnspec::new_with_name("lo")), 0);
+    for (address, prefix) in &plan.addresses {
+        let message = match address {
+            IpAddr::V4(ip) => {
+                AddressMessageBuilder::<std::net::Ipv4Addr>::new().index(index).address(*ip, *prefix).build()
+            }
+            IpAddr::V6(ip) => {
+                let builder = AddressMessageBuilder::<std::net::Ipv6Addr>::new();
+                let mut message = builder.index(index).address(*ip, *prefix).build();
+                // Nobody else has it, and detection would keep it unusable for a second.
+                message.header.flags |= AddressHeaderFlags::Nodad;
+                message
+            }
+        };
+        batch.add("set address of pod", RouteNetlinkMessage::NewAddress(message), CREATE | REPLACE);
+    }
+    batch.add("bring up eth0 of pod", up(LinkUnspec::new_with_index(index)), 0);
+    for gateway in &plan.gateways {
+        let message = match gateway {
+            IpAddr::V4(ip) => {
+                RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(*ip).output_interface(index).build()
+            }
+            IpAddr::V6(ip) => {
+                RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(*ip).output_interface(index).build()
+            }
+        };
+        batch.add("set default route of pod", RouteNetlinkMessage::NewRoute(message), CREATE | REPLACE);
+    }
+    batch.send(inside, &plan.pod)
+}
+
+/// Puts existing links, given as host's name and pod, on the bridge again. Those that have gone are left out.
+pub(crate) fn reattach<'a>(
+    outside: &mut Socket,
+    bridge: u32,
+    links: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Result<()> {
+    for (host_if, pod) in links {
+        let onto = LinkUnspec::new_with_name(host_if).controller(bridge).up().build();
+        let mut batch = Batch::default();
+        batch.add("put link on the bridge", RouteNetlinkMessage::NewLink(onto), 0);
+        batch.add("set up bridge port", RouteNetlinkMessage::NewLink(port(host_if, pod).build()), 0);
+        match batch.send(outside, host_if) {
+            Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::ENODEV) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// A link as far as we want to know it.
+struct Link {
+    index: u32,
+    /// Index of the other end in its own namespace.
+    peer: Option<u32>,
+}
+
+fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
+    const INFO: usize = 16;
+    const PEER: u16 = 5;
+    let mut message = LinkMessage::default();
+    message.attributes.push(netlink_packet_route::link::LinkAttribute::IfName(name.into()));
+    let mut batch = Batch::default();
+    batch.add("look for link", RouteNetlinkMessage::GetLink(message), 0);
+    let mut found = None;
+    let refused = socket.exchange(&batch.bytes, |frame| {
+        let Some((header, attributes)) = frame.body.split_at_checked(INFO) else { return };
+        let number = |bytes: &[u8]| bytes.first_chunk().copied().map(u32::from_ne_bytes);
+        found = number(&header[4..])
+            .map(|index| Link { index, peer: attribute(attributes, PEER).and_then(number) });
+    });
+    let refused = refused.map_err(|e| Error::netlink("look for link", name, e))?;
+    match refused.into_iter().next() {
+        Some(refusal) if netlink::is(&refusal.error, Errno::ENODEV) => Ok(None),
+        Some(refusal) => Err(Error::netlink("look for link", name, refusal.error)),
+        None => Ok(found),
+    }
+}
+
+/// Deletes a link; done if there is none. Slow: the kernel waits for everybody who might still use it.
+pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<()> {
+    let message = LinkUnspec::new_with_name(name).build();
+    let outcome =
+        Batch::default().add("delete link", RouteNetlinkMessage::DelLink(message), 0).send(socket, name);
+    match outcome {
+        Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Deletes many links for the time of one: they are put into a group, which is deleted at once. Links that have gone
+/// are left out.
+pub(crate) fn delete_all<'a>(socket: &mut Socket, names: impl Iterator<Item = &'a str>) -> Result<()> {
+    /// Any number that nobody uses; "brth".
+    const GROUP: u32 = 0x6272_7468;
+    for name in names {
+        let message = LinkUnspec::new_with_name(name).link_group(GROUP).build();
+        let mut batch = Batch::default();
+        match batch.add("mark for deletion link", RouteNetlinkMessage::NewLink(message), 0).send(socket, name)
+        {
+            Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::ENODEV) => {}
+            other => other?,
+        }
+    }
+    let message = LinkMessageBuilder::<LinkUnspec>::new().link_group(GROUP).build();
+    let outcome = Batch::default()
+        .add("delete links of", RouteNetlinkMessage::DelLink(message), 0)
+        .send(socket, "pod network");
+    match outcome {
+        Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::ENODEV) => Ok(()),
+        other => other,
+    }
+}
