@@ -178,13 +178,14 @@ pub struct Deletion {
 }
 
 /// What a worker needs of the machine. Every verb can be repeated; each is told of one pod only, and no verb is
-/// called twice at once for the same container of the same pod.
+/// called twice at once for the same container of the same pod. What a verb has done shows in the next observation.
 #[async_trait]
 pub trait Node: Send + Sync + 'static {
     /// What exists of the pod now. Cheap; it is asked before every plan.
     async fn observe(&self, uid: &str) -> Observation;
 
-    /// Starts the shim and the pod's network, makes volumes, after removing what is left of a dead sandbox.
+    /// Starts the shim and the pod's network, makes volumes, after removing what is left of a dead sandbox; records of
+    /// its instances stay, as exited, and later instances are created after the new sandbox's `created_at`.
     /// When it fails, all that it had done is undone.
     async fn create_sandbox(&self, pod: &Arc<Pod>) -> Result<(), Failure>;
 

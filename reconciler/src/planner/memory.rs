@@ -34,7 +34,10 @@ pub struct Memory {
     pub(crate) ended: Option<EndedStatus>,
     pub(crate) in_flight: BTreeSet<Key>,
     pub(crate) sandbox: Option<Failed>,
-    pub(crate) teardown: Option<Failed>,
+    pub(crate) stop_sandbox: Option<Failed>,
+    pub(crate) remove_pod: Option<Failed>,
+    /// When instances that nobody wants were killed last.
+    pub(crate) strays: BTreeMap<String, Timestamp>,
     pub(crate) removed: bool,
     pub(crate) sandbox_change_noted: bool,
     pub(crate) deadline_noted: bool,
@@ -100,6 +103,20 @@ pub(crate) struct Stopping {
     pub slow_noted: bool,
 }
 
+impl Stopping {
+    pub fn new(cause: StopCause, since: Timestamp) -> Stopping {
+        Stopping {
+            cause,
+            since,
+            pre_stop_begun: false,
+            term_at: None,
+            kill_at: None,
+            kills: 0,
+            slow_noted: false,
+        }
+    }
+}
+
 /// Results of one probe of one instance.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ProbeMemory {
@@ -142,17 +159,26 @@ impl InstanceMemory {
     }
 }
 
+/// Whole seconds, as the status shows them.
+fn whole(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
 impl Memory {
     /// The memory of a pod that this agent has not handled yet. `previous` is the status that an earlier agent
     /// published; start time, readiness and a final phase go on from there.
     pub fn new(limits: Limits, previous: Option<&v1::PodStatus>, now: Timestamp) -> Memory {
         let mut memory = Memory {
             limits,
-            start_time: previous.and_then(|status| status.start_time.as_ref()).map_or(now, |time| time.0),
+            start_time: previous
+                .and_then(|status| status.start_time.as_ref())
+                .map_or(whole(now), |time| time.0),
             ended: None,
             in_flight: BTreeSet::new(),
             sandbox: None,
-            teardown: None,
+            stop_sandbox: None,
+            remove_pod: None,
+            strays: BTreeMap::new(),
             removed: false,
             sandbox_change_noted: false,
             deadline_noted: false,

@@ -1,0 +1,161 @@
+//! One snapshot, with the questions that all rules ask of it.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1;
+
+use crate::node::{ContainerRecord, ContainerState, Deletion, Exit, Observation, Sandbox};
+use crate::planner::StopCause;
+use crate::planner::action::Key;
+use crate::planner::memory::Memory;
+use crate::planner::restart::should_restart;
+use crate::pod::Pod;
+
+/// The part a container plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Runs to completion before the next.
+    Init,
+    /// An init container with `restartPolicy: Always`.
+    Sidecar,
+    Main,
+}
+
+/// Desired and observed state at one time.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub pod: &'a Pod,
+    pub deletion: Option<&'a Deletion>,
+    pub observed: &'a Observation,
+    pub memory: &'a Memory,
+    pub now: Timestamp,
+}
+
+impl<'a> Context<'a> {
+    /// Init containers in their order.
+    pub fn inits(&self) -> &'a [v1::Container] {
+        self.pod.spec().init_containers.as_deref().unwrap_or_default()
+    }
+
+    /// Main containers in their order.
+    pub fn mains(&self) -> &'a [v1::Container] {
+        &self.pod.spec().containers
+    }
+
+    /// All containers with their roles.
+    pub fn containers(&self) -> impl Iterator<Item = (&'a v1::Container, Role)> + use<'a> {
+        let inits = self.inits().iter().map(|c| (c, init_role(c)));
+        inits.chain(self.mains().iter().map(|c| (c, Role::Main)))
+    }
+
+    /// When the sandbox that runs now was made.
+    pub fn sandbox_since(&self) -> Option<Timestamp> {
+        match &self.observed.sandbox {
+            Sandbox::Ready { created_at, .. } => Some(*created_at),
+            Sandbox::Absent | Sandbox::Dead => None,
+        }
+    }
+
+    /// The newest instance of a container, whichever sandbox it belongs to.
+    pub fn newest(&self, name: &str) -> Option<&'a ContainerRecord> {
+        self.observed.containers.iter().filter(|r| r.name == name).max_by_key(|r| (r.attempt, r.created_at))
+    }
+
+    /// The newest instance of a container if it belongs to the sandbox that runs now.
+    pub fn current(&self, name: &str) -> Option<&'a ContainerRecord> {
+        let since = self.sandbox_since()?;
+        self.newest(name).filter(|record| record.created_at >= since)
+    }
+
+    /// The running instance of a container.
+    pub fn live(&self, name: &str) -> Option<&'a ContainerRecord> {
+        self.sandbox_since()?;
+        self.newest(name).filter(|record| is_running(record))
+    }
+
+    /// Running instances that no rule asks for: of unknown containers, or beside a newer instance.
+    pub fn strays(&self) -> impl Iterator<Item = &'a ContainerRecord> + '_ {
+        let ready = self.sandbox_since().is_some();
+        self.observed.containers.iter().filter(move |record| {
+            let wanted = || {
+                self.pod.container(&record.name).is_some()
+                    && self.newest(&record.name).is_some_and(|newest| newest.id == record.id)
+            };
+            ready && is_running(record) && !wanted()
+        })
+    }
+
+    /// Whether another instance is to follow one that has ended.
+    pub fn restarts(
+        &self,
+        container: &v1::Container,
+        role: Role,
+        record: &ContainerRecord,
+        exit: &Exit,
+    ) -> bool {
+        let stopping = self.memory.instance(&record.name, &record.id).and_then(|i| i.stopping.as_ref());
+        stopping.is_some_and(|stopping| stopping.cause == StopCause::SpecChanged)
+            || should_restart(self.pod, container, role, exit.code)
+    }
+
+    pub fn is_busy(&self, key: Key) -> bool {
+        self.memory.is_busy(&key)
+    }
+
+    /// Whether an instance of that container is being made or removed.
+    pub fn instance_busy(&self, name: &str) -> bool {
+        self.memory.in_flight.iter().any(|key| matches!(key, Key::Instance(busy) if busy == name))
+    }
+
+    /// Whether a container has passed its `postStart` hook and its startup probe.
+    pub fn started(&self, container: &v1::Container) -> bool {
+        self.live(&container.name).is_some_and(|record| self.has_started(container, record))
+    }
+
+    /// As [`Context::started`], for a record that is known to run.
+    pub fn has_started(&self, container: &v1::Container, record: &ContainerRecord) -> bool {
+        let instance = self.memory.instance(&container.name, &record.id);
+        self.post_start_done(container, record)
+            && (container.startup_probe.is_none()
+                || instance.is_some_and(|instance| instance.startup.result == Some(true)))
+    }
+
+    /// Whether the `postStart` hook has succeeded or there is none.
+    pub fn post_start_done(&self, container: &v1::Container, record: &ContainerRecord) -> bool {
+        record.post_start_done
+            || post_start(container).is_none()
+            || self
+                .memory
+                .instance(&container.name, &record.id)
+                .is_some_and(|instance| instance.post_start == super::memory::PostStart::Done)
+    }
+
+    /// The pod's own grace period in seconds.
+    pub fn pod_grace(&self) -> i64 {
+        self.pod.spec().termination_grace_period_seconds.unwrap_or(30).max(0)
+    }
+}
+
+/// The role of an init container.
+pub(crate) fn init_role(container: &v1::Container) -> Role {
+    if container.restart_policy.as_deref() == Some("Always") { Role::Sidecar } else { Role::Init }
+}
+
+pub(crate) fn is_running(record: &ContainerRecord) -> bool {
+    matches!(record.state, ContainerState::Running { .. })
+}
+
+/// The exit of an instance that has ended.
+pub(crate) fn exit_of(record: &ContainerRecord) -> Option<&Exit> {
+    match &record.state {
+        ContainerState::Exited(exit) => Some(exit),
+        ContainerState::Created | ContainerState::Running { .. } => None,
+    }
+}
+
+pub(crate) fn post_start(container: &v1::Container) -> Option<&v1::LifecycleHandler> {
+    container.lifecycle.as_ref()?.post_start.as_ref()
+}
+
+pub(crate) fn pre_stop(container: &v1::Container) -> Option<&v1::LifecycleHandler> {
+    container.lifecycle.as_ref()?.pre_stop.as_ref()
+}

@@ -1,0 +1,136 @@
+//! Conditions, with kubelet's reasons and messages (`pkg/kubelet/status/generate.go`).
+
+use k8s_openapi::api::core::v1;
+
+use super::container::Statuses;
+use super::time;
+use crate::node::Sandbox;
+use crate::planner::{Context, Key};
+
+const OWN: [&str; 5] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+
+/// A condition's status with its reason and message.
+#[derive(Clone)]
+struct Verdict {
+    status: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+impl Verdict {
+    fn plain(status: bool) -> Verdict {
+        Verdict { status, reason: None, message: None }
+    }
+
+    fn because(status: bool, reason: &'static str) -> Verdict {
+        Verdict { status, reason: Some(reason), message: None }
+    }
+}
+
+/// All conditions. Those of others are kept; a transition time changes with the status only.
+pub(super) fn conditions(
+    ctx: &Context<'_>,
+    phase: &str,
+    statuses: &Statuses,
+    previous: Option<&v1::PodStatus>,
+) -> Vec<v1::PodCondition> {
+    let before = previous.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let mut conditions: Vec<_> =
+        before.iter().filter(|condition| !OWN.contains(&condition.type_.as_str())).cloned().collect();
+    let sandbox = matches!(ctx.observed.sandbox, Sandbox::Ready { .. }) && !ctx.is_busy(Key::Pod);
+    let containers = containers_ready(phase, statuses);
+    let ready = ready(ctx, &containers, &conditions);
+    let verdicts =
+        [Verdict::plain(sandbox), initialized(ctx, phase, statuses), ready, containers, Verdict::plain(true)];
+    for (type_, verdict) in OWN.into_iter().zip(verdicts) {
+        conditions.push(condition(ctx, type_, verdict, before));
+    }
+    conditions
+}
+
+fn condition(
+    ctx: &Context<'_>,
+    type_: &str,
+    verdict: Verdict,
+    before: &[v1::PodCondition],
+) -> v1::PodCondition {
+    let status = if verdict.status { "True" } else { "False" };
+    let same = before.iter().find(|condition| condition.type_ == type_ && condition.status == status);
+    v1::PodCondition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: verdict.reason.map(str::to_owned),
+        message: verdict.message,
+        last_transition_time: same
+            .and_then(|condition| condition.last_transition_time.clone())
+            .or_else(|| Some(time(ctx.now))),
+        observed_generation: ctx.pod.object.metadata.generation,
+        ..v1::PodCondition::default()
+    }
+}
+
+fn containers_ready(phase: &str, statuses: &Statuses) -> Verdict {
+    match phase {
+        "Succeeded" => return Verdict::because(false, "PodCompleted"),
+        "Failed" => return Verdict::because(false, "PodFailed"),
+        _ => {}
+    }
+    let sidecars = statuses.init.iter().filter(|status| statuses.sidecars.contains(&status.name));
+    let unready = names(sidecars.chain(&statuses.main).filter(|status| !status.ready));
+    if unready.is_empty() {
+        return Verdict::plain(true);
+    }
+    let message = Some(format!("containers with unready status: [{unready}]"));
+    Verdict { message, ..Verdict::because(false, "ContainersNotReady") }
+}
+
+fn initialized(ctx: &Context<'_>, phase: &str, statuses: &Statuses) -> Verdict {
+    if phase == "Succeeded" {
+        return Verdict::because(true, "PodCompleted");
+    }
+    let begun = |container: &v1::Container| {
+        if ctx.sandbox_since().is_some() { ctx.current(&container.name) } else { ctx.newest(&container.name) }
+    };
+    if ctx.mains().iter().any(|container| begun(container).is_some()) {
+        return Verdict::plain(true);
+    }
+    let incomplete = names(statuses.init.iter().filter(|status| {
+        let sidecar = statuses.sidecars.contains(&status.name);
+        if sidecar { status.started != Some(true) } else { !status.ready }
+    }));
+    if incomplete.is_empty() {
+        return Verdict::plain(true);
+    }
+    let message = Some(format!("containers with incomplete status: [{incomplete}]"));
+    Verdict { message, ..Verdict::because(false, "ContainersNotInitialized") }
+}
+
+fn ready(ctx: &Context<'_>, containers: &Verdict, others: &[v1::PodCondition]) -> Verdict {
+    if !containers.status {
+        return containers.clone();
+    }
+    let closed = ctx.pod.spec().readiness_gates.iter().flatten().filter_map(|gate| {
+        let type_ = &gate.condition_type;
+        match others.iter().find(|condition| condition.type_ == *type_) {
+            None => {
+                Some(format!("corresponding condition of pod readiness gate \"{type_}\" does not exist."))
+            }
+            Some(condition) if condition.status != "True" => Some(format!(
+                "the status of pod readiness gate \"{type_}\" is not \"True\", but {}",
+                condition.status
+            )),
+            Some(_) => None,
+        }
+    });
+    let closed: Vec<String> = closed.collect();
+    if closed.is_empty() {
+        return Verdict::plain(true);
+    }
+    Verdict { message: Some(closed.join(", ")), ..Verdict::because(false, "ReadinessGatesNotReady") }
+}
+
+/// Names separated by spaces, as Go prints a list.
+fn names<'a>(statuses: impl Iterator<Item = &'a v1::ContainerStatus>) -> String {
+    statuses.map(|status| status.name.as_str()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,70 @@
+//! The phase.
+
+use crate::planner::{Context, Role, end_of, exit_of, is_running};
+
+/// Phase with reason and message.
+pub(super) struct Phase {
+    pub name: &'static str,
+    pub reason: Option<String>,
+    pub message: Option<String>,
+}
+
+impl Phase {
+    fn plain(name: &'static str) -> Phase {
+        Phase { name, reason: None, message: None }
+    }
+}
+
+fn ended(succeeded: bool) -> &'static str {
+    if succeeded { "Succeeded" } else { "Failed" }
+}
+
+/// A final phase is shown once nothing runs any more, and then stays.
+pub(super) fn phase(ctx: &Context<'_>) -> Phase {
+    let quiet = !ctx
+        .containers()
+        .any(|(container, _)| ctx.live(&container.name).is_some() || ctx.instance_busy(&container.name));
+    if let Some(end) = end_of(ctx).filter(|_| quiet) {
+        let (reason, message) = end.why.unzip();
+        return Phase { name: ended(end.succeeded), reason, message };
+    }
+    if init_pending(ctx) {
+        return Phase::plain("Pending");
+    }
+    let (mut running, mut stopped, mut succeeded) = (0, 0, 0);
+    for container in ctx.mains() {
+        match ctx.newest(&container.name) {
+            Some(record) if is_running(record) => running += 1,
+            Some(record) => match exit_of(record).or_else(|| last_exit(ctx, &container.name)) {
+                Some(exit) => {
+                    stopped += 1;
+                    succeeded += usize::from(exit.code == 0);
+                }
+                None => return Phase::plain("Pending"),
+            },
+            None => return Phase::plain("Pending"),
+        }
+    }
+    if running == 0 && ctx.deletion.is_some() && quiet {
+        return Phase::plain(ended(stopped == succeeded));
+    }
+    Phase::plain("Running")
+}
+
+/// Whether init containers still stand before the main containers.
+fn init_pending(ctx: &Context<'_>) -> bool {
+    let initialised = ctx.mains().iter().any(|c| {
+        if ctx.sandbox_since().is_some() { ctx.current(&c.name) } else { ctx.newest(&c.name) }.is_some()
+    });
+    ctx.containers().any(|(container, role)| match role {
+        Role::Init => {
+            ctx.newest(&container.name).and_then(exit_of).is_none_or(|exit| exit.code != 0) && !initialised
+        }
+        Role::Sidecar => !initialised && !ctx.started(container),
+        Role::Main => false,
+    })
+}
+
+fn last_exit<'a>(ctx: &Context<'a>, name: &str) -> Option<&'a crate::node::Exit> {
+    ctx.observed.containers.iter().filter(|r| r.name == name).filter_map(exit_of).last()
+}

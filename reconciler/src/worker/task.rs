@@ -1,0 +1,155 @@
+//! The loop of one pod: observe, plan, act, publish, sleep until something happens.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{AbortHandle, Abortable, BoxFuture};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use jiff::Timestamp;
+
+use super::Options;
+use super::execute::execute;
+use super::slot::{Desired, Slot};
+use crate::node::{Deletion, Node, Observation};
+use crate::planner::{Action, Key, Limits, Memory, Outcome, plan};
+use crate::pod::Pod;
+use crate::status::{Facts, pod_status};
+
+/// A step that is done; no outcome if it was dropped.
+type Flight = BoxFuture<'static, (Action, Option<Outcome>)>;
+
+/// A pod's task. Everything it holds may be lost at any time.
+pub(super) struct Task<'a, N: Node> {
+    node: &'a Arc<N>,
+    options: &'a Options,
+    slot: &'a Slot,
+    memory: Memory,
+    flights: FuturesUnordered<Flight>,
+    pulls: BTreeMap<Key, AbortHandle>,
+    published: Option<(Arc<Pod>, Option<Deletion>)>,
+}
+
+impl<'a, N: Node> Task<'a, N> {
+    pub fn new(node: &'a Arc<N>, options: &'a Options, slot: &'a Slot) -> Self {
+        let limits = Limits { max_restart_period: options.max_restart_period };
+        let memory = Memory::new(limits, slot.published().as_deref(), (options.clock)());
+        let (flights, pulls) = (FuturesUnordered::new(), BTreeMap::new());
+        Task { node, options, slot, memory, flights, pulls, published: None }
+    }
+
+    /// Runs until nothing of the pod exists any more.
+    pub async fn run(mut self) {
+        loop {
+            let desired = self.slot.take();
+            let observed = self.node.observe(desired.pod.uid()).await;
+            let now = (self.options.clock)();
+            if desired.config_changed {
+                self.memory.config_changed(now);
+            }
+            let wake_at = self.act(&desired, &observed, now);
+            self.publish(desired, &observed, now);
+            if self.memory.removed() {
+                return;
+            }
+            self.sleep(wake_at).await;
+        }
+    }
+
+    /// Begins every step that can be taken now. Gives the time of the next look.
+    fn act(&mut self, desired: &Desired, observed: &Observation, now: Timestamp) -> Option<Timestamp> {
+        let pod = &desired.pod;
+        loop {
+            let plan = plan(pod, desired.deletion.as_ref(), observed, &self.memory, now);
+            let mut begun = false;
+            for action in plan.actions {
+                let key = action.key();
+                if key.as_ref().is_some_and(|key| self.memory.is_busy(key)) {
+                    continue;
+                }
+                begun = true;
+                if let Some(event) = self.memory.begin(pod, &action, now) {
+                    self.node.event(pod, event);
+                }
+                if let Action::DropPull { container } = &action
+                    && let Some(pull) = self.pulls.remove(&Key::Image(container.clone()))
+                {
+                    pull.abort();
+                }
+                if let Some(key) = key {
+                    self.launch(pod.clone(), key, action);
+                }
+            }
+            if !begun {
+                return plan.wake_at;
+            }
+        }
+    }
+
+    fn launch(&mut self, pod: Arc<Pod>, key: Key, action: Action) {
+        let (handle, registration) = AbortHandle::new_pair();
+        if matches!(key, Key::Image(_)) {
+            self.pulls.insert(key, handle);
+        }
+        let node = self.node.clone();
+        let flight = async move {
+            let outcome = Abortable::new(execute(node, pod, &action), registration).await.ok();
+            (action, outcome)
+        };
+        self.flights.push(flight.boxed());
+    }
+
+    fn publish(&mut self, desired: Desired, observed: &Observation, now: Timestamp) {
+        let before = self.slot.status();
+        let facts = Facts { host_ips: self.node.host_ips() };
+        let (pod, deletion) = (desired.pod, desired.deletion);
+        let status = pod_status(&pod, deletion.as_ref(), observed, &self.memory, Some(&before), &facts, now);
+        self.memory.note_status(&status);
+        let known = self.published.as_ref();
+        let same = known.is_some_and(|(known, deleting)| Arc::ptr_eq(known, &pod) && *deleting == deletion);
+        if same && status == *before {
+            return;
+        }
+        let status = Arc::new(status);
+        self.slot.set_status(status.clone());
+        self.node.publish(&pod, deletion.as_ref(), &status);
+        self.published = Some((pod, deletion));
+    }
+
+    /// Waits for a wake-up, the end of a step, or the time of the next look.
+    async fn sleep(&mut self, wake_at: Option<Timestamp>) {
+        let timer = async {
+            match wake_at {
+                Some(at) => {
+                    let left = at.duration_since((self.options.clock)());
+                    tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let done = tokio::select! {
+            Some(done) = self.flights.next() => Some(done),
+            () = self.slot.woken() => None,
+            () = timer => None,
+        };
+        if let Some((action, outcome)) = done {
+            self.complete(&action, outcome);
+        }
+        // What is done by now needs no look of its own.
+        while let Some(Some((action, outcome))) = self.flights.next().now_or_never() {
+            self.complete(&action, outcome);
+        }
+    }
+
+    fn complete(&mut self, action: &Action, outcome: Option<Outcome>) {
+        let Some(outcome) = outcome else { return };
+        if let Some(key @ Key::Image(_)) = action.key() {
+            self.pulls.remove(&key);
+        }
+        let pod = self.slot.pod();
+        for event in self.memory.finish(&pod, action, &outcome, (self.options.clock)()) {
+            self.node.event(&pod, event);
+        }
+    }
+}
