@@ -14,4 +14,4 @@ mod writer;
 pub use follow::Follow;
 pub use reader::{Query, Reader, read_to};
 pub use record::{Record, Stream, parse};
-pub use writer::{MAX_LINE, Writer};
+pub use writer::{Loss, MAX_LINE, Writer};

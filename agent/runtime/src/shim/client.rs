@@ -1,12 +1,23 @@
 //! The agent's side of the protocol.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::frame;
+use super::link::{Answer, Link, Order};
+use super::proto::{
+    Attach, Call, ContainerId, ExecId, Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome, PROTOCOL_VERSION,
+    Request, Resize,
+};
+use crate::sys::terminal;
 
 pub use super::proto::{
     ContainerState, CreateRequest, Created, Event, ExecRequest, ExitRecord, Failure, FailureKind, Started, Status,
@@ -16,8 +27,21 @@ pub use super::proto::{
 /// A connection to a shim. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Client {
-    welcome: Arc<Welcome>,
+    shared: Arc<Shared>,
 }
+
+#[derive(Debug)]
+struct Shared {
+    orders: mpsc::UnboundedSender<Order>,
+    last: AtomicU64,
+    welcome: Welcome,
+}
+
+/// How long a request may take that is answered at once; a busy machine included.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long making, starting or removing a container may take.
+const LONG_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A process started by [`Client::exec`], with the client's ends of its stdio. Dropping them closes them; the process
 /// goes on.
@@ -107,6 +131,69 @@ impl Error {
 
 type Result<T> = std::result::Result<T, Error>;
 
+/// Takes a request back when its future is dropped.
+struct Pending<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        let _ = self.shared.orders.send(Order::Forget(self.id));
+    }
+}
+
+impl Shared {
+    async fn ask(&self, what: &'static str, call: Call, patience: Option<Duration>) -> Result<Answer> {
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let frame = frame::encode(&Request { id, call }).map_err(|_| Error::Unexpected { what })?;
+        if frame::too_long(&frame) {
+            return Err(Error::TooLong { what, len: frame.len() });
+        }
+        let (answer, reply) = oneshot::channel();
+        self.orders.send(Order::Ask { id, frame, answer }).map_err(|_| Error::Lost { what })?;
+        let pending = Pending { shared: self, id };
+        let reply = match patience {
+            Some(after) => tokio::time::timeout(after, reply).await.map_err(|_| Error::Timeout { what, after })?,
+            None => reply.await,
+        };
+        let answer = reply.map_err(|_| Error::Lost { what })?;
+        std::mem::forget(pending);
+        match answer {
+            (Outcome::Error(failure), _) => Err(failure.into()),
+            answer => Ok(answer),
+        }
+    }
+
+    async fn hello(&self) -> Result<Welcome> {
+        let hello = Hello {
+            min_version: MIN_PROTOCOL_VERSION,
+            max_version: PROTOCOL_VERSION,
+            client: concat!("berth ", env!("CARGO_PKG_VERSION")).to_owned(),
+        };
+        match self.ask("hello", Call::Hello(hello), Some(PATIENCE)).await? {
+            (Outcome::Welcome(welcome), _)
+                if (MIN_PROTOCOL_VERSION..=PROTOCOL_VERSION).contains(&welcome.version) =>
+            {
+                Ok(welcome)
+            }
+            _ => Err(Error::Unexpected { what: "hello" }),
+        }
+    }
+}
+
+/// Connects, whatever the length of the path: a socket address holds 108 bytes.
+async fn open(sock: &Path) -> io::Result<UnixStream> {
+    let (Some(dir), Some(name)) = (sock.parent(), sock.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    if sock.as_os_str().len() < 100 {
+        return UnixStream::connect(sock).await;
+    }
+    let dir = File::open(dir)?;
+    UnixStream::connect(Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name)).await
+}
+
 impl Client {
     /// Connects to the shim that listens at `sock` and agrees on a protocol. The receiver yields what happens from
     /// then on, and closes when the connection ends.
@@ -114,13 +201,20 @@ impl Client {
     /// # Errors
     /// When nobody listens, or the two sides share no protocol version.
     pub async fn connect(sock: &Path) -> Result<(Client, mpsc::UnboundedReceiver<Event>)> {
-        Err(Error::Connect { path: sock.to_owned(), source: io::ErrorKind::NotFound.into() })
+        let stream = open(sock).await.map_err(|source| Error::Connect { path: sock.to_owned(), source })?;
+        let (orders, received) = mpsc::unbounded_channel();
+        let (events, happenings) = mpsc::unbounded_channel();
+        tokio::spawn(Link::new(stream, events).run(received));
+        let unknown = Welcome { version: 0, release: String::new(), pid: 0 };
+        let mut shared = Shared { orders, last: AtomicU64::new(0), welcome: unknown };
+        shared.welcome = shared.hello().await?;
+        Ok((Client { shared: Arc::new(shared) }, happenings))
     }
 
     /// What the shim said of itself when this connection was made.
     #[must_use]
     pub fn welcome(&self) -> &Welcome {
-        &self.welcome
+        &self.shared.welcome
     }
 
     /// Makes a container from its bundle, up to and not including its `execve`.
@@ -128,8 +222,10 @@ impl Client {
     /// # Errors
     /// When the shim cannot: the message says which step failed. Nothing is left behind then.
     pub async fn create(&self, request: CreateRequest) -> Result<Created> {
-        let _ = request;
-        Err(Error::Lost { what: "create" })
+        match self.shared.ask("create", Call::Create(Box::new(request)), Some(LONG_PATIENCE)).await? {
+            (Outcome::Created(created), _) => Ok(created),
+            _ => Err(Error::Unexpected { what: "create" }),
+        }
     }
 
     /// Lets a created container run.
@@ -137,8 +233,11 @@ impl Client {
     /// # Errors
     /// [`FailureKind::StartFailed`] when its program cannot be executed; the exit is recorded with code 128 then.
     pub async fn start(&self, id: &str) -> Result<Started> {
-        let _ = id;
-        Err(Error::Lost { what: "start" })
+        let call = Call::Start(ContainerId { id: id.to_owned() });
+        match self.shared.ask("start", call, Some(LONG_PATIENCE)).await? {
+            (Outcome::Started(started), _) => Ok(started),
+            _ => Err(Error::Unexpected { what: "start" }),
+        }
     }
 
     /// Signals a container's init, or with `all` every process of it. One that has exited already is no error.
@@ -146,8 +245,7 @@ impl Client {
     /// # Errors
     /// When the container is unknown or the signal's number is none.
     pub async fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
-        let _ = (id, signal, all);
-        Err(Error::Lost { what: "kill" })
+        self.done("kill", Call::Kill(Kill { id: id.to_owned(), signal, all }), PATIENCE).await
     }
 
     /// Kills what is left of a container, removes its cgroup and forgets it. An unknown id is fine.
@@ -155,8 +253,7 @@ impl Client {
     /// # Errors
     /// When a process does not die or the cgroup cannot be removed; try again later.
     pub async fn delete(&self, id: &str) -> Result<()> {
-        let _ = id;
-        Err(Error::Lost { what: "delete" })
+        self.done("delete", Call::Delete(ContainerId { id: id.to_owned() }), LONG_PATIENCE).await
     }
 
     /// All containers the shim knows, those that have exited included.
@@ -164,16 +261,33 @@ impl Client {
     /// # Errors
     /// When the connection is lost.
     pub async fn list(&self) -> Result<Vec<ContainerState>> {
-        Err(Error::Lost { what: "list" })
+        match self.shared.ask("list", Call::List {}, Some(PATIENCE)).await? {
+            (Outcome::List(containers), _) => Ok(containers),
+            _ => Err(Error::Unexpected { what: "list" }),
+        }
     }
 
-    /// Starts a process inside a running container.
+    /// Starts a process inside a running container. The descriptors do not block.
     ///
     /// # Errors
-    /// When the container does not run or the program cannot be executed.
+    /// When the container does not run ([`FailureKind::Invalid`]) or the program cannot be executed
+    /// ([`FailureKind::StartFailed`]).
     pub async fn exec(&self, request: ExecRequest) -> Result<ExecSession> {
-        let _ = request;
-        Err(Error::Lost { what: "exec" })
+        let (tty, with_stdin) = (request.tty, request.stdin);
+        let (outcome, fds) = self.shared.ask("exec", Call::Exec(Box::new(request)), Some(LONG_PATIENCE)).await?;
+        let Outcome::ExecStarted(started) = outcome else { return Err(Error::Unexpected { what: "exec" }) };
+        let mut fds = fds.into_iter();
+        let mut next = |wanted: bool| if wanted { fds.next() } else { None };
+        let session = ExecSession {
+            exec_id: started.exec_id,
+            pid: started.pid,
+            console: next(tty),
+            stdin: next(with_stdin && !tty),
+            stdout: next(!tty),
+            stderr: next(!tty),
+        };
+        let complete = if tty { session.console.is_some() } else { session.stderr.is_some() };
+        if complete { Ok(session) } else { Err(Error::Unexpected { what: "exec" }) }
     }
 
     /// Waits for an exec'ed process and returns its exit code (128 plus the signal's number if a signal ended it). The
@@ -182,8 +296,10 @@ impl Client {
     /// # Errors
     /// When the process is unknown.
     pub async fn wait_exec(&self, exec_id: u64) -> Result<i32> {
-        let _ = exec_id;
-        Err(Error::Lost { what: "wait_exec" })
+        match self.shared.ask("wait_exec", Call::WaitExec(ExecId { exec_id }), None).await? {
+            (Outcome::ExecExited(exited), _) => Ok(exited.code),
+            _ => Err(Error::Unexpected { what: "wait_exec" }),
+        }
     }
 
     /// Signals an exec'ed process. One that has exited already is no error.
@@ -191,8 +307,7 @@ impl Client {
     /// # Errors
     /// When the process is unknown.
     pub async fn kill_exec(&self, exec_id: u64, signal: i32) -> Result<()> {
-        let _ = (exec_id, signal);
-        Err(Error::Lost { what: "kill_exec" })
+        self.done("kill_exec", Call::KillExec(KillExec { exec_id, signal }), PATIENCE).await
     }
 
     /// Sets the size of a container's terminal.
@@ -200,17 +315,25 @@ impl Client {
     /// # Errors
     /// When the container is unknown or has no terminal.
     pub async fn resize(&self, id: &str, width: u16, height: u16) -> Result<()> {
-        let _ = (id, width, height);
-        Err(Error::Lost { what: "resize" })
+        self.done("resize", Call::Resize(Resize { id: id.to_owned(), width, height }), PATIENCE).await
     }
 
-    /// The container's stdio from now on.
+    /// The container's stdio from now on, as descriptors that do not block.
     ///
     /// # Errors
     /// When the container is unknown or has exited.
     pub async fn attach(&self, id: &str, stdin: bool, stdout: bool, stderr: bool) -> Result<AttachSession> {
-        let _ = (id, stdin, stdout, stderr);
-        Err(Error::Lost { what: "attach" })
+        let call = Call::Attach(Attach { id: id.to_owned(), stdin, stdout, stderr });
+        let (outcome, fds) = self.shared.ask("attach", call, Some(PATIENCE)).await?;
+        let Outcome::Attached(attached) = outcome else { return Err(Error::Unexpected { what: "attach" }) };
+        let mut fds = fds.into_iter();
+        let mut next = |given: bool| if given { fds.next() } else { None };
+        Ok(AttachSession {
+            stdin: next(attached.stdin),
+            stdout: next(attached.stdout),
+            stderr: next(attached.stderr),
+            tty: attached.tty,
+        })
     }
 
     /// A non-blocking socket connected to `port` on the pod's loopback.
@@ -218,8 +341,8 @@ impl Client {
     /// # Errors
     /// When nobody listens there.
     pub async fn connect_tcp(&self, port: u16) -> Result<OwnedFd> {
-        let _ = port;
-        Err(Error::Lost { what: "connect_tcp" })
+        let (_, fds) = self.shared.ask("connect_tcp", Call::ConnectTcp { port }, Some(PATIENCE)).await?;
+        fds.into_iter().next().ok_or(Error::Unexpected { what: "connect_tcp" })
     }
 
     /// Kills and deletes all containers; the shim exits right after its answer.
@@ -227,7 +350,14 @@ impl Client {
     /// # Errors
     /// When something could not be removed; the shim exits all the same.
     pub async fn shutdown(&self) -> Result<()> {
-        Err(Error::Lost { what: "shutdown" })
+        self.done("shutdown", Call::Shutdown {}, PATIENCE).await
+    }
+
+    async fn done(&self, what: &'static str, call: Call, patience: Duration) -> Result<()> {
+        match self.shared.ask(what, call, Some(patience)).await? {
+            (Outcome::Done {}, _) => Ok(()),
+            _ => Err(Error::Unexpected { what }),
+        }
     }
 }
 
@@ -236,6 +366,5 @@ impl Client {
 /// # Errors
 /// What the kernel says of a descriptor that is no terminal.
 pub fn resize(console: &OwnedFd, width: u16, height: u16) -> io::Result<()> {
-    let _ = (console, width, height);
-    Ok(())
+    terminal::resize(console.as_fd(), height, width)
 }

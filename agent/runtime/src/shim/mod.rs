@@ -1,20 +1,77 @@
 //! The small process per pod that is the parent of its containers.
 //!
 //! The tour: [`spawn`] is how the agent starts one, [`client`] how it talks to it, [`proto`] what they say. [`main`] is
-//! the process itself.
+//! the process itself: `setup` makes it a shim, `server` is its loop (with `calls`, what is asked of it, and `exits`,
+//! what its children do), `slot` one container, `pump` its output, `execs` and `dial` the rest of what it holds. It
+//! blocks in one `poll` and has no timers, so an idle pod costs no CPU.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+mod args;
+mod binary;
+mod calls;
 pub mod client;
+mod connection;
+mod dial;
+mod execs;
+mod exits;
+mod frame;
+mod link;
 pub mod proto;
+mod pump;
+mod reaper;
+mod record;
+mod server;
+mod setup;
+mod slot;
 mod spawn;
 
 pub use spawn::{Error as SpawnError, ShimProcess, SpawnOptions, spawn};
 
+use proto::{Failure, FailureKind};
+
 /// The shim's process: `berth shim --dir DIR [--hostname H] [--domainname D] [--net new|host] [--ipc new|host]
 /// [--uts new|host] [--version]`, without the first two words. Must be called before any thread is started.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let _ = args;
-    ExitCode::FAILURE
+    let args = match args::Args::parse(args) {
+        Ok(args) if args.version => {
+            println!("berth-shim {} protocol {}", env!("CARGO_PKG_VERSION"), proto::PROTOCOL_VERSION);
+            return ExitCode::SUCCESS;
+        }
+        Ok(args) => args,
+        Err(reason) => {
+            eprintln!("berth shim: {reason}");
+            setup::report(Err(&reason));
+            return ExitCode::from(2);
+        }
+    };
+    let ready = match setup::set_up(&args) {
+        Ok(ready) => ready,
+        Err(reason) => {
+            eprintln!("berth shim: {reason}");
+            setup::report(Err(&reason));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut server = match server::Server::new(ready) {
+        Ok(server) => server,
+        Err(reason) => {
+            setup::report(Err(&reason));
+            return ExitCode::FAILURE;
+        }
+    };
+    setup::report(Ok(()));
+    drop(args);
+    match server.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            record::note!("cannot go on: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
+    Failure { kind, message: message.into() }
 }

@@ -1,7 +1,16 @@
 //! The agent's side of a shim's birth.
 
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{binary, reaper};
+use crate::sys::process::{pidfd_kill, pidfd_open};
 
 /// How to start the shim of one pod.
 #[derive(Clone, Debug, Default)]
@@ -56,12 +65,77 @@ pub enum Error {
     },
 }
 
+/// How long a shim may take to become ready.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Starts the shim of a pod from the binary `exe` (usually `/proc/self/exe`) and waits until its socket answers.
-/// Blocks for a few milliseconds. The shim is in its own session and outlives the caller.
+/// Blocks for a few milliseconds. The shim is in its own session and outlives the caller; while the caller lives, a
+/// thread reaps it when it ends.
 ///
 /// # Errors
 /// When the binary cannot be executed, or the shim's own set-up failed (its words are in the error).
 pub fn spawn(exe: &Path, opts: &SpawnOptions) -> Result<ShimProcess, Error> {
-    let _ = exe;
-    Err(Error::Timeout { dir: opts.dir.clone(), seconds: 0 })
+    let failed = |what| move |source| Error::Prepare { what, source };
+    let binary = binary::sealed(exe).map_err(failed("seal the binary"))?;
+    let (ready, report) = std::io::pipe().map_err(failed("make a pipe"))?;
+    let child = command(&binary, opts, report).spawn().map_err(failed("execute the binary"))?;
+    let pid = i32::try_from(child.id()).unwrap_or_default();
+    // Nobody else reaps it, so that the number is its own until then.
+    let pidfd = pidfd_open(pid).map_err(failed("open the pidfd"))?;
+    let outcome = wait_ready(ready, &opts.dir);
+    if outcome.is_err() {
+        let _ = pidfd_kill(pidfd.as_fd(), libc::SIGKILL);
+    }
+    reaper::adopt(pidfd).map_err(failed("start the reaper"))?;
+    outcome.map(|()| ShimProcess { pid })
+}
+
+/// Nothing here needs code between fork and exec, so that the standard library uses `posix_spawn`: a fork would copy
+/// the page tables of a big agent.
+fn command(binary: &OwnedFd, opts: &SpawnOptions, report: PipeWriter) -> Command {
+    let kind = |new| if new { "new" } else { "host" };
+    let mut command = Command::new(binary::name(binary));
+    command.arg0("berth").arg("shim").arg("--dir").arg(&opts.dir);
+    command.args(["--net", kind(opts.net_new), "--ipc", kind(opts.ipc_new), "--uts", kind(opts.uts_new)]);
+    if let Some(hostname) = &opts.hostname {
+        command.args(["--hostname", hostname]);
+    }
+    if let Some(domainname) = &opts.domainname {
+        command.args(["--domainname", domainname]);
+    }
+    // The environment of the agent, with whatever secrets, is none of the pod's business.
+    command.env_clear().stdin(report).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Reads the shim's report, which ends with its line or with the shim.
+fn wait_ready(ready: PipeReader, dir: &Path) -> Result<(), Error> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut said = Vec::new();
+    let mut ready = ready;
+    while !said.ends_with(b"\n") {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(ready.as_fd(), PollFlags::POLLIN)], left) {
+            Ok(0) => return Err(Error::Timeout { dir: dir.to_owned(), seconds: PATIENCE.as_secs() }),
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(error) => return Err(Error::Prepare { what: "wait", source: error.into() }),
+        }
+        let mut chunk = [0; 512];
+        match ready.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(length) => said.extend_from_slice(&chunk[..length]),
+            Err(source) => return Err(Error::Prepare { what: "wait", source }),
+        }
+    }
+    let said = String::from_utf8_lossy(&said);
+    match said.trim_end() {
+        "ok" => Ok(()),
+        "" => Err(Error::Refused { dir: dir.to_owned(), reason: "it ended before it was ready".to_owned() }),
+        said => Err(Error::Refused {
+            dir: dir.to_owned(),
+            reason: said.strip_prefix("error: ").unwrap_or(said).to_owned(),
+        }),
+    }
 }

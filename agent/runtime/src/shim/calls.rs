@@ -1,0 +1,280 @@
+//! What is asked of the shim.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::connection::Asker;
+use super::dial;
+use super::execs::{self, Running};
+use super::failure;
+use super::proto::{
+    Call, CreateRequest, Created, ExecExited, ExecRequest, ExecStarted, Failure, FailureKind, Hello, Kill,
+    KillExec, MIN_PROTOCOL_VERSION, Outcome, PROTOCOL_VERSION, Request, Started, Status, Welcome,
+};
+use super::record::note;
+use super::server::{Ending, Server};
+use super::slot::Slot;
+use crate::sys::process::pidfd_kill;
+use crate::sys::shim_process::release_heap;
+
+/// How long a shutdown waits for processes that do not die of SIGKILL.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
+
+/// An answer, or `None` when it comes later.
+type Answer = Result<Option<(Outcome, Vec<OwnedFd>)>, Failure>;
+
+fn done(outcome: Outcome) -> Answer {
+    Ok(Some((outcome, Vec::new())))
+}
+
+fn not_found(what: &str, name: impl std::fmt::Display) -> Failure {
+    failure(FailureKind::NotFound, format!("no {what} {name}"))
+}
+
+/// The id of a request that is not understood otherwise.
+pub(super) fn request_id(frame: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Id {
+        id: u64,
+    }
+    serde_json::from_slice::<Id>(frame).ok().map(|request| request.id)
+}
+
+impl Server {
+    /// Handles one frame of a connection.
+    pub fn request(&mut self, connection: u64, request: Result<Request, (Option<u64>, String)>) {
+        match request {
+            Ok(Request { id, call }) => {
+                let asker = Asker { connection, request: id };
+                match self.call(asker, call) {
+                    Ok(Some((outcome, fds))) => self.reply(asker, outcome, fds),
+                    Ok(None) => {}
+                    Err(failure) => self.reply(asker, Outcome::Error(failure), Vec::new()),
+                }
+            }
+            // A request of a newer client: it has an id to answer to.
+            Err((Some(id), reason)) => {
+                let failure = failure(FailureKind::Unsupported, reason);
+                self.reply(Asker { connection, request: id }, Outcome::Error(failure), Vec::new());
+            }
+            Err((None, reason)) => {
+                note!("client {connection}: {reason}: closing");
+                for connection in self.connections.iter_mut().filter(|other| other.id == connection) {
+                    connection.broken = true;
+                }
+            }
+        }
+    }
+
+    fn call(&mut self, asker: Asker, call: Call) -> Answer {
+        let greeted = self.connections.iter().any(|other| other.id == asker.connection && other.greeted);
+        if !greeted && !matches!(call, Call::Hello(_)) {
+            return Err(failure(FailureKind::Invalid, "the first request must be hello"));
+        }
+        if self.ending.is_some() && matches!(call, Call::Create(_) | Call::Start(_) | Call::Exec(_)) {
+            return Err(failure(FailureKind::Invalid, "the shim is shutting down"));
+        }
+        match call {
+            Call::Hello(hello) => self.hello(asker, &hello),
+            Call::Create(request) => self.create(*request),
+            Call::Start(request) => self.start(&request.id),
+            Call::Kill(request) => self.kill(&request),
+            Call::Delete(request) => self.delete(asker, &request.id),
+            Call::List {} => done(Outcome::List(self.slots.iter().map(Slot::state).collect())),
+            Call::Exec(request) => self.exec(asker, *request),
+            Call::WaitExec(request) => self.wait_exec(asker, request.exec_id),
+            Call::KillExec(request) => self.kill_exec(&request),
+            Call::Resize(size) => {
+                self.slot(&size.id)?.resize(size.width, size.height)?;
+                done(Outcome::Done {})
+            }
+            Call::Attach(request) => {
+                let (attached, fds) = self.slot(&request.id)?.attach(&request)?;
+                Ok(Some((Outcome::Attached(attached), fds)))
+            }
+            Call::ConnectTcp { port } => {
+                let dialed = dial::begin(asker, port);
+                self.dialed(asker, dialed);
+                Ok(None)
+            }
+            Call::Shutdown {} => {
+                self.shutdown(asker);
+                Ok(None)
+            }
+        }
+    }
+
+    fn slot(&mut self, id: &str) -> Result<&mut Slot, Failure> {
+        self.slots.iter_mut().find(|slot| slot.id == id).ok_or_else(|| not_found("container", id))
+    }
+
+    fn hello(&mut self, asker: Asker, hello: &Hello) -> Answer {
+        let version = hello.max_version.min(PROTOCOL_VERSION);
+        if version < hello.min_version.max(MIN_PROTOCOL_VERSION) {
+            return Err(failure(
+                FailureKind::Unsupported,
+                format!(
+                    "the shim speaks protocol {MIN_PROTOCOL_VERSION} to {PROTOCOL_VERSION}, the client {} to {}",
+                    hello.min_version, hello.max_version
+                ),
+            ));
+        }
+        for connection in self.connections.iter_mut().filter(|other| other.id == asker.connection) {
+            connection.greeted = true;
+        }
+        let pid = i32::try_from(std::process::id()).unwrap_or_default();
+        done(Outcome::Welcome(Welcome { version, release: env!("CARGO_PKG_VERSION").to_owned(), pid }))
+    }
+
+    fn create(&mut self, request: CreateRequest) -> Answer {
+        if self.slots.iter().any(|slot| slot.id == request.id) {
+            return Err(failure(FailureKind::Exists, format!("container {} exists already", request.id)));
+        }
+        let slot = Slot::create(request);
+        // The configuration's many small pieces are gone now.
+        release_heap();
+        let slot = slot?;
+        let pid = slot.container.pid;
+        note!("{}: created, pid {pid}", slot.id);
+        self.slots.push(slot);
+        done(Outcome::Created(Created { pid }))
+    }
+
+    fn start(&mut self, id: &str) -> Answer {
+        let slot = self.slot(id)?;
+        if slot.status != Status::Created {
+            return Err(failure(FailureKind::Invalid, format!("container {id} was started before")));
+        }
+        let started_at = Timestamp::now();
+        match slot.container.start() {
+            Ok(()) => {
+                slot.status = Status::Running;
+                slot.started_at = Some(started_at);
+                if let Err(error) = slot.save() {
+                    note!("{id}: cannot record its start: {error}");
+                }
+                done(Outcome::Started(Started { started_at }))
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                self.start_failed(id, &reason);
+                Err(failure(FailureKind::StartFailed, reason))
+            }
+        }
+    }
+
+    fn kill(&mut self, request: &Kill) -> Answer {
+        let slot = self.slots.iter().find(|slot| slot.id == request.id);
+        let slot = slot.ok_or_else(|| not_found("container", &request.id))?;
+        check_signal(request.signal)?;
+        let cannot = |error: &dyn std::fmt::Display| {
+            failure(FailureKind::Internal, format!("cannot signal {}: {error}", request.id))
+        };
+        if slot.status != Status::Stopped {
+            match pidfd_kill(slot.container.pidfd.as_fd(), request.signal) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(error) => return Err(cannot(&error)),
+            }
+        }
+        if request.all {
+            let cgroup = &slot.container.cgroup;
+            if request.signal == libc::SIGKILL {
+                self.cgroups.kill(cgroup).map_err(|error| cannot(&error))?;
+            } else {
+                for pid in self.cgroups.pids(cgroup).map_err(|error| cannot(&error))? {
+                    if pid != slot.container.pid {
+                        signal(pid, request.signal);
+                    }
+                }
+            }
+        }
+        done(Outcome::Done {})
+    }
+
+    fn delete(&mut self, asker: Asker, id: &str) -> Answer {
+        let Some(index) = self.slots.iter().position(|slot| slot.id == id) else {
+            return done(Outcome::Done {});
+        };
+        if self.slots[index].status != Status::Stopped {
+            self.slots[index].deleters.push(asker);
+            self.kill_all_of(index);
+            return Ok(None);
+        }
+        self.forget(index)?;
+        done(Outcome::Done {})
+    }
+
+    fn exec(&mut self, asker: Asker, request: ExecRequest) -> Answer {
+        let slot = self.slot(&request.container_id)?;
+        if slot.status != Status::Running {
+            return Err(failure(FailureKind::Invalid, format!("container {} is not running", slot.id)));
+        }
+        let started = execs::start(slot, request);
+        release_heap();
+        let (pid, fds) = started?;
+        self.last_exec += 1;
+        let exec_id = self.last_exec;
+        let owner = Some(asker.connection);
+        self.execs.push(Running { id: exec_id, pid, owner, code: None, waiters: Vec::new() });
+        Ok(Some((Outcome::ExecStarted(ExecStarted { exec_id, pid }), fds)))
+    }
+
+    fn wait_exec(&mut self, asker: Asker, exec_id: u64) -> Answer {
+        let index = self.execs.iter().position(|exec| exec.id == exec_id);
+        let index = index.ok_or_else(|| not_found("exec", exec_id))?;
+        match self.execs[index].code {
+            Some(code) => {
+                self.execs.swap_remove(index);
+                done(Outcome::ExecExited(ExecExited { code }))
+            }
+            None => {
+                self.execs[index].waiters.push(asker);
+                Ok(None)
+            }
+        }
+    }
+
+    fn kill_exec(&mut self, request: &KillExec) -> Answer {
+        check_signal(request.signal)?;
+        let exec = self.execs.iter().find(|exec| exec.id == request.exec_id);
+        let exec = exec.ok_or_else(|| not_found("exec", request.exec_id))?;
+        if exec.code.is_none() {
+            // Not reaped yet, so that the number is still its own.
+            signal(exec.pid, request.signal);
+        }
+        done(Outcome::Done {})
+    }
+
+    fn shutdown(&mut self, asker: Asker) {
+        match &mut self.ending {
+            Some(ending) => ending.askers.push(asker),
+            None => {
+                note!("shutting down");
+                self.ending = Some(Ending { askers: vec![asker], deadline: Instant::now() + SHUTDOWN_WAIT });
+                for index in 0..self.slots.len() {
+                    if self.slots[index].status != Status::Stopped {
+                        self.kill_all_of(index);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check_signal(number: i32) -> Result<(), Failure> {
+    if (1..=64).contains(&number) {
+        return Ok(());
+    }
+    Err(failure(FailureKind::Invalid, format!("{number} is not a signal")))
+}
+
+/// kill(2) by number, which nix's type cannot express for real-time signals. A process that is gone is fine.
+fn signal(pid: i32, number: i32) {
+    if let Ok(pidfd) = crate::sys::process::pidfd_open(pid) {
+        let _ = pidfd_kill(pidfd.as_fd(), number);
+    }
+}

@@ -1,0 +1,153 @@
+//! What the shim's children do, and how it ends.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use super::failure;
+use super::proto::{Event, ExecExited, ExitRecord, Failure, FailureKind, Outcome, Status};
+use super::record::note;
+use super::server::Server;
+use crate::sys::shim_process::{Ended, reap, release_heap};
+
+impl Server {
+    /// Takes note of all children that have ended, those included that were handed to us when their parents ended.
+    pub fn reap(&mut self) {
+        while let Some((pid, ended)) = reap() {
+            let (code, signal) = match ended {
+                Ended::Code(code) => (code, None),
+                Ended::Signal(signal) => (128 + signal, Some(signal)),
+            };
+            if let Some(index) = self.execs.iter().position(|exec| exec.pid == pid && exec.code.is_none()) {
+                self.exec_exited(index, code);
+            } else if let Some(index) =
+                self.slots.iter().position(|slot| slot.container.pid == pid && slot.status != Status::Stopped)
+            {
+                self.container_exited(index, code, signal);
+            }
+        }
+    }
+
+    fn exec_exited(&mut self, index: usize, code: i32) {
+        let exec = &mut self.execs[index];
+        exec.code = Some(code);
+        let waiters = std::mem::take(&mut exec.waiters);
+        // Fetched now, or never.
+        if !waiters.is_empty() || exec.owner.is_none() {
+            self.execs.swap_remove(index);
+        }
+        for waiter in waiters {
+            self.reply(waiter, Outcome::ExecExited(ExecExited { code }), Vec::new());
+        }
+    }
+
+    fn container_exited(&mut self, index: usize, code: i32, signal: Option<i32>) {
+        let finished_at = Timestamp::now();
+        let slot = &mut self.slots[index];
+        let cgroup = &slot.container.cgroup;
+        let oom_killed = self.cgroups.oom_kills(cgroup).is_ok_and(|kills| kills > 0);
+        // With a PID namespace of its own the kernel has killed the rest before it told us.
+        if !slot.own_pids
+            && let Err(error) = self.cgroups.kill(cgroup)
+        {
+            note!("{}: cannot kill what is left of it: {error}", slot.id);
+        }
+        slot.drain(&mut self.scratch);
+        let started_at = slot.started_at;
+        self.stopped(index, ExitRecord { code, signal, oom_killed, started_at, finished_at, message: None });
+    }
+
+    /// The program of a container could not be executed.
+    pub fn start_failed(&mut self, id: &str, reason: &str) {
+        let Some(index) = self.slots.iter().position(|slot| slot.id == id) else { return };
+        self.slots[index].drain(&mut self.scratch);
+        let exit = ExitRecord {
+            code: 128,
+            signal: None,
+            oom_killed: false,
+            started_at: None,
+            finished_at: Timestamp::now(),
+            message: Some(reason.to_owned()),
+        };
+        self.stopped(index, exit);
+    }
+
+    /// Records an exit, then tells of it.
+    fn stopped(&mut self, index: usize, exit: ExitRecord) {
+        let slot = &mut self.slots[index];
+        note!("{}: exited with code {}{}", slot.id, exit.code, if exit.oom_killed { ", out of memory" } else { "" });
+        slot.stop(exit.clone());
+        let event = Event::Exited { id: slot.id.clone(), exit };
+        let deleters = std::mem::take(&mut slot.deleters);
+        self.tell_all(&event);
+        if !deleters.is_empty() {
+            let outcome = match self.forget(index) {
+                Ok(()) => Outcome::Done {},
+                Err(failure) => Outcome::Error(failure),
+            };
+            for deleter in deleters {
+                self.reply(deleter, outcome.clone(), Vec::new());
+            }
+        }
+        release_heap();
+    }
+
+    /// Kills a container's processes; its exit is seen later.
+    pub fn kill_all_of(&self, index: usize) {
+        let slot = &self.slots[index];
+        slot.kill_init();
+        if !slot.own_pids
+            && let Err(error) = self.cgroups.kill(&slot.container.cgroup)
+        {
+            note!("{}: cannot kill all of it: {error}", slot.id);
+        }
+    }
+
+    /// Removes what is left of a container that has stopped.
+    pub fn forget(&mut self, index: usize) -> Result<(), Failure> {
+        let slot = &mut self.slots[index];
+        slot.close(&mut self.scratch);
+        self.cgroups.remove(&slot.container.cgroup).map_err(|error| {
+            failure(FailureKind::Internal, format!("cannot remove the cgroup of {}: {error}", slot.id))
+        })?;
+        self.slots.remove(index);
+        release_heap();
+        Ok(())
+    }
+
+    /// Forgets all containers that have stopped; says what went wrong.
+    pub fn remove_all(&mut self) -> Vec<String> {
+        let mut errors = Vec::new();
+        for index in (0..self.slots.len()).rev() {
+            if let Err(failure) = self.forget(index) {
+                note!("{failure}");
+                errors.push(failure.message);
+            }
+        }
+        errors
+    }
+
+    /// True when a shutdown is complete and answered.
+    pub fn ended(&mut self) -> bool {
+        let Some(ending) = &self.ending else { return false };
+        if self.has_live() && Instant::now() < ending.deadline {
+            return false;
+        }
+        let mut errors: Vec<String> = self
+            .slots
+            .iter()
+            .filter(|slot| slot.status != Status::Stopped)
+            .map(|slot| format!("container {} does not die", slot.id))
+            .collect();
+        errors.extend(self.remove_all());
+        let outcome = if errors.is_empty() {
+            Outcome::Done {}
+        } else {
+            Outcome::Error(failure(FailureKind::Internal, errors.join("; ")))
+        };
+        for asker in self.ending.take().map(|ending| ending.askers).unwrap_or_default() {
+            self.reply(asker, outcome.clone(), Vec::new());
+        }
+        true
+    }
+}

@@ -1,0 +1,152 @@
+//! How a process becomes a shim.
+
+use std::fmt::Display;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, sethostname, setsid};
+
+use super::args::Args;
+use super::proto::SOCKET;
+use super::record;
+use crate::sys::{process, shim_process};
+
+/// What the loop needs.
+pub(super) struct Ready {
+    pub listener: UnixListener,
+    pub signals: SignalFd,
+    /// The socket's path and what it was when it was made: if it is another, nobody can reach this shim any more.
+    pub socket: (PathBuf, (u64, u64)),
+}
+
+/// Says on what was stdin how the set-up ended, if that is a pipe: `spawn` reads from it.
+pub(super) fn report(result: Result<(), &str>) {
+    let text = match result {
+        Ok(()) => "ok\n".to_owned(),
+        Err(reason) => format!("error: {reason}\n"),
+    };
+    if let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned() {
+        let mut stdin = File::from(stdin);
+        if stdin.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+            // A starter that has gone away does not matter.
+            let _ = stdin.write_all(text.as_bytes());
+        }
+    }
+    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
+        let _ = dup2_stdin(null);
+    }
+}
+
+fn cannot<E: Display>(what: &str) -> impl FnOnce(E) -> String {
+    move |error| format!("cannot {what}: {error}")
+}
+
+/// Everything up to the point where the socket answers.
+pub(super) fn set_up(args: &Args) -> Result<Ready, String> {
+    let dir = std::path::absolute(&args.dir).map_err(cannot("make the folder's path absolute"))?;
+    be_alone(&dir)?;
+    let signals = take_signals()?;
+    namespaces(args)?;
+    shim_process::frugal_heap();
+    let listener = listen(&dir)?;
+    let path = dir.join(SOCKET);
+    let made = std::fs::symlink_metadata(&path).map_err(cannot("look at the socket"))?;
+    let pid = format!("{}\n", std::process::id());
+    record::replace(&dir, "shim.pid", pid.as_bytes()).map_err(cannot("write shim.pid"))?;
+    Ok(Ready { listener, signals, socket: (path, (made.dev(), made.ino())) })
+}
+
+/// Cuts the ties to who started us.
+fn be_alone(dir: &Path) -> Result<(), String> {
+    process::close_from(3).map_err(cannot("close inherited files"))?;
+    prctl::set_name(c"berth-shim").map_err(cannot("set the process name"))?;
+    // Nobody but root reads this memory; a program that a container executes gets its own flag.
+    prctl::set_dumpable(false).map_err(cannot("become non-dumpable"))?;
+    prctl::set_child_subreaper(true).map_err(cannot("become a subreaper"))?;
+    // Fails for the leader of a process group, as a shell's foreground process is; then it stays in that session.
+    let _ = setsid();
+    umask(Mode::from_bits_truncate(0o022));
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(dir.join("shim.log"))
+        .map_err(|error| format!("cannot open {}: {error}", dir.join("shim.log").display()))?;
+    dup2_stdout(&log).map_err(cannot("redirect stdout"))?;
+    dup2_stderr(&log).map_err(cannot("redirect stderr"))?;
+    std::env::set_current_dir("/").map_err(cannot("leave the working folder"))
+}
+
+/// SIGCHLD is read from a descriptor. The others are blocked for good: a shim ends when it is told to on its socket, or
+/// when it is killed, not because a terminal or a service manager says TERM or HUP to a whole group.
+fn take_signals() -> Result<SignalFd, String> {
+    let mut blocked = SigSet::empty();
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGHUP,
+        Signal::SIGPIPE,
+        Signal::SIGTSTP,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGALRM,
+        // A log beyond RLIMIT_FSIZE is a failed write, not the pod's end.
+        Signal::SIGXFSZ,
+    ] {
+        blocked.add(signal);
+    }
+    blocked.thread_block().map_err(cannot("block signals"))?;
+    let mut wanted = SigSet::empty();
+    wanted.add(Signal::SIGCHLD);
+    SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(cannot("make a signalfd"))
+}
+
+fn namespaces(args: &Args) -> Result<(), String> {
+    let mut flags = CloneFlags::empty();
+    flags.set(CloneFlags::CLONE_NEWNET, args.net_new);
+    flags.set(CloneFlags::CLONE_NEWIPC, args.ipc_new);
+    flags.set(CloneFlags::CLONE_NEWUTS, args.uts_new);
+    unshare(flags).map_err(cannot("make the pod's namespaces"))?;
+    if args.net_new {
+        shim_process::loopback_up().map_err(cannot("bring lo up"))?;
+    }
+    if let Some(hostname) = &args.hostname {
+        sethostname(hostname).map_err(cannot("set the host name"))?;
+    }
+    if let Some(domainname) = &args.domainname {
+        shim_process::set_domainname(domainname).map_err(cannot("set the domain name"))?;
+    }
+    Ok(())
+}
+
+fn listen(dir: &Path) -> Result<UnixListener, String> {
+    let path = dir.join(SOCKET);
+    // The name may be longer than a socket address holds.
+    let folder = File::open(dir).map_err(cannot("open the pod's folder"))?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()));
+    if std::fs::symlink_metadata(&path).is_ok() {
+        if UnixStream::connect(&short).is_ok() {
+            return Err("another shim answers there".to_owned());
+        }
+        std::fs::remove_file(&path).map_err(cannot("remove a stale socket"))?;
+    }
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(if path.as_os_str().len() < 100 { &path } else { &short });
+    umask(before);
+    let listener = listener.map_err(cannot("bind the socket"))?;
+    listener.set_nonblocking(true).map_err(cannot("make the socket non-blocking"))?;
+    Ok(listener)
+}

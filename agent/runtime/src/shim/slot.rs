@@ -1,0 +1,292 @@
+//! One container of the shim.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::connection::Asker;
+use super::failure;
+use super::proto::{
+    Attach, Attached, ContainerState, CreateRequest, ExitRecord, Failure, FailureKind, StateRecord, Status,
+};
+use super::pump::{Pumped, Source};
+use super::record::{self, note};
+use crate::container::{self, Container, Stdio};
+use crate::log::{Stream, Writer};
+use crate::sys::process::pidfd_kill;
+use crate::sys::shim_process::set_nonblocking;
+use crate::sys::terminal;
+
+/// At most so many reads when the output of a container that has exited is collected: a process outside that holds its
+/// pipe and writes for ever must not hold up the record of the exit.
+const DRAIN_READS: usize = 256;
+
+/// A container, from its creation until it is deleted.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub id: String,
+    pub bundle: PathBuf,
+    pub container: Container,
+    /// It has a PID namespace of its own, so that no process of it outlives its init.
+    pub own_pids: bool,
+    pub status: Status,
+    pub created_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub exit: Option<ExitRecord>,
+    pub sources: Vec<Source>,
+    /// Who waits for its deletion.
+    pub deleters: Vec<Asker>,
+    start_time: u64,
+    log: Option<Writer>,
+    losing: bool,
+    stdin: Option<OwnedFd>,
+    stdin_once: bool,
+    tty: bool,
+}
+
+/// Reads the configuration of a bundle.
+pub(super) fn read_spec(bundle: &Path) -> Result<Spec, Failure> {
+    let path = bundle.join("config.json");
+    let bytes = std::fs::read(&path)
+        .map_err(|error| failure(FailureKind::Invalid, format!("cannot read {}: {error}", path.display())))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| failure(FailureKind::Invalid, format!("{}: {error}", path.display())))
+}
+
+impl Slot {
+    /// Makes the container.
+    pub fn create(request: CreateRequest) -> Result<Slot, Failure> {
+        let CreateRequest { id, bundle, rootfs, log_path, log_max_size, log_max_files, stdin, stdin_once, tty } =
+            request;
+        let spec = read_spec(&bundle)?;
+        let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
+        if terminal != tty {
+            return Err(failure(
+                FailureKind::Invalid,
+                format!("tty is {tty} but process.terminal of the bundle is {terminal}"),
+            ));
+        }
+        let log = match log_path {
+            Some(path) => Some(Writer::open(&path, log_max_size, log_max_files).map_err(|error| {
+                failure(FailureKind::Internal, format!("cannot open log {}: {error}", path.display()))
+            })?),
+            None => None,
+        };
+        let internal = |what: &str, error: &dyn std::fmt::Display| {
+            failure(FailureKind::Internal, format!("cannot {what}: {error}"))
+        };
+        let (stdio, ours) = pipes(stdin, tty).map_err(|error| internal("make pipes", &error))?;
+        let create = container::Create { id: &id, spec: &spec, rootfs: &rootfs, stdio, bundle: &bundle };
+        let mut container = container::create(create)
+            .map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
+        for warning in &container.warnings {
+            note!("{id}: {warning}");
+        }
+        let sources = match container.console.take() {
+            Some(console) => vec![(console, Stream::Stdout)],
+            None => ours.outputs,
+        };
+        let sources: io::Result<Vec<_>> = sources.into_iter().map(|(fd, stream)| Source::new(fd, stream)).collect();
+        let start_time = record::start_time(container.pid);
+        let slot = Slot {
+            own_pids: has_own_pids(&spec),
+            status: Status::Created,
+            created_at: Timestamp::now(),
+            started_at: None,
+            exit: None,
+            deleters: Vec::new(),
+            losing: false,
+            stdin: ours.stdin,
+            start_time: *start_time.as_ref().unwrap_or(&0),
+            sources: Vec::new(),
+            id,
+            bundle,
+            container,
+            log,
+            stdin_once,
+            tty,
+        };
+        match (sources, start_time, slot.save()) {
+            (Ok(sources), Ok(_), Ok(())) => Ok(Slot { sources, ..slot }),
+            (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
+                // The caller reaps it, and its cgroup goes with the pod's.
+                slot.kill_init();
+                Err(internal("record the container", &error))
+            }
+        }
+    }
+
+    /// Kills init, whatever its state.
+    pub fn kill_init(&self) {
+        let _ = pidfd_kill(self.container.pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    /// Writes `state.json`.
+    pub fn save(&self) -> io::Result<()> {
+        let record = StateRecord {
+            pid: self.container.pid,
+            pid_start_time: self.start_time,
+            status: self.status,
+            created_at: self.created_at,
+            started_at: self.started_at,
+        };
+        record::replace_json(&self.bundle, "state.json", &record)
+    }
+
+    /// Writes `exit.json`, and only then takes the container for stopped.
+    pub fn stop(&mut self, exit: ExitRecord) {
+        self.status = Status::Stopped;
+        if let Err(error) = record::replace_json(&self.bundle, "exit.json", &exit).and_then(|()| self.save()) {
+            note!("{}: cannot record its exit in {}: {error}", self.id, self.bundle.display());
+        }
+        self.exit = Some(exit);
+        self.stdin = None;
+    }
+
+    pub fn state(&self) -> ContainerState {
+        ContainerState {
+            id: self.id.clone(),
+            pid: self.container.pid,
+            status: self.status,
+            created_at: self.created_at,
+            started_at: self.started_at,
+            exit: self.exit.clone(),
+        }
+    }
+
+    /// Moves output of one source.
+    pub fn pump(&mut self, source: usize, scratch: &mut Vec<u8>) -> Pumped {
+        let pumped = self.sources[source].pump(self.log.as_mut(), scratch);
+        self.note_losses();
+        if pumped == Pumped::Ended {
+            self.sources.remove(source);
+            if self.sources.is_empty() {
+                self.log = None;
+            }
+        }
+        pumped
+    }
+
+    /// Moves the output that is there now.
+    pub fn drain(&mut self, scratch: &mut Vec<u8>) {
+        for source in (0..self.sources.len()).rev() {
+            for _ in 0..DRAIN_READS {
+                if self.pump(source, scratch) != Pumped::Data {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Closes its streams and log for good.
+    pub fn close(&mut self, scratch: &mut Vec<u8>) {
+        self.drain(scratch);
+        if let Some(mut log) = self.log.take() {
+            for source in self.sources.drain(..) {
+                log.end(source.stream, Timestamp::now());
+            }
+        }
+        self.sources.clear();
+    }
+
+    /// Notes the beginning of a time in which the log cannot be written, not each line.
+    fn note_losses(&mut self) {
+        let Some(log) = &mut self.log else { return };
+        match log.take_loss() {
+            Some(loss) if !self.losing => {
+                let path = log.path().display();
+                note!("{}: log {path}: lost {} lines, {} bytes: {}", self.id, loss.records, loss.bytes, loss.error);
+                self.losing = true;
+            }
+            Some(_) => {}
+            None => self.losing = false,
+        }
+    }
+
+    /// Sets the size of its terminal.
+    pub fn resize(&self, width: u16, height: u16) -> Result<(), Failure> {
+        let console = self.sources.first().filter(|_| self.tty);
+        let console = console.ok_or_else(|| failure(FailureKind::Invalid, format!("{} has no terminal", self.id)))?;
+        terminal::resize(console.fd.as_fd(), height, width)
+            .map_err(|error| failure(FailureKind::Internal, format!("cannot resize the terminal: {error}")))
+    }
+
+    /// The descriptors for a client that attaches.
+    pub fn attach(&mut self, wanted: &Attach) -> Result<(Attached, Vec<OwnedFd>), Failure> {
+        if self.status == Status::Stopped {
+            return Err(failure(FailureKind::Invalid, format!("{} has exited", self.id)));
+        }
+        self.try_attach(wanted)
+            .map_err(|error| failure(FailureKind::Internal, format!("cannot attach to {}: {error}", self.id)))
+    }
+
+    fn try_attach(&mut self, wanted: &Attach) -> io::Result<(Attached, Vec<OwnedFd>)> {
+        let mut attached = Attached { tty: self.tty, ..Attached::default() };
+        let mut fds = Vec::new();
+        if wanted.stdin {
+            let stdin = match (self.tty, self.stdin_once) {
+                (true, _) => self.sources.first().map(|console| console.fd.try_clone()).transpose()?,
+                // Given away for good: when the client closes it, the container reads the end.
+                (false, true) => self.stdin.take(),
+                (false, false) => self.stdin.as_ref().map(OwnedFd::try_clone).transpose()?,
+            };
+            attached.stdin = stdin.is_some();
+            fds.extend(stdin);
+        }
+        for source in &mut self.sources {
+            let (asked, given) = match source.stream {
+                Stream::Stdout => (wanted.stdout, &mut attached.stdout),
+                Stream::Stderr => (wanted.stderr, &mut attached.stderr),
+            };
+            if asked {
+                let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+                source.taps.push(writer);
+                fds.push(reader);
+                *given = true;
+            }
+        }
+        Ok((attached, fds))
+    }
+}
+
+fn has_own_pids(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.is_some_and(|namespaces| {
+        namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
+    })
+}
+
+/// The shim's ends of a container's pipes.
+#[derive(Default)]
+struct Ours {
+    stdin: Option<OwnedFd>,
+    outputs: Vec<(OwnedFd, Stream)>,
+}
+
+fn pipes(stdin: bool, tty: bool) -> io::Result<(Stdio, Ours)> {
+    let mut theirs = Stdio::default();
+    let mut ours = Ours::default();
+    if tty {
+        return Ok((theirs, ours));
+    }
+    if stdin {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+        set_nonblocking(&writer)?;
+        theirs.stdin = Some(reader);
+        ours.stdin = Some(writer);
+    }
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+        match stream {
+            Stream::Stdout => theirs.stdout = Some(writer),
+            Stream::Stderr => theirs.stderr = Some(writer),
+        }
+        ours.outputs.push((reader, stream));
+    }
+    Ok((theirs, ours))
+}

@@ -1,0 +1,91 @@
+//! What the shim does to its own process.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::check;
+
+/// The raw end of a child: `waitpid`'s status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It exited with a code.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+}
+
+/// Reaps one child of any kind if one has ended.
+pub fn reap() -> Option<(i32, Ended)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: status is live.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) };
+        if pid < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+            continue;
+        }
+        if pid <= 0 {
+            return None;
+        }
+        // Not nix's waitpid: it fails on real-time signals, after the child is gone.
+        if libc::WIFEXITED(status) {
+            return Some((pid, Ended::Code(libc::WEXITSTATUS(status))));
+        }
+        if libc::WIFSIGNALED(status) {
+            return Some((pid, Ended::Signal(libc::WTERMSIG(status))));
+        }
+    }
+}
+
+/// Brings `lo` up in the caller's network namespace.
+pub fn loopback_up() -> io::Result<()> {
+    let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: all zeros is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the request is live and names an interface; the kernel ignores flags that cannot be changed.
+    check(libc::c_long::from(unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }))?;
+    Ok(())
+}
+
+/// Makes the allocator keep one arena and little free memory. For a process with one thread.
+pub fn frugal_heap() {
+    // SAFETY: mallopt only stores numbers.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 10);
+        libc::mallopt(libc::M_TOP_PAD, 4 << 10);
+    }
+}
+
+/// Gives free heap memory back to the kernel.
+pub fn release_heap() {
+    // SAFETY: malloc_trim has no preconditions.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Makes reads and writes of what `fd` refers to return at once.
+pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    let fd: BorrowedFd<'_> = fd.as_fd();
+    // SAFETY: fcntl with integers on a live descriptor.
+    unsafe {
+        let flags = check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL)))?;
+        check(libc::c_long::from(libc::fcntl(
+            fd.as_raw_fd(),
+            libc::F_SETFL,
+            flags as libc::c_int | libc::O_NONBLOCK,
+        )))?;
+    }
+    Ok(())
+}
+
+/// Sets the NIS domain name of the caller's UTS namespace.
+pub fn set_domainname(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length belong together.
+    check(libc::c_long::from(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }))?;
+    Ok(())
+}
