@@ -77,11 +77,11 @@ pub enum Error {
         /// Why it was refused.
         source: io::Error,
     },
-    /// The pod's namespace has an interface of that name which is not ours.
-    #[error("network namespace of pod {pod} already has an interface {interface}")]
+    /// A link of the name that ours would have is somebody else's.
+    #[error("network namespace of {owner} already has an interface {interface}")]
     InterfaceTaken {
-        /// `namespace/name` of the pod.
-        pod: String,
+        /// The host, or a pod by its `namespace/name`.
+        owner: String,
         /// Name of the interface.
         interface: String,
     },

@@ -84,7 +84,7 @@ impl Network {
             None => bridge::uplink_mtu(&handle).await?,
         };
         let inner = Arc::new(Inner {
-            ipam: Mutex::new(Ipam::open(&config.state_dir, config.ipv4, config.quarantine)?),
+            ipam: Mutex::new(Ipam::open(&config)?),
             config,
             mtu,
             host,
@@ -110,13 +110,15 @@ impl Network {
     /// none after an error.
     pub async fn attach(&self, pod: &PodNetwork) -> Result<Attachment> {
         self.inner.check_open()?;
+        let bridge = self.inner.bridge.load(Ordering::Relaxed);
         let first = self.inner.clone().attach(pod.clone()).await;
-        let Err(error) = first else { return first };
-        // The bridge may have been deleted a moment ago. If it is as it was, the first error stands.
-        let before = self.inner.bridge.load(Ordering::Relaxed);
+        if !matches!(first, Err(Error::Netlink { .. })) {
+            return first;
+        }
+        // The bridge may have been deleted in between. If it is as it was, the first error stands.
         self.inner.repair(Repair::Bridge).await?;
-        if self.inner.bridge.load(Ordering::Relaxed) == before {
-            return Err(error);
+        if self.inner.bridge.load(Ordering::Relaxed) == bridge {
+            return first;
         }
         self.inner.clone().attach(pod.clone()).await
     }

@@ -19,7 +19,7 @@ use rtnetlink::{
 };
 
 use crate::error::{Error, Result};
-use crate::sys::netlink::{self, ACK, CREATE, EXCL, REPLACE, REQUEST, Socket, attribute};
+use crate::sys::netlink::{self, ACK, CREATE, EXCL, REPLACE, REQUEST, Socket, attribute, text};
 use crate::sys::netns::Traveller;
 use crate::sysctl;
 
@@ -111,6 +111,9 @@ fn create(outside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
         .build();
     Batch::default()
         .add("create veth pair", RouteNetlinkMessage::NewLink(pair), CREATE | EXCL)
+        .send(outside, &plan.host_if)?;
+    // Not in the same batch: if the name is somebody else's, this would change their link.
+    Batch::default()
         .add("set up bridge port", RouteNetlinkMessage::NewLink(port(&plan.host_if, &plan.pod).build()), 0)
         .send(outside, &plan.host_if)
 }
@@ -122,7 +125,7 @@ fn port(host_if: &str, pod: &str) -> LinkMessageBuilder<LinkBridgePort> {
 }
 
 /// A link of either name exists: repairs the pair if it is ours, replaces it if its peer is elsewhere (the pod was made
-/// anew and the old namespace lingers).
+/// anew and the old namespace lingers), refuses if it is somebody else's.
 fn adopt(outside: &mut Socket, inside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
     let ours = link(outside, &plan.host_if)?;
     let theirs = link(inside, POD_LINK)?;
@@ -130,7 +133,12 @@ fn adopt(outside: &mut Socket, inside: &mut Socket, pod: &OwnedFd, plan: &Plan) 
         (Some(ours), Some(theirs)) if theirs.peer == Some(ours.index) => {
             reattach(outside, plan.bridge, [(plan.host_if.as_str(), plan.pod.as_str())].into_iter())
         }
-        (_, Some(_)) => Err(Error::InterfaceTaken { pod: plan.pod.clone(), interface: POD_LINK.into() }),
+        (_, Some(_)) => {
+            Err(Error::InterfaceTaken { owner: format!("pod {}", plan.pod), interface: POD_LINK.into() })
+        }
+        (Some(ours), None) if ours.alias.as_ref().is_some_and(|alias| *alias != plan.pod) => {
+            Err(Error::InterfaceTaken { owner: "the host".into(), interface: plan.host_if.clone() })
+        }
         (Some(_), None) => {
             delete(outside, &plan.host_if)?;
             create(outside, pod, plan)
@@ -201,11 +209,13 @@ struct Link {
     index: u32,
     /// Index of the other end in its own namespace.
     peer: Option<u32>,
+    alias: Option<String>,
 }
 
 fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
     const INFO: usize = 16;
     const PEER: u16 = 5;
+    const ALIAS: u16 = 20;
     let mut message = LinkMessage::default();
     message.attributes.push(netlink_packet_route::link::LinkAttribute::IfName(name.into()));
     let mut batch = Batch::default();
@@ -214,8 +224,11 @@ fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
     let refused = socket.exchange(&batch.bytes, |frame| {
         let Some((header, attributes)) = frame.body.split_at_checked(INFO) else { return };
         let number = |bytes: &[u8]| bytes.first_chunk().copied().map(u32::from_ne_bytes);
-        found = number(&header[4..])
-            .map(|index| Link { index, peer: attribute(attributes, PEER).and_then(number) });
+        found = number(&header[4..]).map(|index| Link {
+            index,
+            peer: attribute(attributes, PEER).and_then(number),
+            alias: attribute(attributes, ALIAS).map(|alias| text(alias).to_owned()),
+        });
     });
     let refused = refused.map_err(|e| Error::netlink("look for link", name, e))?;
     match refused.into_iter().next() {

@@ -86,7 +86,10 @@ fn links_are_as_promised() {
         let inside = a.ns.run(|| ip("-d addr show eth0"));
         assert!(inside.contains("mtu 1400") && inside.contains("0a:58:0a:55:00:02"), "{inside}");
         assert!(inside.contains("inet 10.85.0.2/16 brd 10.85.255.255"), "{inside}");
-        assert_eq!(a.ns.run(|| ip("route show default")).trim_end(), "default via 10.85.0.1 dev eth0 proto static");
+        assert_eq!(
+            a.ns.run(|| ip("route show default")).trim_end(),
+            "default via 10.85.0.1 dev eth0 proto static"
+        );
         let outside = ip(&format!("-d link show {}", a.host_if));
         assert!(outside.contains("hairpin on") && outside.contains("alias default/pod-a"), "{outside}");
         assert!(outside.contains("master berth0") && outside.contains("mtu 1400"), "{outside}");
@@ -126,7 +129,24 @@ fn the_table_as_nft_lists_it() {
         config.ipv6 = Some("fd00:85::/64".parse().unwrap());
         let network = runtime.block_on(Network::open(config)).unwrap();
         let _a = attach(runtime, &network, "a", &[(None, 8080, 80, Tcp), (Some("192.0.2.2"), 53, 5353, Udp)]);
-        insta::assert_snapshot!(nft("-nn list table inet berth"));
+        let listed = nft("-n list table inet berth");
+        // In words that every version of nft agrees on.
+        let expected = [
+            "192.0.2.2 . 17 . 53 : 10.85.0.2 . 5353",
+            "6 . 8080 : 10.85.0.2 . 80",
+            "6 . 8080 : fd00:85::2 . 80",
+            "type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service",
+            "dnat ip to ip daddr . meta l4proto . th dport map @hostport-address4",
+            "dnat ip6 to meta l4proto . th dport map @hostport6",
+            "iifname \"berth0\" ip daddr 127.0.0.0/8 drop",
+            "type nat hook prerouting priority -100; policy accept;",
+            "jump hostports",
+            "ip saddr 127.0.0.0/8 oifname \"berth0\" masquerade",
+            "ip6 saddr fd00:85::/64 ip6 daddr != fd00:85::/64 oifname != \"berth0\" masquerade",
+        ];
+        for words in expected {
+            assert!(listed.contains(words), "{words} is missing in {listed}");
+        }
     });
 }
 

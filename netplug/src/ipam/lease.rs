@@ -68,13 +68,14 @@ pub(crate) fn overlap(a: &HostPort, b: &HostPort) -> bool {
 pub(crate) const LINK_PREFIX: &str = "veth";
 const HASH_LENGTH: usize = 5;
 
-/// A name for the pod's link: `veth`, as much of the pod's name as fits, and a hash of its id.
-pub(crate) fn link_name(pod: &PodNetwork, taken: impl Fn(&str) -> bool) -> String {
+/// A name for the pod's link: `veth`, as much of the pod's name as fits, and a hash of its id and of `scope`, which keeps
+/// apart the links of several networks.
+pub(crate) fn link_name(scope: &str, pod: &PodNetwork, taken: impl Fn(&str) -> bool) -> String {
     let room = LINK_NAME_MAX - LINK_PREFIX.len() - HASH_LENGTH;
     let short: String = pod.name.chars().filter(char::is_ascii_alphanumeric).take(room).collect();
     let mut salt = 0;
     loop {
-        let name = format!("{LINK_PREFIX}{}{}", short.to_ascii_lowercase(), hash(&pod.id, salt));
+        let name = format!("{LINK_PREFIX}{}{}", short.to_ascii_lowercase(), hash(scope, &pod.id, salt));
         if !taken(&name) {
             return name;
         }
@@ -83,9 +84,9 @@ pub(crate) fn link_name(pod: &PodNetwork, taken: impl Fn(&str) -> bool) -> Strin
 }
 
 /// Five letters or digits: FNV-1a, which stays the same in every version of this program.
-fn hash(id: &str, salt: u64) -> String {
+fn hash(scope: &str, id: &str, salt: u64) -> String {
     let mut state = 0xcbf2_9ce4_8422_2325_u64 ^ salt;
-    for byte in id.bytes() {
+    for byte in scope.bytes().chain([0]).chain(id.bytes()) {
         state = (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
     state ^= state >> 32;

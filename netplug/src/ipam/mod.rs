@@ -9,14 +9,13 @@ mod store;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 pub(crate) use lease::{LINK_PREFIX, Lease, mac};
 use store::{Quarantined, Store};
 
 use crate::cidr::Ipv4Cidr;
-use crate::config::{HostPort, PodNetwork};
+use crate::config::{Config, HostPort, PodNetwork};
 use crate::error::{Error, Result};
 
 /// The lease a pod got and what it replaces.
@@ -32,6 +31,8 @@ pub(crate) struct Claim {
 pub(crate) struct Ipam {
     cidr: Ipv4Cidr,
     quarantine: Duration,
+    /// Name of the bridge; goes into the names of links.
+    scope: String,
     store: Store,
     leases: BTreeMap<String, Lease>,
     /// Released addresses and when they may be used again.
@@ -43,12 +44,14 @@ pub(crate) struct Ipam {
 }
 
 impl Ipam {
-    /// Loads the leases in `dir`, which is made if missing. Files that make no sense are reported and removed.
-    pub(crate) fn open(dir: &Path, cidr: Ipv4Cidr, quarantine: Duration) -> Result<Self> {
-        let store = Store::open(dir)?;
+    /// Loads the leases from the state folder, which is made if missing. Files that make no sense are reported and removed.
+    pub(crate) fn open(config: &Config) -> Result<Self> {
+        let store = Store::open(&config.state_dir)?;
+        let cidr = config.ipv4;
         let mut ipam = Self {
             cidr,
-            quarantine,
+            quarantine: config.quarantine,
+            scope: config.bridge.clone(),
             store,
             leases: BTreeMap::new(),
             quarantined: HashMap::new(),
@@ -108,7 +111,7 @@ impl Ipam {
                 name: pod.name.clone(),
                 namespace: pod.namespace.clone(),
                 ipv4: self.pick(now)?,
-                host_if: lease::link_name(pod, |name| {
+                host_if: lease::link_name(&self.scope, pod, |name| {
                     self.leases.values().any(|lease| lease.host_if == name)
                 }),
                 host_ports,

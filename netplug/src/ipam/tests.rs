@@ -33,7 +33,10 @@ fn with_port(id: &str, ip: Option<&str>, port: u16, protocol: Protocol) -> PodNe
 }
 
 fn open(dir: &TempDir, cidr: &str) -> Ipam {
-    Ipam::open(&dir.path().join("net"), cidr.parse().unwrap(), QUARANTINE).unwrap()
+    let mut config = Config::new(dir.path().join("net"));
+    config.ipv4 = cidr.parse().unwrap();
+    config.quarantine = QUARANTINE;
+    Ipam::open(&config).unwrap()
 }
 
 fn address(ipam: &mut Ipam, id: &str, now: SystemTime) -> u8 {
@@ -145,11 +148,12 @@ fn unusable_ids_are_refused() {
 fn link_names_are_readable_short_and_unique() {
     let mut web = pod("6f1c0d2e-0000");
     web.name = "Web-server-1".into();
-    let name = lease::link_name(&web, |_| false);
+    let name = lease::link_name("berth0", &web, |_| false);
     assert_eq!(name.len(), 15);
     assert!(name.starts_with("vethwebser"), "{name}");
-    assert_eq!(name, lease::link_name(&web, |_| false));
-    assert_ne!(name, lease::link_name(&web, |taken| taken == name));
+    assert_eq!(name, lease::link_name("berth0", &web, |_| false));
+    assert_ne!(name, lease::link_name("berth0", &web, |taken| taken == name));
+    assert_ne!(name, lease::link_name("other0", &web, |_| false));
 }
 
 #[derive(Clone, Debug)]

@@ -30,7 +30,8 @@ where
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).unwrap();
         ip("link set lo up");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let machine = Machine { dir: TempDir::new().unwrap(), host: Ns::current() };
         test(&machine, &runtime);
     };
@@ -213,7 +214,12 @@ pub fn pod(id: &str, ns: &Ns, ports: &[(Option<&str>, u16, u16, Protocol)]) -> P
 }
 
 /// Makes a pod and attaches it.
-pub fn attach(runtime: &Runtime, network: &Network, id: &str, ports: &[(Option<&str>, u16, u16, Protocol)]) -> Pod {
+pub fn attach(
+    runtime: &Runtime,
+    network: &Network,
+    id: &str,
+    ports: &[(Option<&str>, u16, u16, Protocol)],
+) -> Pod {
     let ns = Ns::new();
     let wanted = pod(id, &ns, ports);
     let attachment = runtime.block_on(network.attach(&wanted)).unwrap();
