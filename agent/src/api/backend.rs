@@ -1,0 +1,100 @@
+//! What the API needs of the agent beyond the objects it serves.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1;
+use serde_json::Value;
+
+use super::ApiError;
+use crate::store::Kind;
+
+/// How to run a command in a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Name of the container; the API has made sure that the pod has it.
+    pub container: String,
+    /// Program and arguments, at least one.
+    pub command: Vec<String>,
+    /// The caller sends input.
+    pub stdin: bool,
+    /// The caller wants standard output.
+    pub stdout: bool,
+    /// The caller wants standard error; never with a terminal.
+    pub stderr: bool,
+    /// Run it on a terminal.
+    pub tty: bool,
+}
+
+/// A command that runs.
+pub struct ExecStreams {
+    /// Where its input goes, when asked for and without a terminal.
+    pub stdin: Option<OwnedFd>,
+    /// Where its output comes from, without a terminal.
+    pub stdout: Option<OwnedFd>,
+    /// Where its errors come from, without a terminal.
+    pub stderr: Option<OwnedFd>,
+    /// The terminal's master side.
+    pub console: Option<OwnedFd>,
+    /// Its exit code (128 + signal for a signalled one), or why that is not known. Dropping it abandons the command.
+    pub exit: BoxFuture<'static, Result<i32, String>>,
+}
+
+/// Where a container instance's log is.
+pub struct LogSource {
+    /// The current log file; rotated files lie beside it.
+    pub path: PathBuf,
+    /// Resolves once the instance has ended and its log is complete; at once for one that does not run.
+    pub ended: BoxFuture<'static, ()>,
+}
+
+/// The agent's side of the API. Reads are served from the [`ObjectStore`](crate::store::ObjectStore); a backend makes changes and
+/// brings their results into the store itself, before it returns.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// Whether the node has started up, for `/readyz`; if not, why.
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Checks a pod and begins to run it. `dry_run` only checks. The object has name and namespace.
+    async fn create_pod(&self, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError>;
+
+    /// Replaces what is wanted of a pod. `pod` is the whole new object.
+    async fn update_pod(&self, namespace: &str, name: &str, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError>;
+
+    /// Begins to delete a pod; `grace` in seconds, none for the pod's own. `uid`, if given, must be the pod's.
+    async fn delete_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        grace: Option<u64>,
+        uid: Option<String>,
+    ) -> Result<v1::Pod, ApiError>;
+
+    /// Creates or replaces a ConfigMap or Secret; with `create_only` it must not exist yet. The object has name and namespace.
+    async fn put_config(
+        &self,
+        kind: Kind,
+        object: Value,
+        create_only: bool,
+        dry_run: bool,
+    ) -> Result<Value, ApiError>;
+
+    /// Deletes a ConfigMap or Secret.
+    async fn delete_config(&self, kind: Kind, namespace: &str, name: &str) -> Result<(), ApiError>;
+
+    /// Runs a command in a running container.
+    async fn exec(&self, namespace: &str, pod: &str, request: ExecRequest) -> Result<ExecStreams, ApiError>;
+
+    /// Finds a container's log; the one of the instance before the newest with `previous`.
+    async fn logs(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        previous: bool,
+    ) -> Result<LogSource, ApiError>;
+}

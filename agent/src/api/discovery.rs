@@ -1,0 +1,139 @@
+//! What this server serves, told in the forms that kubectl and client libraries ask for.
+
+use axum::response::Response;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::read::json_response;
+use crate::store::Kind;
+
+/// Version of the Kubernetes API whose objects are understood.
+const KUBERNETES: &str = "v1.36.0";
+
+/// `/version`.
+pub fn version() -> Response {
+    let body = json!({
+        "major": "1", "minor": "36", "gitVersion": format!("{KUBERNETES}+berth-{}", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "rustc",
+        "platform": format!("linux/{}", architecture()),
+    });
+    json_response(StatusCode::OK, body.to_string())
+}
+
+/// The machine's architecture by its Go name.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// `/api`.
+pub fn api(headers: &HeaderMap) -> Response {
+    if let Some(version) = aggregated(headers) {
+        let resources: Vec<Value> = Kind::ALL.into_iter().map(described).collect();
+        let core = json!({"metadata": {"name": "", "creationTimestamp": null},
+            "versions": [{"version": "v1", "resources": resources, "freshness": "Current"}]});
+        return aggregated_response(version, &[core]);
+    }
+    let body = json!({"kind": "APIVersions", "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": ""}]});
+    json_response(StatusCode::OK, body.to_string())
+}
+
+/// `/apis`: there is the core group only.
+pub fn apis(headers: &HeaderMap) -> Response {
+    match aggregated(headers) {
+        Some(version) => aggregated_response(version, &[]),
+        None => {
+            let body = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": []});
+            json_response(StatusCode::OK, body.to_string())
+        }
+    }
+}
+
+/// `/api/v1`.
+pub fn resources() -> Response {
+    let mut resources = Vec::new();
+    for kind in Kind::ALL {
+        resources.push(json!({
+            "name": kind.plural(), "singularName": kind.as_str().to_lowercase(), "namespaced": kind.namespaced(),
+            "kind": kind.as_str(), "verbs": verbs(kind), "shortNames": kind.short_names(),
+            "categories": categories(kind),
+        }));
+        for (sub, sub_kind, verbs) in subresources(kind) {
+            resources.push(json!({"name": format!("{}/{sub}", kind.plural()), "singularName": "",
+                "namespaced": kind.namespaced(), "kind": sub_kind, "verbs": verbs}));
+        }
+    }
+    let body = json!({"kind": "APIResourceList", "groupVersion": "v1", "resources": resources});
+    json_response(StatusCode::OK, body.to_string())
+}
+
+/// One kind in the aggregated form.
+fn described(kind: Kind) -> Value {
+    let group_version_kind = |kind: &str| json!({"group": "", "version": "v1", "kind": kind});
+    let subresources: Vec<Value> = subresources(kind)
+        .iter()
+        .map(|(sub, sub_kind, verbs)| {
+            json!({"subresource": sub, "responseKind": group_version_kind(sub_kind), "verbs": verbs})
+        })
+        .collect();
+    json!({
+        "resource": kind.plural(), "responseKind": group_version_kind(kind.as_str()),
+        "scope": if kind.namespaced() { "Namespaced" } else { "Cluster" },
+        "singularResource": kind.as_str().to_lowercase(), "verbs": verbs(kind),
+        "shortNames": kind.short_names(), "categories": categories(kind), "subresources": subresources,
+    })
+}
+
+fn verbs(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Pod | Kind::ConfigMap | Kind::Secret => {
+            &["create", "delete", "get", "list", "patch", "update", "watch"]
+        }
+        Kind::Event | Kind::Node | Kind::Namespace => &["get", "list", "watch"],
+    }
+}
+
+fn categories(kind: Kind) -> &'static [&'static str] {
+    if kind == Kind::Pod { &["all"] } else { &[] }
+}
+
+type Subresource = (&'static str, &'static str, &'static [&'static str]);
+
+fn subresources(kind: Kind) -> &'static [Subresource] {
+    match kind {
+        Kind::Pod => {
+            &[("exec", "PodExecOptions", &["create", "get"]), ("log", "Pod", &["get"]), ("status", "Pod", &["get"])]
+        }
+        Kind::Node => &[("status", "Node", &["get"])],
+        _ => &[],
+    }
+}
+
+/// The version of aggregated discovery that the caller prefers, if it wants that form.
+fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
+    let accept = headers.get(header::ACCEPT)?.to_str().ok()?;
+    accept.split(',').filter(|one| one.contains("as=APIGroupDiscoveryList")).find_map(|one| {
+        let version = one.split(';').find_map(|part| part.trim().strip_prefix("v="))?;
+        match version {
+            "v2" => Some("v2"),
+            "v2beta1" => Some("v2beta1"),
+            _ => None,
+        }
+    })
+}
+
+fn aggregated_response(version: &'static str, items: &[Value]) -> Response {
+    let body = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "metadata": {}, "items": items});
+    let mut response = json_response(StatusCode::OK, body.to_string());
+    let content_type = match version {
+        "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,235 @@
+//! `pods/NAME/exec`: a command's input and output over a WebSocket.
+//!
+//! The protocol is Kubernetes' remote command, `v5.channel.k8s.io` and `v4.channel.k8s.io`: the first byte of each binary
+//! message is the channel, 0 input, 1 output, 2 errors, 3 the result as a `metav1.Status`, 4 the terminal's size;
+//! v5 adds 255, whose payload is the channel that the sender closes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::WebSocketUpgrade;
+use axum::extract::ws::{Message, WebSocket};
+use axum::response::Response;
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::Interest;
+use tokio::sync::mpsc;
+
+use super::params::Params;
+use super::stdio::Stdio;
+use super::write::Target;
+use super::{Api, ApiError, ExecRequest, ExecStreams, log};
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const STATUS: u8 = 3;
+const RESIZE: u8 = 4;
+const CLOSE: u8 = 255;
+
+/// Bytes read at once from the command.
+const CHUNK: usize = 16 * 1024;
+/// Bytes of a message that is accepted.
+const MAX_MESSAGE: usize = 1 << 20;
+/// How long output may be silent after the command's end before it is given up: a child that the command left behind can
+/// hold the pipe for ever.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Upgrades the connection and runs the command.
+pub fn respond(
+    api: &Api,
+    target: &Target,
+    params: &Params,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, ApiError> {
+    let request = request(api, target, params)?;
+    let upgrade = upgrade
+        .protocols(["v5.channel.k8s.io", "v4.channel.k8s.io"])
+        .max_message_size(MAX_MESSAGE)
+        .max_frame_size(MAX_MESSAGE);
+    if upgrade.selected_protocol().is_none() {
+        return Err(ApiError::bad_request(
+            "unable to upgrade: no common protocol, want v5.channel.k8s.io or v4.channel.k8s.io",
+        ));
+    }
+    let (backend, target) = (api.backend.clone(), target.clone());
+    Ok(upgrade.on_upgrade(async move |socket| {
+        let (mut sink, stream) = socket.split();
+        let status = match backend.exec(&target.namespace, &target.name, request).await {
+            Ok(streams) => run(&mut sink, stream, streams).await,
+            Err(error) => Some(error.status()),
+        };
+        if let Some(status) = status {
+            let _ = sink.send(frame(STATUS, status.to_string().as_bytes())).await;
+        }
+        let _ = sink.close().await;
+    }))
+}
+
+fn request(api: &Api, target: &Target, params: &Params) -> Result<ExecRequest, ApiError> {
+    let container = log::container_of(api, target, params)?;
+    let command: Vec<String> = params.all("command").map(str::to_owned).collect();
+    if command.is_empty() {
+        return Err(ApiError::bad_request("you must specify at least 1 command"));
+    }
+    let tty = params.flag("tty");
+    let request = ExecRequest {
+        container,
+        command,
+        stdin: params.flag("stdin"),
+        stdout: params.flag("stdout"),
+        stderr: params.flag("stderr") && !tty,
+        tty,
+    };
+    if !(request.stdin || request.stdout || request.stderr) {
+        return Err(ApiError::bad_request("you must specify at least one of stdin, stdout, stderr"));
+    }
+    Ok(request)
+}
+
+fn frame(channel: u8, bytes: &[u8]) -> Message {
+    let mut message = BytesMut::with_capacity(bytes.len() + 1);
+    message.put_u8(channel);
+    message.put_slice(bytes);
+    Message::Binary(message.freeze())
+}
+
+/// Both directions until the command has ended. Gives its result, or nothing when the caller has gone.
+async fn run(
+    sink: &mut SplitSink<WebSocket, Message>,
+    stream: SplitStream<WebSocket>,
+    streams: ExecStreams,
+) -> Option<Value> {
+    let ends = match Ends::new(streams.stdin, streams.stdout, streams.stderr, streams.console) {
+        Ok(ends) => ends,
+        Err(error) => return Some(ApiError::internal(format!("open the command's streams: {error}")).status()),
+    };
+    let (sender, mut output) = mpsc::channel::<(u8, Bytes)>(4);
+    let readers: Vec<_> = ends.outputs.into_iter().map(|(ch, from)| tokio::spawn(pump(ch, from, sender.clone()))).collect();
+    drop(sender);
+    let mut input = tokio::spawn(receive(stream, ends.input, ends.console));
+    let mut exit = streams.exit;
+    let mut result = None;
+    let gone = loop {
+        tokio::select! {
+            biased;
+            chunk = output.recv() => match chunk {
+                Some((channel, bytes)) => {
+                    if sink.send(frame(channel, &bytes)).await.is_err() {
+                        break true;
+                    }
+                }
+                // Every output has ended; only the result is missing.
+                None => {
+                    let last = match result.take() {
+                        Some(known) => known,
+                        None => tokio::select! { code = &mut exit => code, _ = &mut input => break true },
+                    };
+                    result = Some(last);
+                    break false;
+                }
+            },
+            code = &mut exit, if result.is_none() => result = Some(code),
+            _ = &mut input => break true,
+            () = tokio::time::sleep(DRAIN), if result.is_some() => break false,
+        }
+    };
+    input.abort();
+    for reader in readers {
+        reader.abort();
+    }
+    if gone { None } else { result.map(outcome) }
+}
+
+/// The command's ends, by what is done with them.
+struct Ends {
+    input: Option<Arc<Stdio>>,
+    outputs: Vec<(u8, Arc<Stdio>)>,
+    console: Option<Arc<Stdio>>,
+}
+
+impl Ends {
+    fn new(
+        stdin: Option<std::os::fd::OwnedFd>,
+        stdout: Option<std::os::fd::OwnedFd>,
+        stderr: Option<std::os::fd::OwnedFd>,
+        console: Option<std::os::fd::OwnedFd>,
+    ) -> std::io::Result<Ends> {
+        let open = |fd, interest| Stdio::new(fd, interest).map(Arc::new);
+        let console = console.map(|fd| open(fd, Interest::READABLE | Interest::WRITABLE)).transpose()?;
+        let input = stdin.map(|fd| open(fd, Interest::WRITABLE)).transpose()?;
+        let mut outputs = Vec::new();
+        for (channel, fd) in [(STDOUT, stdout), (STDERR, stderr)] {
+            if let Some(fd) = fd {
+                outputs.push((channel, open(fd, Interest::READABLE)?));
+            }
+        }
+        outputs.extend(console.iter().map(|console| (STDOUT, console.clone())));
+        Ok(Ends { input: input.or_else(|| console.clone()), outputs, console })
+    }
+}
+
+/// Reads one output until its end.
+async fn pump(channel: u8, from: Arc<Stdio>, to: mpsc::Sender<(u8, Bytes)>) {
+    let mut buffer = vec![0; CHUNK];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        let Some(bytes) = buffer.get(..count) else { return };
+        if to.send((channel, Bytes::copy_from_slice(bytes))).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The terminal's size as client-go sends it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Size {
+    width: u16,
+    height: u16,
+}
+
+/// Handles what the caller sends, until it goes. What it closes or sends wrongly disturbs nothing else.
+async fn receive(mut stream: SplitStream<WebSocket>, mut input: Option<Arc<Stdio>>, console: Option<Arc<Stdio>>) {
+    while let Some(Ok(message)) = stream.next().await {
+        let bytes = match message {
+            Message::Binary(bytes) => bytes,
+            Message::Close(_) => return,
+            Message::Text(_) | Message::Ping(_) | Message::Pong(_) => continue,
+        };
+        match (bytes.first().copied(), bytes.get(1..).unwrap_or_default()) {
+            (Some(STDIN), data) => {
+                let failed = match &input {
+                    Some(input) => input.write_all(data).await.is_err(),
+                    None => false,
+                };
+                // The command does not read any more; it may still write.
+                if failed {
+                    input = None;
+                }
+            }
+            (Some(CLOSE), [STDIN]) => input = None,
+            (Some(RESIZE), data) => {
+                if let (Some(console), Ok(size)) = (&console, serde_json::from_slice::<Size>(data)) {
+                    let _ = console.resize(size.height, size.width);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The `Status` for a command's end.
+fn outcome(exit: Result<i32, String>) -> Value {
+    match exit {
+        Ok(0) => json!({"metadata": {}, "status": "Success"}),
+        Ok(code) => json!({
+            "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
+            "message": format!("command terminated with non-zero exit code: exit status {code}"),
+            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+        }),
+        Err(why) => ApiError::internal(why).status(),
+    }
+}

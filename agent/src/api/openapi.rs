@@ -1,0 +1,48 @@
+//! The little of `/openapi/v3` that kubectl looks at: which paths take the `fieldValidation` parameter, so that it leaves the
+//! checking of manifests to the server instead of downloading a schema.
+
+use axum::response::Response;
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::read::json_response;
+use crate::store::Kind;
+
+/// `/openapi/v3`: the documents there are.
+pub fn index() -> Response {
+    let url = format!("/openapi/v3/api/v1?hash={}", env!("CARGO_PKG_VERSION"));
+    let body = json!({"paths": {"api/v1": {"serverRelativeURL": url}}});
+    json_response(StatusCode::OK, body.to_string())
+}
+
+/// `/openapi/v3/api/v1`.
+pub fn core() -> Response {
+    let mut paths = Map::new();
+    for kind in [Kind::ConfigMap, Kind::Pod, Kind::Secret] {
+        let collection = format!("/api/v1/namespaces/{{namespace}}/{}", kind.plural());
+        paths.insert(format!("{collection}/{{name}}"), json!({
+            "get": operation(kind, "get", &[]), "put": operation(kind, "put", &CHANGE),
+            "patch": operation(kind, "patch", &CHANGE), "delete": operation(kind, "delete", &["dryRun"]),
+        }));
+        paths.insert(
+            collection,
+            json!({"get": operation(kind, "list", &[]), "post": operation(kind, "post", &CHANGE)}),
+        );
+    }
+    let body = json!({"openapi": "3.0.0", "info": {"title": "Berth", "version": env!("CARGO_PKG_VERSION")},
+        "paths": paths, "components": {"schemas": {}}});
+    json_response(StatusCode::OK, body.to_string())
+}
+
+const CHANGE: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"];
+
+fn operation(kind: Kind, action: &str, parameters: &[&str]) -> Value {
+    let parameter =
+        |name: &&str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
+    json!({
+        "parameters": parameters.iter().map(parameter).collect::<Vec<_>>(),
+        "responses": {"200": {"description": "OK"}},
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": {"group": "", "version": "v1", "kind": kind.as_str()},
+    })
+}

@@ -1,0 +1,175 @@
+//! From a path and a method to what answers it.
+
+use axum::extract::{FromRequestParts, Request, State, WebSocketUpgrade};
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{Method, StatusCode};
+
+use super::params::Params;
+use super::{Api, ApiError, discovery, exec, log, openapi, read, watch, write};
+use crate::store::Kind;
+
+/// What a path names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Route {
+    /// All objects of a kind, in one namespace or in all.
+    Collection { kind: Kind, namespace: Option<String> },
+    /// One object, or a part of it that has a path of its own.
+    Object { kind: Kind, namespace: String, name: String, sub: Option<String> },
+}
+
+/// Answers any request.
+pub async fn handle(State(api): State<Api>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    answer(&api, parts, body).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Response, ApiError> {
+    let path = parts.uri.path().trim_end_matches('/').to_owned();
+    match path.as_str() {
+        "/healthz" | "/livez" | "/readyz" => return Ok(health(api, &path)),
+        "/version" => return Ok(discovery::version()),
+        "/api" => return Ok(discovery::api(&parts.headers)),
+        "/apis" => return Ok(discovery::apis(&parts.headers)),
+        "/api/v1" => return Ok(discovery::resources()),
+        "/openapi/v3" => return Ok(openapi::index()),
+        "/openapi/v3/api/v1" => return Ok(openapi::core()),
+        _ => {}
+    }
+    let route = Route::parse(&path).ok_or_else(ApiError::no_such_path)?;
+    let params = Params::of(&parts.uri)?;
+    match route {
+        Route::Collection { kind, namespace } => match parts.method {
+            Method::GET if params.flag("watch") => {
+                watch::respond(api, kind, namespace, &params, read::Format::of(&parts.headers, &params))
+            }
+            Method::GET => read::list(api, kind, namespace, &params, read::Format::of(&parts.headers, &params)),
+            Method::POST => write::create(api, kind, namespace, &params, &parts.headers, body).await,
+            _ => Err(ApiError::method_not_allowed()),
+        },
+        Route::Object { kind, namespace, name, sub: None } => {
+            let object = write::Target { kind, namespace, name };
+            match parts.method {
+                Method::GET if params.flag("watch") => Err(ApiError::method_not_allowed()),
+                Method::GET => read::get(api, &object, read::Format::of(&parts.headers, &params)),
+                Method::PUT => write::replace(api, &object, &params, &parts.headers, body).await,
+                Method::PATCH => write::patch(api, &object, &params, &parts.headers, body).await,
+                Method::DELETE => write::delete(api, &object, &params, body).await,
+                _ => Err(ApiError::method_not_allowed()),
+            }
+        }
+        Route::Object { kind, namespace, name, sub: Some(sub) } => {
+            let object = write::Target { kind, namespace, name };
+            subresource(api, &object, &sub, &params, parts).await
+        }
+    }
+}
+
+async fn subresource(
+    api: &Api,
+    object: &write::Target,
+    sub: &str,
+    params: &Params,
+    mut parts: Parts,
+) -> Result<Response, ApiError> {
+    match (object.kind, sub, &parts.method) {
+        (Kind::Pod | Kind::Node, "status", &Method::GET) => {
+            read::get(api, object, read::Format::of(&parts.headers, params))
+        }
+        (Kind::Pod, "log", &Method::GET) => log::respond(api, object, params).await,
+        // kubectl and the kube crate open the WebSocket with GET; POST is how SPDY, which is not served, begins.
+        (Kind::Pod, "exec", &Method::GET | &Method::POST) => {
+            let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, api).await.map_err(|_| {
+                ApiError::bad_request("exec needs a WebSocket upgrade (kubectl 1.31 or newer, or berth exec)")
+            })?;
+            exec::respond(api, object, params, upgrade)
+        }
+        (Kind::Pod | Kind::Node, "status", _) | (Kind::Pod, "log" | "exec", _) => {
+            Err(ApiError::method_not_allowed())
+        }
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+fn health(api: &Api, path: &str) -> Response {
+    match (path, api.backend.ready()) {
+        ("/readyz", Err(why)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")).into_response(),
+        _ => "ok".into_response(),
+    }
+}
+
+impl Route {
+    fn parse(path: &str) -> Option<Route> {
+        let rest = path.strip_prefix("/api/v1/")?;
+        let parts: Vec<String> = rest.split('/').map(decode).collect::<Option<_>>()?;
+        if parts.iter().any(String::is_empty) {
+            return None;
+        }
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        match parts.as_slice() {
+            ["namespaces", namespace, plural, rest @ ..] => {
+                let kind = Kind::from_plural(plural).filter(|kind| kind.namespaced())?;
+                Route::below(kind, (*namespace).to_owned(), rest)
+            }
+            [plural] => Some(Route::Collection { kind: Kind::from_plural(plural)?, namespace: None }),
+            [plural, rest @ ..] => {
+                let kind = Kind::from_plural(plural).filter(|kind| !kind.namespaced())?;
+                Route::below(kind, String::new(), rest)
+            }
+            [] => None,
+        }
+    }
+
+    fn below(kind: Kind, namespace: String, rest: &[&str]) -> Option<Route> {
+        match rest {
+            [] => Some(Route::Collection { kind, namespace: Some(namespace) }),
+            [name] => Some(Route::Object { kind, namespace, name: (*name).to_owned(), sub: None }),
+            [name, sub] => {
+                Some(Route::Object { kind, namespace, name: (*name).to_owned(), sub: Some((*sub).to_owned()) })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Undoes percent-encoding; `None` if it is malformed.
+fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let high = char::from(rest.next()?).to_digit(16)?;
+            let low = char::from(rest.next()?).to_digit(16)?;
+            bytes.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(kind: Kind, namespace: &str, name: &str, sub: Option<&str>) -> Option<Route> {
+        let sub = sub.map(str::to_owned);
+        Some(Route::Object { kind, namespace: namespace.into(), name: name.into(), sub })
+    }
+
+    #[test]
+    fn paths_become_routes() {
+        let parse = Route::parse;
+        assert_eq!(parse("/api/v1/pods"), Some(Route::Collection { kind: Kind::Pod, namespace: None }));
+        assert_eq!(
+            parse("/api/v1/namespaces/a/pods"),
+            Some(Route::Collection { kind: Kind::Pod, namespace: Some("a".into()) })
+        );
+        assert_eq!(parse("/api/v1/namespaces/a/pods/x%2Ey/log"), object(Kind::Pod, "a", "x.y", Some("log")));
+        assert_eq!(parse("/api/v1/namespaces/a"), object(Kind::Namespace, "", "a", None));
+        assert_eq!(parse("/api/v1/nodes/n/status"), object(Kind::Node, "", "n", Some("status")));
+        for path in ["/api/v1/pods/x", "/api/v1/namespaces/a/nodes", "/api/v1/x", "/api/v1/namespaces//pods", "/api/v1/%zz", "/x"] {
+            assert_eq!(parse(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Changing objects: what is asked is checked here as far as it concerns names and versions, and done by the backend.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderMap, StatusCode, header};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
+use serde_json::{Value, json};
+
+use super::params::Params;
+use super::patch::{self, PatchType};
+use super::read::json_response;
+use super::{Api, ApiError};
+use crate::store::{Kind, Object};
+
+/// Bytes of a request's body that are accepted, as many as the API server takes.
+const MAX_BODY: usize = 3 << 20;
+
+/// The object that a path names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace, empty for kinds without.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Target {
+    /// The object as it is now.
+    pub fn find(&self, api: &Api) -> Result<Arc<Object>, ApiError> {
+        api.store
+            .get(self.kind, &self.namespace, &self.name)
+            .ok_or_else(|| ApiError::not_found(self.kind, &self.name))
+    }
+
+    /// Refuses kinds that the node alone writes.
+    fn must_be_writable(&self) -> Result<(), ApiError> {
+        match self.kind {
+            Kind::Pod | Kind::ConfigMap | Kind::Secret => Ok(()),
+            Kind::Event | Kind::Node | Kind::Namespace => Err(ApiError::method_not_allowed()),
+        }
+    }
+
+    /// Makes the path's name and namespace the object's, which must not have others.
+    fn claim(&self, object: &mut Value) -> Result<(), ApiError> {
+        check_type(self.kind, object)?;
+        let metadata = metadata(object)?;
+        match metadata.get("name").map(|name| name.as_str()) {
+            None => metadata["name"] = json!(self.name),
+            Some(Some(name)) if name == self.name => {}
+            Some(_) => {
+                return Err(ApiError::bad_request(format!(
+                    "the name of the object ({}) does not match the name on the URL ({})",
+                    metadata["name"].as_str().unwrap_or("no text"),
+                    self.name
+                )));
+            }
+        }
+        claim_namespace(metadata, &self.namespace)
+    }
+}
+
+/// `POST` to a collection.
+pub async fn create(
+    api: &Api,
+    kind: Kind,
+    namespace: Option<String>,
+    params: &Params,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let Some(namespace) = namespace else { return Err(ApiError::method_not_allowed()) };
+    let mut target = Target { kind, namespace, name: String::new() };
+    target.must_be_writable()?;
+    let dry_run = params.dry_run()?;
+    let mut object = read_object(headers, body).await?;
+    check_type(kind, &object)?;
+    let metadata = metadata(&mut object)?;
+    target.name = name_for(kind, metadata)?;
+    claim_namespace(metadata, &target.namespace)?;
+    let _guard = api.writes.lock().await;
+    if target.find(api).is_ok() {
+        return Err(ApiError::already_exists(kind, &target.name));
+    }
+    let created = store_new(api, &target, object, dry_run).await?;
+    Ok(json_response(StatusCode::CREATED, created.to_string()))
+}
+
+async fn store_new(api: &Api, target: &Target, object: Value, dry_run: bool) -> Result<Value, ApiError> {
+    match target.kind {
+        Kind::Pod => {
+            let pod = api.backend.create_pod(object, dry_run).await?;
+            Ok(newest(api, target, dry_run, &json!(pod)))
+        }
+        _ => {
+            let object = api.backend.put_config(target.kind, object, true, dry_run).await?;
+            Ok(newest(api, target, dry_run, &object))
+        }
+    }
+}
+
+/// What the store has of an object after a change, for it has the version; what the backend gave if it has not.
+fn newest(api: &Api, target: &Target, dry_run: bool, given: &Value) -> Value {
+    let stored = if dry_run { None } else { target.find(api).ok() };
+    let same = |object: &Arc<Object>| object.value()["metadata"]["uid"] == given["metadata"]["uid"];
+    stored.filter(same).map_or_else(|| given.clone(), |object| object.value())
+}
+
+/// `PUT`.
+pub async fn replace(
+    api: &Api,
+    target: &Target,
+    params: &Params,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    target.must_be_writable()?;
+    let dry_run = params.dry_run()?;
+    let mut object = read_object(headers, body).await?;
+    target.claim(&mut object)?;
+    let _guard = api.writes.lock().await;
+    let current = target.find(api)?;
+    let updated = store_next(api, target, &current, object, dry_run).await?;
+    Ok(json_response(StatusCode::OK, updated.to_string()))
+}
+
+/// `PATCH`.
+pub async fn patch(
+    api: &Api,
+    target: &Target,
+    params: &Params,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    target.must_be_writable()?;
+    let dry_run = params.dry_run()?;
+    let kind = PatchType::of(content_type(headers))?;
+    let bytes = read_body(body).await?;
+    let patch = patch::parse(kind, &bytes)?;
+    let _guard = api.writes.lock().await;
+    let current = match (target.find(api), kind) {
+        (Ok(current), _) => current,
+        (Err(_), PatchType::Apply) => {
+            let mut object = patch;
+            target.claim(&mut object)?;
+            let created = store_new(api, target, object, dry_run).await?;
+            return Ok(json_response(StatusCode::CREATED, created.to_string()));
+        }
+        (Err(error), _) => return Err(error),
+    };
+    let mut object = patch::apply(kind, current.value(), patch)?;
+    target.claim(&mut object)?;
+    let updated = store_next(api, target, &current, object, dry_run).await?;
+    Ok(json_response(StatusCode::OK, updated.to_string()))
+}
+
+async fn store_next(
+    api: &Api,
+    target: &Target,
+    current: &Object,
+    object: Value,
+    dry_run: bool,
+) -> Result<Value, ApiError> {
+    let old = current.value();
+    let metadata = &object["metadata"];
+    if let Some(version) = metadata["resourceVersion"].as_str().filter(|v| !v.is_empty() && *v != "0")
+        && version != current.version.to_string()
+    {
+        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        return Err(ApiError::conflict(target.kind, &target.name, why));
+    }
+    if let (Some(asked), Some(has)) = (metadata["uid"].as_str(), old["metadata"]["uid"].as_str())
+        && asked != has
+    {
+        return Err(uid_conflict(target, asked, has));
+    }
+    if object == old {
+        return Ok(old);
+    }
+    let updated = match target.kind {
+        Kind::Pod => {
+            json!(api.backend.update_pod(&target.namespace, &target.name, object, dry_run).await?)
+        }
+        _ => api.backend.put_config(target.kind, object, false, dry_run).await?,
+    };
+    Ok(newest(api, target, dry_run, &updated))
+}
+
+/// `DELETE`, with options in the body or the query.
+pub async fn delete(
+    api: &Api,
+    target: &Target,
+    params: &Params,
+    body: Body,
+) -> Result<Response, ApiError> {
+    target.must_be_writable()?;
+    let bytes = read_body(body).await?;
+    let options: DeleteOptions = if bytes.iter().all(u8::is_ascii_whitespace) {
+        DeleteOptions::default()
+    } else {
+        serde_json::from_slice(&bytes)
+            .map_err(|e| ApiError::bad_request(format!("the body is no DeleteOptions: {e}")))?
+    };
+    let grace = match options.grace_period_seconds.map_or_else(|| params.parse("gracePeriodSeconds"), |g| Ok(Some(g)))? {
+        // The API server takes a negative grace period for the shortest one that is not "at once".
+        Some(seconds) => Some(u64::try_from(seconds).unwrap_or(1)),
+        None => None,
+    };
+    let dry_run = params.dry_run()? || options.dry_run.iter().flatten().any(|word| word == "All");
+    let current = target.find(api)?;
+    let value = current.value();
+    let expected = options.preconditions.unwrap_or_default();
+    let has = value["metadata"]["uid"].as_str().unwrap_or_default();
+    if let Some(asked) = expected.uid.as_deref().filter(|asked| *asked != has) {
+        return Err(uid_conflict(target, asked, has));
+    }
+    if let Some(asked) = expected.resource_version.filter(|asked| *asked != current.version.to_string()) {
+        let why = format!(
+            "Precondition failed: ResourceVersion in precondition: {asked}, ResourceVersion in object meta: {}",
+            current.version
+        );
+        return Err(ApiError::conflict(target.kind, &target.name, &why));
+    }
+    if dry_run {
+        return Ok(json_response(StatusCode::OK, current.json.clone()));
+    }
+    if target.kind == Kind::Pod {
+        let pod = api.backend.delete_pod(&target.namespace, &target.name, grace, expected.uid).await?;
+        return Ok(json_response(StatusCode::OK, json!(pod).to_string()));
+    }
+    api.backend.delete_config(target.kind, &target.namespace, &target.name).await?;
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+        "details": {"name": target.name, "kind": target.kind.plural(), "uid": value["metadata"]["uid"]}});
+    Ok(json_response(StatusCode::OK, status.to_string()))
+}
+
+fn uid_conflict(target: &Target, asked: &str, has: &str) -> ApiError {
+    let why = format!("Precondition failed: UID in precondition: {asked}, UID in object meta: {has}");
+    ApiError::conflict(target.kind, &target.name, &why)
+}
+
+fn content_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim()
+}
+
+async fn read_body(body: Body) -> Result<bytes::Bytes, ApiError> {
+    axum::body::to_bytes(body, MAX_BODY).await.map_err(|e| {
+        let text = format!("cannot read the body of the request (at most {MAX_BODY} bytes): {e}");
+        ApiError::new(413, "RequestEntityTooLarge", text)
+    })
+}
+
+async fn read_object(headers: &HeaderMap, body: Body) -> Result<Value, ApiError> {
+    let bytes = read_body(body).await?;
+    match content_type(headers) {
+        "application/json" | "" => serde_json::from_slice(&bytes)
+            .map_err(|e| ApiError::bad_request(format!("the body is no JSON: {e}"))),
+        "application/yaml" => serde_yaml::from_slice(&bytes)
+            .map_err(|e| ApiError::bad_request(format!("the body is no YAML: {e}"))),
+        other => Err(patch::unsupported(other, "application/json, application/yaml")),
+    }
+}
+
+/// Refuses an object of another kind than the path's; fills in what is missing.
+fn check_type(kind: Kind, object: &Value) -> Result<(), ApiError> {
+    let Some(fields) = object.as_object() else {
+        return Err(ApiError::bad_request("the body is no object"));
+    };
+    let differs = |field: &str, want: &str| {
+        fields.get(field).filter(|has| !has.is_null() && has.as_str() != Some("")).is_some_and(|has| has.as_str() != Some(want))
+    };
+    if differs("kind", kind.as_str()) || differs("apiVersion", "v1") {
+        return Err(ApiError::bad_request(format!(
+            "the object provided is a {} of {}, but the path is for a {kind} of v1",
+            fields.get("kind").unwrap_or(&Value::Null),
+            fields.get("apiVersion").unwrap_or(&Value::Null)
+        )));
+    }
+    Ok(())
+}
+
+/// The object's metadata, made if it has none.
+fn metadata(object: &mut Value) -> Result<&mut Value, ApiError> {
+    if object.get("metadata").is_none_or(Value::is_null) {
+        object["metadata"] = json!({});
+    }
+    let metadata = &mut object["metadata"];
+    if metadata.is_object() { Ok(metadata) } else { Err(ApiError::bad_request("metadata is no object")) }
+}
+
+fn claim_namespace(metadata: &mut Value, namespace: &str) -> Result<(), ApiError> {
+    match metadata.get("namespace").map(|ns| ns.as_str().map(str::to_owned)) {
+        None => metadata["namespace"] = json!(namespace),
+        Some(Some(ns)) if ns == namespace => {}
+        Some(_) => {
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The name of a new object: its own, or one made from `generateName`.
+fn name_for(kind: Kind, metadata: &mut Value) -> Result<String, ApiError> {
+    // The letters that the API server makes names of: none that could spell a word.
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    if let Some(name) = metadata["name"].as_str().filter(|name| !name.is_empty()) {
+        return Ok(name.to_owned());
+    }
+    let Some(prefix) = metadata["generateName"].as_str().filter(|prefix| !prefix.is_empty()) else {
+        let cause = super::Cause {
+            reason: "FieldValueRequired",
+            field: "metadata.name".into(),
+            message: "Required value: name or generateName is required".into(),
+        };
+        return Err(ApiError::invalid(kind, "", vec![cause]));
+    };
+    let random = uuid::Uuid::new_v4();
+    let suffix = random.as_bytes().iter().take(5).map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]));
+    let name: String = prefix.chars().chain(suffix).collect();
+    metadata["name"] = json!(name);
+    Ok(name)
+}

@@ -1,0 +1,360 @@
+//! The versioned objects that the API serves: the newest state of each, and a bounded history of changes to watch.
+//!
+//! Objects are kept as the JSON text that goes over the wire, not as trees: a node has few objects but must be small.
+//! Versions begin at the clock's milliseconds, so that a version from before an agent's restart is
+//! recognised as too old instead of being taken for one of this life.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// Bytes of JSON that the history may hold on to. A watcher that falls behind further lists again.
+const HISTORY_BYTES: usize = 1 << 20;
+
+/// The kinds of objects this node keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `v1 Pod`.
+    Pod,
+    /// `v1 Event`.
+    Event,
+    /// `v1 Node`, not in a namespace.
+    Node,
+    /// `v1 ConfigMap`.
+    ConfigMap,
+    /// `v1 Secret`.
+    Secret,
+    /// `v1 Namespace`, not in a namespace.
+    Namespace,
+}
+
+impl Kind {
+    /// Every kind, in the order of discovery.
+    pub const ALL: [Kind; 6] =
+        [Kind::ConfigMap, Kind::Event, Kind::Namespace, Kind::Node, Kind::Pod, Kind::Secret];
+
+    /// The `kind` field.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Pod => "Pod",
+            Kind::Event => "Event",
+            Kind::Node => "Node",
+            Kind::ConfigMap => "ConfigMap",
+            Kind::Secret => "Secret",
+            Kind::Namespace => "Namespace",
+        }
+    }
+
+    /// The name in URLs.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Kind::Pod => "pods",
+            Kind::Event => "events",
+            Kind::Node => "nodes",
+            Kind::ConfigMap => "configmaps",
+            Kind::Secret => "secrets",
+            Kind::Namespace => "namespaces",
+        }
+    }
+
+    /// What a person types for it.
+    pub fn short_names(self) -> &'static [&'static str] {
+        match self {
+            Kind::Pod => &["po"],
+            Kind::Event => &["ev"],
+            Kind::Node => &["no"],
+            Kind::ConfigMap => &["cm"],
+            Kind::Secret => &[],
+            Kind::Namespace => &["ns"],
+        }
+    }
+
+    /// Whether its objects live in a namespace.
+    pub fn namespaced(self) -> bool {
+        !matches!(self, Kind::Node | Kind::Namespace)
+    }
+
+    /// The kind with that name in URLs.
+    pub fn from_plural(plural: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.plural() == plural)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One version of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace; empty for kinds that have none.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// `metadata.resourceVersion` as a number.
+    pub version: u64,
+    /// The whole object as JSON text.
+    pub json: Bytes,
+}
+
+impl Object {
+    /// The object as a tree.
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.json).expect("the store holds only JSON that it wrote itself")
+    }
+}
+
+/// What happened to an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The version of the change; changes of all kinds are numbered in one sequence.
+    pub version: u64,
+    /// The object before, none if it is new.
+    pub before: Option<Arc<Object>>,
+    /// The object after, none if it is gone.
+    pub after: Option<Arc<Object>>,
+    /// For a deletion the last state, with the deletion's version.
+    pub last: Arc<Object>,
+}
+
+/// The version asked for is not in the history any more (or was never given out): list again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too old resource version: {asked} ({oldest})")]
+pub struct Gone {
+    /// What was asked for.
+    pub asked: u64,
+    /// The oldest that can be watched from.
+    pub oldest: u64,
+}
+
+type Key = (Kind, String, String);
+
+#[derive(Debug)]
+struct State {
+    version: u64,
+    objects: BTreeMap<Key, Arc<Object>>,
+    history: VecDeque<Change>,
+    history_bytes: usize,
+    /// Every change after this version is in `history`.
+    oldest: u64,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+}
+
+/// The objects. Clones share one store.
+#[derive(Clone, Debug)]
+pub struct ObjectStore(Arc<Inner>);
+
+impl Default for ObjectStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ObjectStore {
+    /// An empty store whose versions begin at the clock's milliseconds.
+    pub fn new() -> ObjectStore {
+        let now = jiff::Timestamp::now().as_millisecond();
+        Self::starting_at(u64::try_from(now).unwrap_or(1), HISTORY_BYTES)
+    }
+
+    /// An empty store at a given version that keeps up to `history_bytes` of JSON as history.
+    pub fn starting_at(version: u64, history_bytes: usize) -> ObjectStore {
+        let state = State {
+            version,
+            objects: BTreeMap::new(),
+            history: VecDeque::new(),
+            history_bytes: 0,
+            oldest: version,
+            limit: history_bytes,
+        };
+        ObjectStore(Arc::new(Inner { state: Mutex::new(state), changed: watch::channel(version).0 }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every critical section leaves the state whole, so a panic elsewhere does not spoil it.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes `value` the newest state of an object and returns its version. An object that does not differ keeps
+    /// its version, and nobody is told. `apiVersion`, `kind`, name, namespace and version are filled in.
+    ///
+    /// # Panics
+    /// When `value` does not serialise to a JSON object: objects are Kubernetes types.
+    pub fn put(&self, kind: Kind, namespace: &str, name: &str, value: &impl Serialize) -> u64 {
+        let mut value = serde_json::to_value(value).expect("Kubernetes types serialise");
+        let namespace = if kind.namespaced() { namespace } else { "" };
+        complete(&mut value, kind, namespace, name);
+        let mut state = self.lock();
+        let key = (kind, namespace.to_owned(), name.to_owned());
+        let before = state.objects.get(&key).cloned();
+        if let Some(before) = &before {
+            set_version(&mut value, before.version);
+            let unchanged = serde_json::to_vec(&value).is_ok_and(|text| text == before.json);
+            if unchanged {
+                return before.version;
+            }
+        }
+        state.version += 1;
+        let version = state.version;
+        set_version(&mut value, version);
+        let json = Bytes::from(value.to_string());
+        let object = Arc::new(Object { kind, namespace: key.1.clone(), name: key.2.clone(), version, json });
+        state.objects.insert(key, object.clone());
+        state.record(Change { version, before, after: Some(object.clone()), last: object });
+        drop(state);
+        self.0.changed.send_replace(version);
+        version
+    }
+
+    /// Removes an object; false if there was none.
+    pub fn delete(&self, kind: Kind, namespace: &str, name: &str) -> bool {
+        let mut state = self.lock();
+        let namespace = if kind.namespaced() { namespace } else { "" };
+        let Some(before) = state.objects.remove(&(kind, namespace.to_owned(), name.to_owned())) else {
+            return false;
+        };
+        state.version += 1;
+        let version = state.version;
+        let mut value = before.value();
+        set_version(&mut value, version);
+        let last = Object { version, json: Bytes::from(value.to_string()), ..Object::clone(&before) };
+        state.record(Change { version, before: Some(before), after: None, last: Arc::new(last) });
+        drop(state);
+        self.0.changed.send_replace(version);
+        true
+    }
+
+    /// The newest state of one object.
+    pub fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        let namespace = if kind.namespaced() { namespace } else { "" };
+        self.lock().objects.get(&(kind, namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// All objects of a kind, in one namespace or all, ordered by namespace and name, and the version of this list.
+    pub fn list(&self, kind: Kind, namespace: Option<&str>) -> (Vec<Arc<Object>>, u64) {
+        let state = self.lock();
+        let from = (kind, namespace.unwrap_or_default().to_owned(), String::new());
+        let objects = state
+            .objects
+            .range(from..)
+            .map(|(_, object)| object)
+            .take_while(|o| o.kind == kind && namespace.is_none_or(|ns| ns == o.namespace))
+            .cloned()
+            .collect();
+        (objects, state.version)
+    }
+
+    /// The version of the newest change.
+    pub fn version(&self) -> u64 {
+        self.lock().version
+    }
+
+    /// Changes of one kind after a version.
+    ///
+    /// # Errors
+    /// [`Gone`] when the history does not reach back that far, or the version lies in the future.
+    pub fn watch(&self, kind: Kind, since: u64) -> Result<Watch, Gone> {
+        let state = self.lock();
+        state.reachable(since)?;
+        Ok(Watch { store: self.clone(), kind, cursor: since, changed: self.0.changed.subscribe() })
+    }
+}
+
+impl State {
+    fn record(&mut self, change: Change) {
+        self.history_bytes += change.last.json.len();
+        self.history.push_back(change);
+        while self.history_bytes > self.limit && self.history.len() > 1 {
+            if let Some(old) = self.history.pop_front() {
+                self.history_bytes -= old.last.json.len();
+                self.oldest = old.version;
+            }
+        }
+    }
+
+    fn reachable(&self, since: u64) -> Result<(), Gone> {
+        if since < self.oldest || since > self.version {
+            return Err(Gone { asked: since, oldest: self.oldest });
+        }
+        Ok(())
+    }
+}
+
+/// A position in the sequence of changes of one kind.
+#[derive(Debug)]
+pub struct Watch {
+    store: ObjectStore,
+    kind: Kind,
+    cursor: u64,
+    changed: watch::Receiver<u64>,
+}
+
+impl Watch {
+    /// The version up to which every change has been seen.
+    pub fn version(&self) -> u64 {
+        self.cursor
+    }
+
+    /// The next change, if there is one already.
+    ///
+    /// # Errors
+    /// [`Gone`] when this watcher has fallen behind the history.
+    pub fn try_next(&mut self) -> Result<Option<Change>, Gone> {
+        let state = self.store.lock();
+        state.reachable(self.cursor)?;
+        let start = state.history.partition_point(|change| change.version <= self.cursor);
+        let found = state.history.iter().skip(start).find(|change| change.last.kind == self.kind);
+        self.cursor = found.map_or(state.version, |change| change.version);
+        Ok(found.cloned())
+    }
+
+    /// The next change; waits for one. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// [`Gone`] when this watcher has fallen behind the history.
+    pub async fn next(&mut self) -> Result<Change, Gone> {
+        loop {
+            self.changed.mark_unchanged();
+            if let Some(change) = self.try_next()? {
+                return Ok(change);
+            }
+            // The sender lives in the store that this watcher holds, so it cannot be gone.
+            let _ = self.changed.changed().await;
+        }
+    }
+}
+
+fn complete(value: &mut Value, kind: Kind, namespace: &str, name: &str) {
+    if !value.get("metadata").is_some_and(Value::is_object) {
+        value["metadata"] = json!({});
+    }
+    value["apiVersion"] = json!("v1");
+    value["kind"] = json!(kind.as_str());
+    value["metadata"]["name"] = json!(name);
+    if kind.namespaced() {
+        value["metadata"]["namespace"] = json!(namespace);
+    }
+}
+
+fn set_version(value: &mut Value, version: u64) {
+    value["metadata"]["resourceVersion"] = json!(version.to_string());
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

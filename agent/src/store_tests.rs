@@ -1,0 +1,128 @@
+#![allow(clippy::unwrap_used)]
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn store() -> ObjectStore {
+    ObjectStore::starting_at(100, 1 << 20)
+}
+
+#[test]
+fn versions_grow_and_are_in_the_object() {
+    let store = store();
+    assert_eq!(store.put(Kind::Pod, "default", "a", &json!({"spec": {}})), 101);
+    assert_eq!(store.put(Kind::Node, "ignored", "n", &json!({})), 102);
+    let pod = store.get(Kind::Pod, "default", "a").unwrap().value();
+    assert_eq!(
+        pod["metadata"],
+        json!({"name": "a", "namespace": "default", "resourceVersion": "101"})
+    );
+    let node = store.get(Kind::Node, "", "n").unwrap();
+    assert_eq!(node.namespace, "");
+    assert_eq!(node.value()["kind"], "Node");
+}
+
+#[test]
+fn an_equal_object_is_no_change() {
+    let store = store();
+    let version = store.put(Kind::Pod, "default", "a", &json!({"spec": {"x": 1}}));
+    assert_eq!(store.put(Kind::Pod, "default", "a", &json!({"spec": {"x": 1}})), version);
+    assert_eq!(store.version(), version);
+}
+
+#[test]
+fn lists_one_namespace_only() {
+    let store = store();
+    for (namespace, name) in [("b", "2"), ("a", "1"), ("b", "1"), ("c", "1")] {
+        store.put(Kind::Pod, namespace, name, &json!({}));
+    }
+    store.put(Kind::Secret, "b", "1", &json!({}));
+    let names = |ns| {
+        let (objects, _) = store.list(Kind::Pod, ns);
+        objects.iter().map(|o| format!("{}/{}", o.namespace, o.name)).collect::<Vec<_>>()
+    };
+    assert_eq!(names(None), ["a/1", "b/1", "b/2", "c/1"]);
+    assert_eq!(names(Some("b")), ["b/1", "b/2"]);
+    assert!(names(Some("nowhere")).is_empty());
+}
+
+#[test]
+fn old_and_future_versions_are_gone() {
+    let store = ObjectStore::starting_at(100, 200);
+    for n in 0..50 {
+        store.put(Kind::Pod, "default", "a", &json!({"spec": {"n": n}}));
+    }
+    assert!(store.watch(Kind::Pod, 100).is_err());
+    assert!(store.watch(Kind::Pod, 151).is_err());
+    assert!(store.watch(Kind::Pod, 150).is_ok());
+    assert!(store.watch(Kind::Pod, 149).is_ok());
+}
+
+#[tokio::test]
+async fn a_watcher_wakes_up() {
+    let store = store();
+    let mut watch = store.watch(Kind::Pod, 100).unwrap();
+    let task = tokio::spawn(async move { watch.next().await });
+    tokio::task::yield_now().await;
+    store.put(Kind::Event, "default", "e", &json!({}));
+    store.put(Kind::Pod, "default", "a", &json!({}));
+    let change = task.await.unwrap().unwrap();
+    assert_eq!((change.version, change.before), (102, None));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u8, u8),
+    Delete(u8),
+    Other(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        (0u8..5, 0u8..4).prop_map(|(name, content)| Step::Put(name, content)),
+        (0u8..5).prop_map(Step::Delete),
+        (0u8..5).prop_map(Step::Other),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+type Contents = BTreeMap<String, Value>;
+
+fn contents(store: &ObjectStore) -> Contents {
+    store.list(Kind::Pod, None).0.iter().map(|o| (o.name.clone(), o.value())).collect()
+}
+
+proptest! {
+    /// Whoever lists at any moment and then watches sees exactly the changes that lead to the state at the end.
+    #[test]
+    fn a_watch_from_any_version_sees_exactly_the_changes(steps in steps()) {
+        let store = store();
+        let mut seen: Vec<(u64, Contents)> = vec![(store.version(), contents(&store))];
+        for step in steps {
+            match step {
+                Step::Put(n, c) => { store.put(Kind::Pod, "default", &n.to_string(), &json!({"spec": c})); }
+                Step::Delete(n) => { store.delete(Kind::Pod, "default", &n.to_string()); }
+                Step::Other(n) => { store.put(Kind::Event, "default", &n.to_string(), &json!({"n": store.version()})); }
+            }
+            seen.push((store.version(), contents(&store)));
+        }
+        let end = contents(&store);
+        for (version, mut state) in seen {
+            let mut watch = store.watch(Kind::Pod, version).unwrap();
+            let mut last = version;
+            while let Some(change) = watch.try_next().unwrap() {
+                prop_assert!(change.version > last);
+                last = change.version;
+                prop_assert_eq!(change.last.value()["metadata"]["resourceVersion"].as_str(), Some(last.to_string().as_str()));
+                let before = match &change.after {
+                    Some(after) => state.insert(after.name.clone(), after.value()),
+                    None => state.remove(&change.last.name),
+                };
+                prop_assert_eq!(before, change.before.map(|o| o.value()));
+            }
+            prop_assert_eq!(&state, &end);
+            prop_assert_eq!(watch.version(), store.version());
+        }
+    }
+}
