@@ -5,10 +5,18 @@
 mod config;
 mod error;
 mod image;
+mod import;
+mod load;
+mod manifest;
 mod options;
+mod platform;
 mod progress;
+mod pull;
 mod reference;
+mod save;
 mod store;
+mod stream;
+mod unpack;
 
 pub use config::ImageConfig;
 pub use error::{Error, Result};

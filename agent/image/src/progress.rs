@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Receives progress; called from several threads, and must return soon.
 pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
@@ -49,5 +50,41 @@ impl fmt::Display for Status {
             Status::PullComplete => "Pull complete",
             Status::AlreadyExists => "Already exists",
         })
+    }
+}
+
+/// Tells about one layer, seldom enough for a terminal or a network stream.
+#[derive(Clone)]
+pub(crate) struct Reporter {
+    to: Option<ProgressFn>,
+    layer: String,
+}
+
+impl Reporter {
+    /// For a layer by its digest, or anything else by its name.
+    pub(crate) fn new(to: Option<ProgressFn>, layer: &str) -> Reporter {
+        let layer = match layer.strip_prefix("sha256:") {
+            Some(hex) => hex.chars().take(12).collect(),
+            None => layer.to_owned(),
+        };
+        Reporter { to, layer }
+    }
+
+    pub(crate) fn tell(&self, status: Status, current: u64, total: u64) {
+        if let Some(to) = &self.to {
+            to(Progress { layer: self.layer.clone(), status, current, total });
+        }
+    }
+
+    /// A function that tells about bytes done, at most ten times a second.
+    pub(crate) fn counter(&self, status: Status, total: u64) -> impl FnMut(u64) + Send + use<> {
+        let this = self.clone();
+        let mut last: Option<Instant> = None;
+        move |current| {
+            if this.to.is_some() && last.is_none_or(|at| at.elapsed() >= Duration::from_millis(100)) {
+                last = Some(Instant::now());
+                this.tell(status, current, total);
+            }
+        }
     }
 }
