@@ -71,10 +71,9 @@ impl Config {
         if !(8..=30).contains(&self.ipv4.prefix()) {
             return refuse(format!("pod network {} needs a prefix length from 8 to 30", self.ipv4));
         }
-        if let Some(ipv6) = self.ipv6 {
-            if u32::from(ipv6.prefix()) > 128 - (32 - u32::from(self.ipv4.prefix())) {
-                return refuse(format!("pod network {ipv6} is smaller than {}", self.ipv4));
-            }
+        let widest = 128 - (32 - self.ipv4.prefix());
+        if let Some(ipv6) = self.ipv6.filter(|ipv6| ipv6.prefix() > widest) {
+            return refuse(format!("pod network {ipv6} is smaller than {}", self.ipv4));
         }
         match self.mtu {
             Some(mtu) if !(576..=65535).contains(&mtu) => {
@@ -189,4 +188,33 @@ pub struct Stats {
     pub tx_errors: u64,
     /// Packets from the pod that were dropped.
     pub tx_dropped: u64,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::new("/x");
+        change(&mut config);
+        config.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_defaults_are_good() {
+        Config::new("/x").check().unwrap();
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_named() {
+        assert!(refusal(|c| c.bridge = "a-name-of-16-char".into()).contains("bridge name"));
+        assert!(refusal(|c| c.bridge = "a/b".into()).contains("bridge name"));
+        assert!(refusal(|c| c.table = "0x".into()).contains("nft table name"));
+        assert!(refusal(|c| c.ipv4 = "10.0.0.0/31".parse().unwrap()).contains("prefix length"));
+        assert!(
+            refusal(|c| c.ipv6 = Some("fd00::/120".parse().unwrap())).contains("smaller than 10.85.0.0/16")
+        );
+        assert!(refusal(|c| c.mtu = Some(100)).contains("MTU 100"));
+    }
 }

@@ -208,10 +208,11 @@ impl Inner {
             let namespace = netns::open(&pod.netns)?;
             let claim = self.ipam().claim(&pod, SystemTime::now())?;
             let outcome = self.connect(thread, &namespace, &claim);
-            if outcome.is_err() && claim.before.is_none() {
-                if let Err(error) = self.detach(thread, &claim.lease) {
-                    tracing::warn!(pod = claim.lease.pod(), %error, "could not take back a failed attach");
-                }
+            if outcome.is_err()
+                && claim.before.is_none()
+                && let Err(error) = self.detach(thread, &claim.lease)
+            {
+                tracing::warn!(pod = claim.lease.pod(), %error, "could not take back a failed attach");
             }
             outcome.map(|()| self.attachment(&claim.lease))
         })

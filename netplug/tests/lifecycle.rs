@@ -216,8 +216,9 @@ fn worker_round(runtime: &Runtime, network: &Network, pods: &[PodNetwork]) {
     }
 }
 
-/// Killed at any moment, the next start finds one consistent state and leaves nothing behind.
+/// Killed at any moment, the next start finds one consistent state and leaves nothing behind. The sleep is the moment.
 #[test]
+#[allow(clippy::disallowed_methods)]
 fn kill_at_random_moments() {
     on_a_machine(|machine, runtime| {
         let spaces: Vec<Ns> = (0..3).map(|_| Ns::new()).collect();

@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use berth_netplug::{Config, HostPort, Network, PodNetwork, Protocol};
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -117,6 +118,7 @@ impl Ns {
         let listener = self.run(|| TcpListener::bind(address).unwrap());
         listener.set_nonblocking(true).unwrap();
         Server::start(move || {
+            readable(&listener);
             if let Ok((mut stream, peer)) = listener.accept() {
                 let _ = stream.write_all(peer.ip().to_string().as_bytes());
             }
@@ -128,6 +130,7 @@ impl Ns {
         let socket = self.run(|| UdpSocket::bind(address).unwrap());
         socket.set_nonblocking(true).unwrap();
         Server::start(move || {
+            readable(&socket);
             if let Ok((_, peer)) = socket.recv_from(&mut [0; 64]) {
                 let _ = socket.send_to(peer.ip().to_string().as_bytes(), peer);
             }
@@ -161,6 +164,12 @@ impl Ns {
     }
 }
 
+/// Waits until there is something to read, or a little while.
+fn readable(socket: &impl AsFd) {
+    let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    poll(&mut wanted, PollTimeout::from(20u8)).unwrap();
+}
+
 /// Answers until it is dropped.
 pub struct Server {
     stop: Arc<AtomicBool>,
@@ -174,7 +183,6 @@ impl Server {
         let thread = std::thread::spawn(move || {
             while !seen.load(Ordering::Relaxed) {
                 answer_one();
-                std::thread::sleep(Duration::from_millis(1));
             }
         });
         Self { stop, thread: Some(thread) }
@@ -242,7 +250,9 @@ pub fn nft(arguments: &str) -> String {
     run("nft", arguments)
 }
 
-/// Waits for a condition; fails the test when it does not come true.
+/// Waits for a condition; fails the test when it does not come true. The one place that looks again and again, for what
+/// is waited for happens in the kernel or another program and tells nobody.
+#[allow(clippy::disallowed_methods)]
 pub fn eventually<T: Debug>(what: &str, mut look: impl FnMut() -> Result<(), T>) {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
