@@ -26,7 +26,10 @@ fn an_orphan_is_seen_killed_and_reaped() {
     .unwrap();
     assert!(machine.alive(orphan.pid));
     machine.kill("KILL", &[orphan.pid]).unwrap();
-    poll::until_true("the orphan is reaped", Duration::from_secs(5), || machine.processes().unwrap().is_empty()).unwrap();
+    poll::until_true("the orphan is reaped", Duration::from_secs(5), || {
+        machine.processes().unwrap().is_empty()
+    })
+    .unwrap();
 }
 
 #[test]

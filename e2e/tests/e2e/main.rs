@@ -1,4 +1,20 @@
 //! Tests of the whole binary, each on a machine of its own. See the tour in `berth_e2e`.
 #![allow(clippy::unwrap_used)]
 
+mod commands;
+mod config_objects;
+mod demo;
+mod downward;
+mod exec;
+mod files;
+mod images;
+mod isolation;
+mod kills;
+mod lifecycle;
+mod logs;
 mod machine;
+mod main_job;
+mod metrics;
+mod network;
+mod scale;
+mod smoke;

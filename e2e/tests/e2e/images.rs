@@ -1,0 +1,114 @@
+//! Images: from a real registry, from files, and what is said when there is none.
+
+use std::time::Duration;
+
+use berth_e2e::manifest::{self, Builder};
+use berth_e2e::node::Node;
+use berth_e2e::pods::PodExt;
+use berth_e2e::registry::{self, Registry};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A registry on the node's machine with the demo image as `team/app:1.0`.
+fn registry(node: &Node) -> (Registry, String) {
+    let archive = node.path("demo-oci.tar");
+    node.berth(&["image", "save", "-o", &archive.to_string_lossy(), manifest::IMAGE]).unwrap().ok().unwrap();
+    let registry = Registry::start(node.machine()).unwrap();
+    let reference = registry.push(&archive, "team/app:1.0").unwrap();
+    (registry, reference)
+}
+
+#[test]
+fn a_pod_pulls_its_image_from_a_registry() {
+    let node = Node::start().unwrap();
+    let (registry, reference) = registry(&node);
+    node.apply(
+        "a.yaml",
+        &Builder::new("a").image(&reference, "IfNotPresent").shell("exec sleep 1000000").yaml(),
+    )
+    .unwrap();
+    let pods = node.wait_running(&["a"]).unwrap();
+    let status = pods["a"].container("main").unwrap();
+    assert!(status.image_id.contains("sha256:"), "{status:?}");
+    for reason in ["Pulling: ", "Pulled: ", "Created: ", "Started: "] {
+        node.wait_event("a", reason).unwrap();
+    }
+    let list = node.berth(&["image", "list"]).unwrap().ok().unwrap();
+    assert!(list.contains("127.0.0.1:5000/team/app"), "{list}");
+
+    // It is there now: the registry is not needed any more, unless the policy is Always.
+    drop(registry);
+    node.apply(
+        "b.yaml",
+        &Builder::new("b").image(&reference, "IfNotPresent").shell("exec sleep 1000000").yaml(),
+    )
+    .unwrap();
+    node.wait_running(&["b"]).unwrap();
+    node.apply("c.yaml", &Builder::new("c").image(&reference, "Always").shell("exec sleep 1000000").yaml())
+        .unwrap();
+    node.wait("c cannot pull", SOON, |pods| {
+        pods.get("c").is_some_and(|p| ["ErrImagePull", "ImagePullBackOff"].contains(&p.reason()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_missing_image_shows_why_backs_off_and_recovers() {
+    let node = Node::start().unwrap();
+    let registry = Registry::start(node.machine()).unwrap();
+    let reference = format!("{}/team/late:1.0", registry::ADDRESS);
+    node.apply(
+        "a.yaml",
+        &Builder::new("a").image(&reference, "IfNotPresent").shell("exec sleep 1000000").yaml(),
+    )
+    .unwrap();
+    node.wait("it backs off", SOON, |pods| pods.get("a").is_some_and(|p| p.reason() == "ImagePullBackOff"))
+        .unwrap();
+    let event = node.wait_event("a", "Failed: ").unwrap();
+    assert!(event.contains("team/late:1.0"), "{event}");
+    let archive = node.path("demo-oci.tar");
+    node.berth(&["image", "save", "-o", &archive.to_string_lossy(), manifest::IMAGE]).unwrap().ok().unwrap();
+    registry.push(&archive, "team/late:1.0").unwrap();
+    node.wait_running(&["a"]).unwrap();
+}
+
+#[test]
+fn bad_references_and_never_are_told_apart() {
+    let node = Node::start().unwrap();
+    node.apply(
+        "never.yaml",
+        &Builder::new("never").image("docker.io/library/nowhere:1", "Never").shell("true").yaml(),
+    )
+    .unwrap();
+    node.apply("bad.yaml", &Builder::new("bad").image("Not//AnImage:", "IfNotPresent").shell("true").yaml())
+        .unwrap();
+    node.wait("never says so", SOON, |pods| {
+        pods.get("never").is_some_and(|p| p.reason() == "ErrImageNeverPull")
+    })
+    .unwrap();
+    // Refused when the manifest is read, or by the status: the reference is named either way.
+    let said = || {
+        let reason = node.pods().unwrap().get("bad").map(|p| p.reason().to_owned());
+        reason.as_deref() == Some("InvalidImageName") || node.agent_log().contains("Not//AnImage:")
+    };
+    berth_e2e::poll::until_true("the bad reference is named", SOON, said).unwrap();
+}
+
+#[test]
+fn images_can_be_pulled_listed_saved_loaded_and_removed() {
+    let node = Node::start().unwrap();
+    let (_registry, reference) = registry(&node);
+    let image = |words: &[&str]| node.berth(&[&["image"], words].concat()).unwrap();
+    image(&["pull", &reference]).ok().unwrap();
+    assert!(image(&["list"]).ok().unwrap().contains("team/app"));
+    let file = node.path("saved.tar");
+    image(&["save", "-o", &file.to_string_lossy(), &reference]).ok().unwrap();
+    image(&["rm", &reference]).ok().unwrap();
+    assert!(!image(&["list"]).ok().unwrap().contains("team/app"));
+    image(&["load", "-i", &file.to_string_lossy()]).ok().unwrap();
+    assert!(image(&["list"]).ok().unwrap().contains("team/app"));
+    let absent = image(&["pull", "127.0.0.1:5000/team/absent:1"]).code(1).unwrap();
+    assert!(absent.stderr.contains("team/absent"), "{absent}");
+    let gone = image(&["rm", "docker.io/library/nowhere:1"]).code(1).unwrap();
+    assert!(gone.stderr.contains("nowhere"), "{gone}");
+}

@@ -1,0 +1,94 @@
+//! What the node says of itself over HTTP.
+
+use std::time::Duration;
+
+use berth_e2e::manifest::Builder;
+use berth_e2e::node::Node;
+use berth_e2e::pods::PodExt;
+use berth_e2e::{poll, tools};
+
+#[test]
+fn promtool_accepts_the_metrics_and_they_tell_of_the_containers() {
+    let node = Node::start().unwrap();
+    let pod = Builder::new("a")
+        .shell("while :; do :; done")
+        .with("resources: { limits: { cpu: 100m, memory: 32Mi } }");
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    node.wait_running(&["a"]).unwrap();
+    let page = poll::until("the container has used CPU", Duration::from_secs(20), || {
+        let page = node.page("/metrics").map_err(|e| e.to_string())?;
+        let line = page
+            .lines()
+            .find(|l| l.starts_with("container_cpu_usage_seconds_total{") && l.contains("pod=\"a-n1\""));
+        let used = line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0);
+        if used > 0.0 { Ok(Some(page)) } else { Err(page) }
+    })
+    .unwrap();
+    for name in [
+        "container_memory_working_set_bytes",
+        "container_cpu_cfs_throttled_periods_total",
+        "container_network_receive_bytes_total",
+        "container_processes",
+    ] {
+        let line = page.lines().find(|l| l.starts_with(&format!("{name}{{")) && l.contains("pod=\"a-n1\""));
+        assert!(line.is_some(), "{name} is not there: {page}");
+    }
+    let mut check = std::process::Command::new(tools::find("promtool").unwrap());
+    check.args(["check", "metrics"]);
+    let ran = tools::run_with(check, page.as_bytes()).unwrap();
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", ""));
+}
+
+#[test]
+fn healthz_and_readyz_answer_ok() {
+    let node = Node::start().unwrap();
+    assert_eq!(node.page("/healthz").unwrap().trim(), "ok");
+    poll::until_true("the node is ready", Duration::from_secs(10), || {
+        node.page("/readyz").is_ok_and(|t| t.trim() == "ok")
+    })
+    .unwrap();
+    assert!(node.page("/nowhere").is_err());
+}
+
+#[test]
+fn metrics_of_a_removed_pod_are_gone() {
+    let node = Node::start().unwrap();
+    node.apply("a.yaml", &Builder::new("a").shell("exec sleep 1000000").yaml()).unwrap();
+    node.wait_running(&["a"]).unwrap();
+    assert!(node.page("/metrics").unwrap().contains("pod=\"a-n1\""));
+    node.remove("a.yaml").unwrap();
+    node.wait_gone("a").unwrap();
+    assert!(!node.page("/metrics").unwrap().contains("pod=\"a-n1\""));
+}
+
+#[test]
+fn an_idle_node_uses_no_cpu() {
+    let node = Node::start().unwrap();
+    for i in 0..5 {
+        node.apply(&format!("p{i}.yaml"), &Builder::new(&format!("p{i}")).shell("exec sleep 1000000").yaml())
+            .unwrap();
+    }
+    node.wait("all are ready", Duration::from_secs(30), |pods| {
+        pods.len() == 5 && pods.values().all(|p| p.has("Ready"))
+    })
+    .unwrap();
+    poll::pause(Duration::from_secs(2));
+    let before = used_ns(&node);
+    poll::pause(Duration::from_secs(10));
+    let used = used_ns(&node) - before;
+    assert!(used < 20_000_000, "the agent and 5 shims used {} ms of CPU in 10 s", used / 1_000_000);
+}
+
+/// CPU time of agent and shims so far, in nanoseconds.
+fn used_ns(node: &Node) -> u64 {
+    let proc = node.machine().root().join("proc");
+    let ours = node.machine().processes().unwrap().into_iter().filter(|p| !p.command.starts_with("sleep"));
+    let mut sum = 0;
+    for process in ours {
+        for task in std::fs::read_dir(proc.join(format!("{}/task", process.pid))).unwrap() {
+            let text = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+            sum += text.split(' ').next().unwrap().parse::<u64>().unwrap();
+        }
+    }
+    sum
+}

@@ -1,0 +1,117 @@
+//! Addresses, ports and who reaches whom.
+
+use std::time::Duration;
+
+use berth_e2e::machine::{ADDRESS, Machine};
+use berth_e2e::manifest::{self, Builder};
+use berth_e2e::node::Node;
+use berth_e2e::pods::PodExt;
+use berth_e2e::{poll, tools};
+
+/// What a web server says, asked from a place; busybox's wget is there in every place.
+fn fetch(mut wget: std::process::Command, url: &str) -> String {
+    wget.args(["wget", "-q", "-T", "5", "-O", "-", url]);
+    tools::run(wget).and_then(tools::Ran::ok).unwrap_or_else(|e| panic!("{url}: {e:#}"))
+}
+
+fn from(machine: &Machine) -> std::process::Command {
+    machine.command("busybox")
+}
+
+fn web(name: &str) -> Builder {
+    Builder::new(name).shell(&format!("echo I am {name} > /www/index.html; exec httpd -f -p 80 -h /www"))
+}
+
+/// Waits until the server in the pod listens.
+fn listens(node: &Node, pod: &str) {
+    let what = format!("{pod} listens");
+    poll::until_true(&what, Duration::from_secs(10), || {
+        node.exec(pod, &["wget", "-q", "-O", "-", "http://127.0.0.1:80/"]).is_ok_and(|r| r.code == 0)
+    })
+    .unwrap();
+}
+
+#[test]
+fn pods_reach_each_other_and_the_host_and_the_host_reaches_them() {
+    let node = Node::start().unwrap();
+    node.apply("a.yaml", &web("a").yaml()).unwrap();
+    node.apply("b.yaml", &web("b").yaml()).unwrap();
+    let pods = node.wait_running(&["a", "b"]).unwrap();
+    listens(&node, "a");
+    listens(&node, "b");
+    let (a, b) = (pods["a"].ip().to_owned(), pods["b"].ip().to_owned());
+    assert_ne!(a, b);
+    assert_eq!(fetch(from(node.machine()), &format!("http://{a}/")), "I am a\n");
+    let peer = node.exec("a", &["wget", "-q", "-T", "5", "-O", "-", &format!("http://{b}/")]).unwrap();
+    assert_eq!(peer.ok().unwrap(), "I am b\n");
+    node.exec("a", &["ping", "-c1", "-W5", ADDRESS]).unwrap().ok().unwrap();
+    // Out of the node the pod appears under the node's address, which the outside can answer.
+    node.exec("a", &["ping", "-c1", "-W5", berth_e2e::machine::OUTSIDE]).unwrap().ok().unwrap();
+}
+
+#[test]
+fn a_host_port_is_reached_from_outside_from_the_host_and_from_a_pod() {
+    let node = Node::start().unwrap();
+    let port = "ports: [{ containerPort: 80, hostPort: 8080 }]";
+    node.apply("a.yaml", &web("a").with(port).yaml()).unwrap();
+    node.wait_running(&["a"]).unwrap();
+    listens(&node, "a");
+    let url = format!("http://{ADDRESS}:8080/");
+    assert_eq!(fetch(node.machine().outside("busybox"), &url), "I am a\n");
+    assert_eq!(fetch(from(node.machine()), &url), "I am a\n");
+    assert_eq!(fetch(from(node.machine()), "http://127.0.0.1:8080/"), "I am a\n");
+    let own = node.exec("a", &["wget", "-q", "-T", "5", "-O", "-", &url]).unwrap();
+    assert_eq!(own.ok().unwrap(), "I am a\n");
+    node.remove("a.yaml").unwrap();
+    node.wait_gone("a").unwrap();
+    let mut gone = node.machine().outside("busybox");
+    gone.args(["wget", "-q", "-T", "2", "-O", "-", &url]);
+    assert_ne!(tools::run(gone).unwrap().code, 0, "the port is still open");
+}
+
+#[test]
+fn a_host_port_that_is_taken_is_refused_with_the_other_pods_name() {
+    let node = Node::start().unwrap();
+    let port = "ports: [{ containerPort: 80, hostPort: 8080 }]";
+    node.apply("a.yaml", &web("a").with(port).yaml()).unwrap();
+    node.wait_running(&["a"]).unwrap();
+    node.apply("b.yaml", &web("b").with(port).yaml()).unwrap();
+    let event = node.wait_event("b", "8080").unwrap();
+    assert!(event.contains("a-n1"), "{event}");
+    // The port becomes free: b takes it.
+    node.remove("a.yaml").unwrap();
+    node.wait_gone("a").unwrap();
+    node.wait_running(&["b"]).unwrap();
+}
+
+#[test]
+fn host_network_is_the_hosts_own() {
+    let node = Node::start().unwrap();
+    let pod = Builder::new("a").shell("exec httpd -f -p 8081 -h /www").with_pod("hostNetwork: true").yaml();
+    node.apply("a.yaml", &pod).unwrap();
+    let pod = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    assert_eq!(pod.ip(), ADDRESS);
+    let links = node.exec("a", &["ls", "/sys/class/net"]).unwrap().ok().unwrap();
+    assert!(links.contains("up0"), "{links}");
+    poll::until_true("it answers on the host's address", Duration::from_secs(10), || {
+        let mut wget = node.machine().outside("busybox");
+        wget.args(["wget", "-q", "-T", "2", "-O", "-", &format!("http://{ADDRESS}:8081/")]);
+        tools::run(wget).is_ok_and(|r| r.code == 0)
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_address_stays_with_its_pod_through_container_restarts() {
+    let node = Node::start().unwrap();
+    node.apply("a.yaml", &manifest::pod("a", "exec sleep 1000000")).unwrap();
+    let pod = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    node.machine().kill("KILL", &node.pids(pod.uid()).unwrap()).unwrap();
+    let pods = node
+        .wait("it restarts", Duration::from_secs(20), |pods| {
+            pods["a"].restarts() == 1 && pods["a"].is_running()
+        })
+        .unwrap();
+    assert_eq!(pods["a"].ip(), pod.ip());
+    node.machine().shell(&format!("busybox ping -c1 -W5 {}", pod.ip())).unwrap();
+}
