@@ -237,7 +237,8 @@ impl Memory {
         }
     }
 
-    pub(crate) fn is_busy(&self, key: &Key) -> bool {
+    /// Whether a step with that key runs.
+    pub fn is_busy(&self, key: &Key) -> bool {
         self.in_flight.contains(key)
     }
 

@@ -66,5 +66,5 @@ fn init_pending(ctx: &Context<'_>) -> bool {
 }
 
 fn last_exit<'a>(ctx: &Context<'a>, name: &str) -> Option<&'a crate::node::Exit> {
-    ctx.observed.containers.iter().filter(|r| r.name == name).filter_map(exit_of).last()
+    ctx.observed.containers.iter().filter(|r| r.name == name).filter_map(exit_of).next_back()
 }
