@@ -30,7 +30,7 @@ test-v2: install-deps-test ## Run the kernel tests on a pure cgroup v2 tree: thi
 
 bench: install-deps-test build ## Measure starts, deletes, exec, memory and idle CPU; beside podman where it can be had
 	$(CARGO) build --release --locked -p berth-e2e --bin bench
-	@$(SUDO) $(TARGET_DIR)/release/bench --berth $(TARGET_DIR)/release/berth $(BENCH_ARGS)
+	@$(SUDO) env BERTH_BIN=$(abspath $(TARGET_DIR))/release/berth $(TARGET_DIR)/release/bench $(BENCH_ARGS)
 
 lint: ## Check formatting and clippy; a warning is an error
 	$(CARGO) fmt --all -- --check

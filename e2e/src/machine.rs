@@ -63,12 +63,16 @@ pub struct Process {
 pub struct Machine {
     inside: Namespaces,
     outside: Namespaces,
+    /// Links that the kernel puts into every new network namespace (`tunl0`, `sit0` ..., as it was built).
+    born_with: Vec<String>,
 }
 
 impl Machine {
     /// Makes one, linked to an outside of its own.
     pub fn new() -> Result<Self> {
-        let machine = Self { inside: Namespaces::new()?, outside: Namespaces::new()? };
+        let mut machine =
+            Self { inside: Namespaces::new()?, outside: Namespaces::new()?, born_with: Vec::new() };
+        machine.born_with = machine.links()?.into_iter().filter(|l| l != "lo").collect();
         let peer = machine.outside.pid.to_string();
         // Named by PIDs as the host sees them, so only the network namespace is entered.
         let mut link = Command::new("nsenter");
@@ -161,13 +165,14 @@ impl Machine {
         Ok(mounts)
     }
 
-    /// Names of the machine's network links, sorted.
+    /// Names of the machine's network links, sorted, without those that it was born with.
     pub fn links(&self) -> Result<Vec<String>> {
         let text = self.shell("ip -o link show")?;
         let mut names: Vec<String> = text
             .lines()
             .filter_map(|l| l.split(": ").nth(1))
             .map(|n| n.split('@').next().unwrap_or(n).to_owned())
+            .filter(|n| !self.born_with.contains(n))
             .collect();
         names.sort();
         Ok(names)
