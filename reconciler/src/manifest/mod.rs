@@ -1,14 +1,36 @@
 //! Manifests: text in, checked objects or errors with file, line and field out.
+//!
+//! The steps, one module each: [`documents`] cuts a text into documents and reads them with [`yaml`] or [`json`] into [`node`]s,
+//! which know their lines; [`object`] finds the kind and unrolls Lists; [`read`] turns a node into the Kubernetes type and notes
+//! unknown, mistyped and unsupported ([`supported`]) fields; [`defaults`] writes what the API server would; [`rules`] checks the
+//! values; [`identity`] gives a pod its place on this node; [`update`] compares an old spec with a new one.
 
+mod defaults;
+mod documents;
 mod error;
+mod identity;
+mod issue;
+mod json;
+mod node;
+mod object;
+mod read;
+mod rules;
+mod scalar;
+mod supported;
+mod update;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1;
 
-use crate::pod::{Pod, Source};
 pub use error::{Cause, ManifestError, ObjectRef};
+pub use identity::{HASH_ANNOTATION, SEEN_ANNOTATION, SOURCE_ANNOTATION, admit};
+
+use issue::{Issue, Issues};
+use node::{FieldPath, Node, Position};
+use yaml::{Document, Fault};
 
 /// An object that Berth keeps.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,36 +68,113 @@ pub struct Parsed {
 pub struct Context {
     /// This node's name; a pod for another node is refused. Empty: not checked.
     pub node_name: String,
-    /// This node's labels, for [`node_selector_matches`]. None: not checked.
+    /// This node's labels; a pod whose nodeSelector does not match is refused. None: not checked.
     pub node_labels: Option<BTreeMap<String, String>>,
 }
 
-/// Reads YAML or JSON: any number of documents, Lists unrolled.
-pub fn parse(_text: &str, _file: Option<&Path>, _context: &Context) -> Parsed {
-    Parsed::default()
+/// Reads YAML or JSON as Kubernetes does: any number of documents, Lists unrolled. Never panics, and takes time and memory in
+/// proportion to the text.
+pub fn parse(text: &str, file: Option<&Path>, context: &Context) -> Parsed {
+    let mut parsed = Parsed::default();
+    let documents = documents::read(text);
+    let unreadable = |fault: Fault| {
+        let issue = Issue::new(fault.field, Cause::Unreadable, fault.reason);
+        manifest_error(issue, Some(fault.at), file, None)
+    };
+    parsed.errors.extend(documents.faults.into_iter().map(unreadable));
+    for Document { node: document, faults } in documents.documents {
+        let whole = faults.is_empty();
+        parsed.errors.extend(faults.into_iter().map(unreadable));
+        let mut list_issues = Vec::new();
+        for (path, node) in object::unroll(&document, &mut list_issues) {
+            let outcome = object::check(&node, context, false);
+            for issue in outcome.issues {
+                let at = node.locate(&issue.path);
+                let full = FieldPath([&path.0[..], &issue.path.0[..]].concat());
+                let issue = Issue { path: full, ..issue };
+                parsed.errors.push(manifest_error(issue, Some(at), file, Some(&outcome.about)));
+            }
+            parsed.objects.extend(outcome.object.filter(|_| whole).map(|value| Located {
+                value,
+                file: file.map(Path::to_owned),
+                line: node.at.line,
+            }));
+        }
+        for issue in list_issues {
+            let at = document.locate(&issue.path);
+            parsed.errors.push(manifest_error(issue, Some(at), file, None));
+        }
+    }
+    parsed.errors.sort_by_key(|error| error.line);
+    parsed
 }
 
 /// The same checks for one object that came as JSON over the API.
-pub fn check(_value: serde_json::Value, _context: &Context) -> Result<Object, Vec<ManifestError>> {
-    Err(Vec::new())
+pub fn check(value: &serde_json::Value, context: &Context) -> Result<Object, Vec<ManifestError>> {
+    let outcome = object::check(&Node::from_json(value), context, true);
+    match outcome.object {
+        Some(object) => Ok(object),
+        None => Err(outcome
+            .issues
+            .into_iter()
+            .map(|issue| manifest_error(issue, None, None, Some(&outcome.about)))
+            .collect()),
+    }
 }
 
 /// [`check`] for a pod.
-pub fn check_pod(_value: serde_json::Value, _context: &Context) -> Result<v1::Pod, Vec<ManifestError>> {
-    Err(Vec::new())
+pub fn check_pod(value: &serde_json::Value, context: &Context) -> Result<v1::Pod, Vec<ManifestError>> {
+    match check(value, context)? {
+        Object::Pod(pod) => Ok(*pod),
+        Object::ConfigMap(_) | Object::Secret(_) => {
+            let issue = Issue::new(FieldPath::of("kind"), Cause::FieldValueInvalid, "must be Pod".to_owned());
+            Err(vec![manifest_error(issue, None, None, None)])
+        }
+    }
 }
 
-/// Gives a checked pod its identity on this node: uid, name suffix, node name, source annotations, creation time.
-pub fn admit(pod: v1::Pod, source: Source, _node_name: &str) -> Pod {
-    Pod { object: pod, source }
-}
-
-/// Whether a running pod may be changed from `old` into `new` (Kubernetes' mutable fields).
-pub fn pod_update_allowed(_old: &v1::Pod, _new: &v1::Pod) -> Result<(), Vec<ManifestError>> {
-    Ok(())
+/// Whether a running pod may be changed from `old` into `new`. Kubernetes allows new images, a lower activeDeadlineSeconds and
+/// more tolerations; metadata is not looked at.
+pub fn pod_update_allowed(old: &v1::Pod, new: &v1::Pod) -> Result<(), Vec<ManifestError>> {
+    let mut issues = Issues::default();
+    if let (Some(old), Some(new)) = (&old.spec, &new.spec) {
+        update::check(old, new, &mut issues);
+    }
+    let about = ObjectRef {
+        kind: "Pod".to_owned(),
+        namespace: new.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        name: new.metadata.name.clone().unwrap_or_default(),
+    };
+    let errors: Vec<_> =
+        issues.0.into_iter().map(|issue| manifest_error(issue, None, None, Some(&about))).collect();
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 /// Whether `spec.nodeSelector` matches the node's labels; the error names the first label that does not.
-pub fn node_selector_matches(_spec: &v1::PodSpec, _labels: &BTreeMap<String, String>) -> Result<(), String> {
-    Ok(())
+pub fn node_selector_matches(spec: &v1::PodSpec, labels: &BTreeMap<String, String>) -> Result<(), String> {
+    match spec.node_selector.iter().flatten().find(|(key, value)| labels.get(*key) != Some(value)) {
+        Some((key, value)) => {
+            Err(format!("Pod was rejected: the node does not have the label {key}={value}"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn manifest_error(
+    issue: Issue,
+    at: Option<Position>,
+    file: Option<&Path>,
+    about: Option<&ObjectRef>,
+) -> ManifestError {
+    let at = at.filter(|at| at.line > 0);
+    ManifestError {
+        file: file.map(Path::to_owned),
+        line: at.map(|at| at.line),
+        column: at.map(|at| at.column),
+        field: (!issue.path.is_empty()).then(|| issue.path.to_string()),
+        reason: issue.reason,
+        hint: issue.hint,
+        object: about.cloned(),
+        cause: issue.cause,
+    }
 }

@@ -1,0 +1,164 @@
+//! The defaults that the API server writes into a pod (`pkg/apis/core/v1/defaults.go`).
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+
+use crate::quantity::Quantity;
+
+/// Fills in what the pod leaves open.
+pub(crate) fn pod(pod: &mut v1::Pod) {
+    let spec = pod.spec.get_or_insert_default();
+    or(&mut spec.dns_policy, "ClusterFirst");
+    or(&mut spec.restart_policy, "Always");
+    or(&mut spec.scheduler_name, "default-scheduler");
+    spec.security_context.get_or_insert_default();
+    spec.termination_grace_period_seconds.get_or_insert(30);
+    spec.enable_service_links.get_or_insert(true);
+    if spec.service_account_name.as_deref().unwrap_or_default().is_empty() {
+        spec.service_account_name = spec.service_account.clone();
+    }
+    spec.service_account = spec.service_account_name.clone();
+    let host_network = spec.host_network == Some(true);
+    for c in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
+        container(c, host_network);
+    }
+    for v in spec.volumes.iter_mut().flatten() {
+        volume(v);
+    }
+}
+
+/// Fills in what a Secret leaves open and merges `stringData`, which wins.
+pub(crate) fn secret(secret: &mut v1::Secret) {
+    or(&mut secret.type_, "Opaque");
+    let strings = secret.string_data.take().unwrap_or_default();
+    if !strings.is_empty() {
+        let data = secret.data.get_or_insert_default();
+        data.extend(strings.into_iter().map(|(key, text)| (key, k8s_openapi::ByteString(text.into_bytes()))));
+    }
+}
+
+/// Sets a field that is absent or empty.
+fn or(field: &mut Option<String>, value: &str) {
+    if field.as_deref().unwrap_or_default().is_empty() {
+        *field = Some(value.to_owned());
+    }
+}
+
+fn container(container: &mut v1::Container, host_network: bool) {
+    let policy =
+        if tag_is_latest(container.image.as_deref().unwrap_or_default()) { "Always" } else { "IfNotPresent" };
+    or(&mut container.image_pull_policy, policy);
+    or(&mut container.termination_message_path, "/dev/termination-log");
+    or(&mut container.termination_message_policy, "File");
+    for port in container.ports.iter_mut().flatten() {
+        or(&mut port.protocol, "TCP");
+        if host_network && port.host_port.unwrap_or_default() == 0 {
+            port.host_port = Some(port.container_port);
+        }
+    }
+    for probe in [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe]
+    {
+        probe.iter_mut().for_each(self::probe);
+    }
+    if let Some(lifecycle) = &mut container.lifecycle {
+        for hook in [&mut lifecycle.post_start, &mut lifecycle.pre_stop].into_iter().flatten() {
+            hook.http_get.iter_mut().for_each(http_get);
+        }
+    }
+    for var in container.env.iter_mut().flatten() {
+        for field in var.value_from.iter_mut().filter_map(|source| source.field_ref.as_mut()) {
+            or(&mut field.api_version, "v1");
+        }
+    }
+    let resources = container.resources.get_or_insert_default();
+    for list in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
+        canonical(list);
+    }
+    if let Some(limits) = &resources.limits {
+        let requests = resources.requests.get_or_insert_default();
+        for (name, limit) in limits {
+            requests.entry(name.clone()).or_insert_with(|| limit.clone());
+        }
+    }
+}
+
+/// Quantities as the API server shows them: `1000m` is `1`.
+fn canonical(list: &mut BTreeMap<String, ApiQuantity>) {
+    for text in list.values_mut() {
+        if let Ok(quantity) = Quantity::of(text) {
+            *text = quantity.to_api();
+        }
+    }
+}
+
+fn probe(probe: &mut v1::Probe) {
+    let fields = [
+        (&mut probe.timeout_seconds, 1),
+        (&mut probe.period_seconds, 10),
+        (&mut probe.success_threshold, 1),
+        (&mut probe.failure_threshold, 3),
+    ];
+    for (field, value) in fields {
+        if field.unwrap_or_default() == 0 {
+            *field = Some(value);
+        }
+    }
+    probe.http_get.iter_mut().for_each(http_get);
+}
+
+fn http_get(get: &mut v1::HTTPGetAction) {
+    or(&mut get.path, "/");
+    or(&mut get.scheme, "HTTP");
+}
+
+fn volume(volume: &mut v1::Volume) {
+    const MODE: i32 = 0o644;
+    let any = volume.empty_dir.is_some()
+        || volume.host_path.is_some()
+        || volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some();
+    if !any {
+        volume.empty_dir = Some(v1::EmptyDirVolumeSource::default());
+    }
+    if let Some(host) = &mut volume.host_path {
+        host.type_.get_or_insert_default();
+    }
+    if let Some(map) = &mut volume.config_map {
+        map.default_mode.get_or_insert(MODE);
+    }
+    if let Some(secret) = &mut volume.secret {
+        secret.default_mode.get_or_insert(MODE);
+    }
+    if let Some(downward) = &mut volume.downward_api {
+        downward.default_mode.get_or_insert(MODE);
+        downward.items.iter_mut().flatten().for_each(downward_file);
+    }
+    if let Some(projected) = &mut volume.projected {
+        projected.default_mode.get_or_insert(MODE);
+        for downward in
+            projected.sources.iter_mut().flatten().filter_map(|source| source.downward_api.as_mut())
+        {
+            downward.items.iter_mut().flatten().for_each(downward_file);
+        }
+    }
+}
+
+fn downward_file(file: &mut v1::DownwardAPIVolumeFile) {
+    if let Some(field) = &mut file.field_ref {
+        or(&mut field.api_version, "v1");
+    }
+}
+
+/// Whether an image reference means the tag `latest`: by name, or by naming neither tag nor digest.
+fn tag_is_latest(image: &str) -> bool {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    match (name.split_once('@'), name.rsplit_once(':')) {
+        (Some((name, _)), _) => name.ends_with(":latest"),
+        (None, Some((_, tag))) => tag == "latest",
+        (None, None) => true,
+    }
+}

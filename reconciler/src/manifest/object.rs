@@ -1,0 +1,216 @@
+//! One document: which kind it is, its reading, defaults and checks.
+
+use std::rc::Rc;
+
+use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::error::{Cause, ObjectRef};
+use super::issue::{Issue, Issues};
+use super::node::{Entry, FieldPath, Node, Value};
+use super::rules;
+use super::{Context, Object, defaults, read};
+
+const KINDS: [&str; 3] = ["Pod", "ConfigMap", "Secret"];
+
+/// What one document gave.
+pub(crate) struct Outcome {
+    pub object: Option<Object>,
+    pub issues: Vec<Issue>,
+    pub about: ObjectRef,
+}
+
+/// Unrolls Lists: the objects of a document with the paths that lead to them.
+pub(crate) fn unroll(document: &Rc<Node>, issues: &mut Vec<Issue>) -> Vec<(FieldPath, Rc<Node>)> {
+    let kind = document.get("kind").and_then(|kind| kind.as_str()).unwrap_or_default();
+    let list_of = kind.strip_suffix("List").filter(|of| of.is_empty() || KINDS.contains(of));
+    let Some(of) = list_of else { return vec![(FieldPath::default(), document.clone())] };
+    let items = match document.get("items").map(|items| &items.value) {
+        Some(Value::Seq(items)) => items.clone(),
+        None | Some(Value::Null) => Vec::new(),
+        Some(_) => {
+            let path = FieldPath::of("items");
+            issues.push(Issue::new(path, Cause::FieldValueTypeInvalid, "must be a list".to_owned()));
+            return Vec::new();
+        }
+    };
+    if let Value::Map(entries) = &document.value {
+        for entry in
+            entries.iter().filter(|e| !["apiVersion", "kind", "metadata", "items"].contains(&e.key.as_str()))
+        {
+            let path = FieldPath::of(&entry.key);
+            issues.push(Issue::new(path, Cause::FieldUnknown, "unknown field".to_owned()));
+        }
+    }
+    let items = items.into_iter().enumerate();
+    items.map(|(i, item)| (FieldPath::of("items").index(i), typed(item, of))).collect()
+}
+
+/// Items of a PodList need not say that they are pods.
+fn typed(item: Rc<Node>, kind: &str) -> Rc<Node> {
+    let Value::Map(entries) = &item.value else { return item };
+    if kind.is_empty() || item.get("kind").is_some() {
+        return item;
+    }
+    let mut entries = entries.clone();
+    for (key, text) in [("apiVersion", "v1"), ("kind", kind)] {
+        if item.get(key).is_none() {
+            let value = Node::new(Value::String(text.to_owned()), item.at);
+            entries.push(Entry { key: key.to_owned(), key_at: item.at, value });
+        }
+    }
+    Node::new(Value::Map(entries), item.at)
+}
+
+/// Reads and checks one object. `from_api` allows `generateName`.
+pub(crate) fn check(node: &Node, context: &Context, from_api: bool) -> Outcome {
+    let text = |path: &[&str]| {
+        let mut at = Some(node);
+        for key in path {
+            at = at.and_then(|node| node.get(key)).map(Rc::as_ref);
+        }
+        at.and_then(Node::as_str).unwrap_or_default().to_owned()
+    };
+    let namespace =
+        Some(text(&["metadata", "namespace"])).filter(|n| !n.is_empty()).unwrap_or("default".to_owned());
+    let about = ObjectRef { kind: text(&["kind"]), namespace, name: text(&["metadata", "name"]) };
+    let (object, issues) = match kind_of(node) {
+        Err(issue) => (None, vec![*issue]),
+        Ok("Pod") => pod(node, context, from_api),
+        Ok("ConfigMap") => config_map(node, from_api),
+        Ok(_) => secret(node, from_api),
+    };
+    let object = if issues.is_empty() { object } else { None };
+    Outcome { object, issues, about }
+}
+
+fn kind_of(node: &Node) -> Result<&'static str, Box<Issue>> {
+    let issue = |field: &str, cause, reason: String, hint: Option<String>| {
+        let path = if field.is_empty() { FieldPath::default() } else { FieldPath::of(field) };
+        Err(Box::new(Issue { hint, ..Issue::new(path, cause, reason) }))
+    };
+    let supported = "supported: v1 Pod, ConfigMap and Secret, and Lists of them".to_owned();
+    if !matches!(node.value, Value::Map(_)) {
+        let reason = format!("a Kubernetes object must be a map, is {}", node.describe());
+        return issue("", Cause::Unreadable, reason, None);
+    }
+    let field =
+        |name: &str| node.get(name).map(|value| (value.as_str().unwrap_or_default(), value.describe()));
+    let (version, _) = match field("apiVersion") {
+        None => {
+            return issue(
+                "apiVersion",
+                Cause::FieldValueRequired,
+                "Required value".to_owned(),
+                Some("add `apiVersion: v1`".to_owned()),
+            );
+        }
+        Some(version) => version,
+    };
+    let (kind, shown) = match field("kind") {
+        None => {
+            return issue(
+                "kind",
+                Cause::FieldValueRequired,
+                "Required value".to_owned(),
+                Some("for example `kind: Pod`".to_owned()),
+            );
+        }
+        Some(kind) => kind,
+    };
+    match KINDS.iter().find(|known| **known == kind) {
+        Some(known) if version == "v1" => Ok(known),
+        Some(known) => {
+            let reason = format!("Unsupported value: {version:?}: supported values: \"v1\"");
+            let hint = Some(format!("a {known} has `apiVersion: v1`"));
+            issue("apiVersion", Cause::FieldValueNotSupported, reason, hint)
+        }
+        None => {
+            let name = if kind.is_empty() { shown } else { format!("{version} {kind}") };
+            let reason = format!("{name} is not supported");
+            let hint = match read::suggest(kind, &KINDS) {
+                Some(known) => format!("did you mean {known:?}? {supported}"),
+                None => supported,
+            };
+            issue("kind", Cause::FieldValueNotSupported, reason, Some(hint))
+        }
+    }
+}
+
+/// Adds the issues of the rules, except those that only follow from a value that could not be read.
+fn merge(mut read: Vec<Issue>, checked: Issues) -> Vec<Issue> {
+    let unread: Vec<_> = read.iter().map(|issue| issue.path.clone()).collect();
+    let follows = |issue: &Issue| {
+        unread
+            .iter()
+            .any(|path| issue.path.is_within(path) || (!path.is_empty() && is_consequence(issue, path)))
+    };
+    read.extend(checked.0.into_iter().filter(|issue| !follows(issue)));
+    read
+}
+
+/// Whether a "must have one of" complaint about an object comes from the refusal of its very member.
+fn is_consequence(issue: &Issue, unread: &FieldPath) -> bool {
+    let parent = &unread.0[..unread.0.len() - 1];
+    issue.path.0 == parent && matches!(issue.cause, Cause::FieldValueRequired | Cause::FieldValueInvalid)
+}
+
+fn pod(node: &Node, context: &Context, from_api: bool) -> (Option<Object>, Vec<Issue>) {
+    let (pod, read) = read::read::<v1::Pod>(node);
+    let Some(mut pod) = pod else { return (None, read) };
+    let mut issues = Issues::default();
+    if pod.spec.is_none() {
+        issues.required(&FieldPath::of("spec"), "");
+    }
+    let named = pod.spec.is_some();
+    defaults::pod(&mut pod);
+    rules::meta::check(&pod.metadata, from_api, &mut issues);
+    if let Some(spec) = pod.spec.as_ref().filter(|_| named) {
+        rules::spec::check(spec, context, &mut issues);
+    }
+    namespace(&mut pod.metadata);
+    (Some(Object::Pod(Box::new(pod))), merge(read, issues))
+}
+
+fn config_map(node: &Node, from_api: bool) -> (Option<Object>, Vec<Issue>) {
+    let (map, read) = read::read::<v1::ConfigMap>(&folded(node, &["binaryData"]));
+    let Some(mut map) = map else { return (None, read) };
+    let mut issues = Issues::default();
+    rules::meta::check(&map.metadata, from_api, &mut issues);
+    rules::data::check_config_map(&map, &mut issues);
+    namespace(&mut map.metadata);
+    (Some(Object::ConfigMap(Box::new(map))), merge(read, issues))
+}
+
+fn secret(node: &Node, from_api: bool) -> (Option<Object>, Vec<Issue>) {
+    let (secret, read) = read::read::<v1::Secret>(&folded(node, &["data"]));
+    let Some(mut secret) = secret else { return (None, read) };
+    defaults::secret(&mut secret);
+    let mut issues = Issues::default();
+    rules::meta::check(&secret.metadata, from_api, &mut issues);
+    rules::data::check_secret(&secret, &mut issues);
+    namespace(&mut secret.metadata);
+    (Some(Object::Secret(Box::new(secret))), merge(read, issues))
+}
+
+fn namespace(meta: &mut ObjectMeta) {
+    if meta.namespace.as_deref().unwrap_or_default().is_empty() {
+        meta.namespace = Some("default".to_owned());
+    }
+}
+
+/// The node with line breaks taken out of the strings in these maps: base64 may be folded.
+fn folded(node: &Node, fields: &[&str]) -> Node {
+    let mut node = node.clone();
+    let Value::Map(entries) = &mut node.value else { return node };
+    for entry in entries.iter_mut().filter(|e| fields.contains(&e.key.as_str())) {
+        if let Value::Map(data) = &mut Rc::make_mut(&mut entry.value).value {
+            for item in data {
+                if let Value::String(text) = &mut Rc::make_mut(&mut item.value).value {
+                    text.retain(|c| !matches!(c, '\n' | '\r'));
+                }
+            }
+        }
+    }
+    node
+}

@@ -1,0 +1,298 @@
+//! Which fields of Kubernetes' types Berth supports.
+//!
+//! An allowlist by type: what is not listed is refused with its field path, so nothing that Kubernetes knows is ignored in
+//! silence, not even a field that a newer Kubernetes adds.
+
+use super::node::{Node, Value};
+
+/// What becomes of a field.
+pub(crate) enum Support {
+    /// It is read.
+    Yes,
+    /// It is set by a server and means nothing in a manifest; `kubectl get -o yaml` prints it, so it is accepted and dropped.
+    Dropped,
+    /// It is refused, unless its value changes nothing.
+    Refused(Refusal),
+}
+
+/// Why a field is refused.
+#[derive(Clone, Copy)]
+pub(crate) struct Refusal {
+    pub reason: &'static str,
+    pub hint: Option<&'static str>,
+    harmless: fn(&Node) -> bool,
+}
+
+impl Refusal {
+    /// Whether the value asks for nothing that Berth lacks.
+    pub fn harmless(&self, value: &Node) -> bool {
+        (self.harmless)(value)
+    }
+}
+
+/// Looks a field of a type up.
+pub(crate) fn field(kind: &str, name: &str) -> Support {
+    if DROPPED.iter().any(|(k, fields)| *k == kind && fields.contains(&name)) {
+        return Support::Dropped;
+    }
+    let refused = REFUSED.iter().find(|r| r.kind == kind && (r.field == name || r.field.is_empty()));
+    match ALLOWED.iter().find(|(k, _)| *k == kind) {
+        Some((_, fields)) if fields.contains(&name) || fields.contains(&ALL) => Support::Yes,
+        _ => Support::Refused(refused.map_or(UNKNOWN_TO_US, |r| r.refusal)),
+    }
+}
+
+const UNKNOWN_TO_US: Refusal = Refusal {
+    reason: "this version of Berth does not support the field",
+    hint: None,
+    harmless: Node::is_empty,
+};
+
+/// Every field of the type.
+const ALL: &str = "*";
+
+const DROPPED: &[(&str, &[&str])] = &[
+    ("Pod", &["status"]),
+    (
+        "ObjectMeta",
+        &[
+            "uid",
+            "creationTimestamp",
+            "deletionGracePeriodSeconds",
+            "deletionTimestamp",
+            "generation",
+            "managedFields",
+            "ownerReferences",
+            "resourceVersion",
+            "selfLink",
+        ],
+    ),
+];
+
+#[rustfmt::skip]
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("Pod", &["apiVersion", "kind", "metadata", "spec"]),
+    ("ConfigMap", &[ALL]),
+    ("Secret", &[ALL]),
+    ("ObjectMeta", &["name", "generateName", "namespace", "labels", "annotations"]),
+    ("PodSpec", &[
+        "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy",
+        "enableServiceLinks", "hostAliases", "hostIPC", "hostNetwork", "hostPID", "hostname", "imagePullSecrets",
+        "initContainers", "nodeName", "nodeSelector", "os", "preemptionPolicy", "priority", "priorityClassName",
+        "restartPolicy", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName", "setHostnameAsFQDN",
+        "subdomain", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints", "volumes",
+    ]),
+    ("Container", &[
+        "args", "command", "env", "envFrom", "image", "imagePullPolicy", "lifecycle", "livenessProbe", "name", "ports",
+        "readinessProbe", "resizePolicy", "resources", "restartPolicy", "restartPolicyRules", "securityContext",
+        "startupProbe", "stdin", "stdinOnce", "terminationMessagePath", "terminationMessagePolicy", "tty", "volumeMounts",
+        "workingDir",
+    ]),
+    ("ContainerPort", &[ALL]),
+    ("ContainerResizePolicy", &[ALL]),
+    ("ContainerRestartRule", &[ALL]),
+    ("ContainerRestartRuleOnExitCodes", &[ALL]),
+    ("EnvVar", &["name", "value", "valueFrom"]),
+    ("EnvVarSource", &["configMapKeyRef", "fieldRef", "resourceFieldRef", "secretKeyRef"]),
+    ("EnvFromSource", &["configMapRef", "prefix", "secretRef"]),
+    ("ConfigMapKeySelector", &[ALL]),
+    ("SecretKeySelector", &[ALL]),
+    ("ConfigMapEnvSource", &[ALL]),
+    ("SecretEnvSource", &[ALL]),
+    ("ObjectFieldSelector", &[ALL]),
+    ("ResourceFieldSelector", &[ALL]),
+    ("ResourceRequirements", &["limits", "requests"]),
+    ("Probe", &[
+        "exec", "failureThreshold", "httpGet", "initialDelaySeconds", "periodSeconds", "successThreshold", "tcpSocket",
+        "terminationGracePeriodSeconds", "timeoutSeconds",
+    ]),
+    ("ExecAction", &[ALL]),
+    ("HTTPGetAction", &[ALL]),
+    ("HTTPHeader", &[ALL]),
+    ("TCPSocketAction", &[ALL]),
+    ("SleepAction", &[ALL]),
+    ("Lifecycle", &["postStart", "preStop", "stopSignal"]),
+    ("LifecycleHandler", &["exec", "httpGet", "sleep"]),
+    ("VolumeMount", &["mountPath", "mountPropagation", "name", "readOnly", "recursiveReadOnly", "subPath", "subPathExpr"]),
+    ("SecurityContext", &[
+        "allowPrivilegeEscalation", "capabilities", "privileged", "procMount", "readOnlyRootFilesystem", "runAsGroup",
+        "runAsNonRoot", "runAsUser", "seccompProfile",
+    ]),
+    ("PodSecurityContext", &[
+        "fsGroup", "fsGroupChangePolicy", "runAsGroup", "runAsNonRoot", "runAsUser", "seccompProfile", "supplementalGroups",
+        "supplementalGroupsPolicy", "sysctls",
+    ]),
+    ("Capabilities", &["add", "drop"]),
+    ("SeccompProfile", &["localhostProfile", "type"]),
+    ("Sysctl", &[ALL]),
+    ("Volume", &["configMap", "downwardAPI", "emptyDir", "hostPath", "name", "projected", "secret"]),
+    ("ConfigMapVolumeSource", &[ALL]),
+    ("SecretVolumeSource", &[ALL]),
+    ("DownwardAPIVolumeSource", &[ALL]),
+    ("DownwardAPIVolumeFile", &[ALL]),
+    ("EmptyDirVolumeSource", &["medium", "sizeLimit"]),
+    ("HostPathVolumeSource", &[ALL]),
+    ("ProjectedVolumeSource", &["defaultMode", "sources"]),
+    ("VolumeProjection", &["configMap", "downwardAPI", "secret"]),
+    ("ConfigMapProjection", &[ALL]),
+    ("SecretProjection", &[ALL]),
+    ("DownwardAPIProjection", &[ALL]),
+    ("KeyToPath", &[ALL]),
+    ("LocalObjectReference", &[ALL]),
+    ("HostAlias", &[ALL]),
+    ("PodDNSConfig", &[ALL]),
+    ("PodDNSConfigOption", &[ALL]),
+    ("PodOS", &["name"]),
+    ("Toleration", &[ALL]),
+    // What only a scheduler acts on is taken as it is: the pod is on this node already.
+    ("Affinity", &["nodeAffinity", "podAffinity", "podAntiAffinity"]),
+    ("NodeAffinity", &["preferredDuringSchedulingIgnoredDuringExecution"]),
+    ("PodAffinity", &[ALL]),
+    ("PodAntiAffinity", &[ALL]),
+    ("PodAffinityTerm", &[ALL]),
+    ("WeightedPodAffinityTerm", &[ALL]),
+    ("PreferredSchedulingTerm", &[ALL]),
+    ("NodeSelectorTerm", &[ALL]),
+    ("NodeSelectorRequirement", &[ALL]),
+    ("TopologySpreadConstraint", &[ALL]),
+    ("LabelSelector", &[ALL]),
+    ("LabelSelectorRequirement", &[ALL]),
+];
+
+/// A refused field of a type; an empty field name stands for all that are not allowed.
+struct Refused {
+    kind: &'static str,
+    field: &'static str,
+    refusal: Refusal,
+}
+
+const fn refused(
+    kind: &'static str,
+    field: &'static str,
+    reason: &'static str,
+    hint: Option<&'static str>,
+) -> Refused {
+    Refused { kind, field, refusal: Refusal { reason, hint, harmless: Node::is_empty } }
+}
+
+const fn refused_unless(
+    kind: &'static str,
+    field: &'static str,
+    reason: &'static str,
+    harmless: fn(&Node) -> bool,
+) -> Refused {
+    Refused { kind, field, refusal: Refusal { reason, hint: None, harmless } }
+}
+
+const REMOVE: Option<&str> = Some("remove the field");
+
+const REFUSED: &[Refused] = &[
+    refused(
+        "ObjectMeta",
+        "finalizers",
+        "Berth runs no controllers that would take finalizers away again",
+        REMOVE,
+    ),
+    refused(
+        "PodSpec",
+        "shareProcessNamespace",
+        "a process namespace shared by the containers is not supported",
+        REMOVE,
+    ),
+    refused_unless("PodSpec", "hostUsers", "user namespaces are not supported (only true is)", |node| {
+        matches!(node.value, Value::Bool(true) | Value::Null)
+    }),
+    refused("PodSpec", "runtimeClassName", "other runtimes than Berth's own are not supported", REMOVE),
+    refused(
+        "PodSpec",
+        "resources",
+        "pod-level resources are not supported",
+        Some("set resources of the containers"),
+    ),
+    refused(
+        "PodSpec",
+        "overhead",
+        "pod overhead belongs to runtime classes, which are not supported",
+        REMOVE,
+    ),
+    refused("PodSpec", "readinessGates", "nothing outside of the pod can make it ready", REMOVE),
+    refused(
+        "PodSpec",
+        "schedulingGates",
+        "the pod is on its node already, no scheduler will lift the gates",
+        REMOVE,
+    ),
+    refused("PodSpec", "ephemeralContainers", "ephemeral containers are not supported", REMOVE),
+    refused("PodSpec", "resourceClaims", "dynamic resource allocation is not supported", REMOVE),
+    refused("PodSpec", "hostnameOverride", "the field is not supported", Some("use hostname and subdomain")),
+    refused("Container", "volumeDevices", "raw block volumes are not supported", REMOVE),
+    refused("ResourceRequirements", "claims", "dynamic resource allocation is not supported", REMOVE),
+    refused("EnvVarSource", "fileKeyRef", "environment files are not supported", Some("use a ConfigMap")),
+    refused("Probe", "grpc", "grpc probes are not supported", Some("use httpGet, tcpSocket or exec")),
+    refused(
+        "LifecycleHandler",
+        "tcpSocket",
+        "tcpSocket hooks are not supported (nor by a kubelet)",
+        Some("use httpGet or exec"),
+    ),
+    refused("SecurityContext", "seLinuxOptions", "SELinux labels are not supported", REMOVE),
+    refused("SecurityContext", "windowsOptions", "Berth runs Linux containers only", REMOVE),
+    refused_unless(
+        "SecurityContext",
+        "appArmorProfile",
+        "AppArmor profiles are not supported (only Unconfined is)",
+        unconfined,
+    ),
+    refused("PodSecurityContext", "seLinuxOptions", "SELinux labels are not supported", REMOVE),
+    refused("PodSecurityContext", "seLinuxChangePolicy", "SELinux labels are not supported", REMOVE),
+    refused("PodSecurityContext", "windowsOptions", "Berth runs Linux containers only", REMOVE),
+    refused_unless(
+        "PodSecurityContext",
+        "appArmorProfile",
+        "AppArmor profiles are not supported (only Unconfined is)",
+        unconfined,
+    ),
+    refused(
+        "Volume",
+        "persistentVolumeClaim",
+        "there are no persistent volumes without a cluster",
+        Some("use hostPath"),
+    ),
+    refused("Volume", "ephemeral", "there are no persistent volumes without a cluster", Some("use emptyDir")),
+    refused(
+        "Volume",
+        "nfs",
+        "the volume type is not supported",
+        Some("mount it on the host and use hostPath"),
+    ),
+    refused("Volume", "image", "image volumes are not supported", None),
+    refused(
+        "Volume",
+        "",
+        "the volume type is not supported",
+        Some("supported: configMap, downwardAPI, emptyDir, hostPath, projected, secret"),
+    ),
+    refused(
+        "VolumeProjection",
+        "serviceAccountToken",
+        "there are no service accounts without a cluster",
+        Some("remove the source; with it also a kube-api-access volume that a cluster has added"),
+    ),
+    refused(
+        "VolumeProjection",
+        "",
+        "the source is not supported",
+        Some("supported: configMap, downwardAPI, secret"),
+    ),
+    refused(
+        "NodeAffinity",
+        "requiredDuringSchedulingIgnoredDuringExecution",
+        "required node affinity is not evaluated",
+        Some("use nodeSelector"),
+    ),
+];
+
+fn unconfined(node: &Node) -> bool {
+    node.value == Value::Null
+        || node.get("type").and_then(|kind| kind.as_str().map(|k| k == "Unconfined")) == Some(true)
+}
