@@ -1,0 +1,25 @@
+//! Memory file systems that several containers share, mounted on the host.
+
+use std::io;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount as mount_fs, umount2};
+
+/// Mounts a tmpfs on `dir`, limited to `bytes` when given (else to half of the memory, the kernel's own limit).
+///
+/// # Errors
+/// What mount(2) says.
+pub fn mount(dir: &Path, bytes: Option<u64>) -> io::Result<()> {
+    let options = match bytes {
+        Some(bytes) => format!("mode=1777,size={bytes}"),
+        None => "mode=1777".to_owned(),
+    };
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount_fs(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options.as_str())).map_err(io::Error::from)
+}
+
+/// Unmounts whatever is mounted on `dir`; nothing mounted there is fine.
+pub fn unmount(dir: &Path) {
+    // A loop, since an agent killed between mount and record may have mounted twice.
+    while umount2(dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() {}
+}

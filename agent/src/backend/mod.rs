@@ -1,0 +1,313 @@
+//! The agent behind its API: what creating, changing and deleting objects does.
+
+pub mod objects;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use berth_reconciler::manifest::{self, ManifestError};
+use berth_reconciler::node::Deletion;
+use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::worker::{PodView, Reconciler};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::Value;
+
+use crate::api::{ApiError, Backend, Cause, ExecRequest, ExecStreams, LogSource};
+use crate::configs::{Object, ObjectKey, Owner};
+use crate::node::{AgentNode, ExecSpec};
+use crate::store::Kind;
+
+/// A pod with its status and deletion, as the API shows it.
+pub fn shown_pod(pod: &Pod, deletion: Option<&Deletion>, status: &v1::PodStatus) -> v1::Pod {
+    let mut shown = pod.object.clone();
+    shown.status = Some(status.clone());
+    if let Some(deletion) = deletion {
+        let grace = i64::try_from(deletion.grace_seconds).unwrap_or(i64::MAX);
+        let at = deletion.requested_at.checked_add(SignedDuration::from_secs(grace)).unwrap_or(Timestamp::MAX);
+        shown.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(at.as_second()).unwrap_or(at)));
+        shown.metadata.deletion_grace_period_seconds = Some(grace);
+    }
+    shown
+}
+
+/// The agent behind its API.
+pub struct AgentBackend {
+    node: Arc<AgentNode>,
+    reconciler: Arc<Reconciler<AgentNode>>,
+    context: manifest::Context,
+}
+
+fn refused(kind: Kind, name: &str, errors: Vec<ManifestError>) -> ApiError {
+    let causes = errors
+        .into_iter()
+        .map(|error| {
+            let message = match &error.hint {
+                Some(hint) => format!("{} ({hint})", error.reason),
+                None => error.reason.clone(),
+            };
+            Cause { reason: error.cause.as_str(), field: error.field.unwrap_or_default(), message }
+        })
+        .collect();
+    ApiError::invalid(kind, name, causes)
+}
+
+fn name_of(value: &Value) -> String {
+    value["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
+impl AgentBackend {
+    /// The backend of that node.
+    pub fn new(node: Arc<AgentNode>, reconciler: Arc<Reconciler<AgentNode>>, context: manifest::Context) -> Self {
+        Self { node, reconciler, context }
+    }
+
+    fn view(&self, namespace: &str, name: &str) -> Option<PodView> {
+        let mut views: Vec<PodView> = self
+            .reconciler
+            .pods()
+            .into_iter()
+            .filter(|v| v.pod.namespace() == namespace && v.pod.name() == name)
+            .collect();
+        // Of two, one is being deleted and the other waits for its name.
+        views.sort_by_key(|v| v.deletion.is_some());
+        views.into_iter().next()
+    }
+
+    fn existing(&self, namespace: &str, name: &str) -> Result<PodView, ApiError> {
+        self.view(namespace, name).ok_or_else(|| ApiError::not_found(Kind::Pod, name))
+    }
+
+    fn of_file(pod: &Pod, name: &str) -> Result<(), ApiError> {
+        match &pod.source {
+            Source::Api => Ok(()),
+            Source::File(path) => {
+                let why = format!("it comes from the manifest {}; change or remove that file", path.display());
+                Err(ApiError::forbidden(Kind::Pod, name, &why))
+            }
+        }
+    }
+
+    /// Makes a pod visible and wanted.
+    fn accept(&self, pod: Arc<Pod>, deletion: Option<&Deletion>, status: &v1::PodStatus) -> v1::Pod {
+        let shown = shown_pod(&pod, deletion, status);
+        self.node.store.put(Kind::Pod, pod.namespace(), pod.name(), &shown);
+        self.reconciler.apply(pod);
+        shown
+    }
+}
+
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+#[async_trait]
+impl Backend for AgentBackend {
+    async fn create_pod(&self, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError> {
+        let name = name_of(&pod);
+        let checked =
+            manifest::check_pod(pod, &self.context).map_err(|errors| refused(Kind::Pod, &name, errors))?;
+        let pod = Arc::new(manifest::admit(checked, Source::Api, &self.node.config.node_name));
+        if self.view(pod.namespace(), pod.name()).is_some() {
+            return Err(ApiError::already_exists(Kind::Pod, pod.name()));
+        }
+        if dry_run {
+            return Ok(pod.object.clone());
+        }
+        self.node.objects.create_pod(&pod).map_err(|e| ApiError::internal(format!("store the pod: {e}")))?;
+        let pending = v1::PodStatus { phase: Some("Pending".into()), ..Default::default() };
+        Ok(self.accept(pod, None, &pending))
+    }
+
+    async fn update_pod(&self, namespace: &str, name: &str, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError> {
+        let view = self.existing(namespace, name)?;
+        Self::of_file(&view.pod, name)?;
+        let old = &view.pod.object;
+        let asked_uid = pod["metadata"]["uid"].as_str().filter(|u| !u.is_empty()).map(str::to_owned);
+        if asked_uid.is_some_and(|uid| uid != view.pod.uid()) {
+            return Err(ApiError::conflict(Kind::Pod, name, "the uid in the object is not that of the pod that exists"));
+        }
+        let mut new =
+            manifest::check_pod(pod, &self.context).map_err(|errors| refused(Kind::Pod, name, errors))?;
+        manifest::pod_update_allowed(old, &new).map_err(|errors| refused(Kind::Pod, name, errors))?;
+        new.metadata.uid.clone_from(&old.metadata.uid);
+        new.metadata.creation_timestamp.clone_from(&old.metadata.creation_timestamp);
+        if let (Some(new), Some(old)) = (new.spec.as_mut(), old.spec.as_ref()) {
+            new.node_name.clone_from(&old.node_name);
+        }
+        if new.spec != old.spec {
+            new.metadata.generation = Some(old.metadata.generation.unwrap_or(1) + 1);
+        } else {
+            new.metadata.generation = old.metadata.generation;
+        }
+        let pod = Arc::new(Pod { object: new, source: Source::Api });
+        if dry_run {
+            return Ok(shown_pod(&pod, view.deletion.as_ref(), &view.status));
+        }
+        self.node.objects.save_pod(&pod, view.deletion.as_ref());
+        Ok(self.accept(pod, view.deletion.as_ref(), &view.status))
+    }
+
+    async fn delete_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        grace: Option<u64>,
+        uid: Option<String>,
+    ) -> Result<v1::Pod, ApiError> {
+        let view = self.existing(namespace, name)?;
+        Self::of_file(&view.pod, name)?;
+        if uid.is_some_and(|uid| uid != view.pod.uid()) {
+            return Err(ApiError::conflict(Kind::Pod, name, "the precondition's uid is not that of the pod that exists"));
+        }
+        let own = view.pod.spec().termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(30);
+        let deletion = view.deletion.clone().unwrap_or(Deletion {
+            requested_at: now(),
+            grace_seconds: grace.unwrap_or(own),
+        });
+        self.node.objects.save_pod(&view.pod, Some(&deletion));
+        let shown = shown_pod(&view.pod, Some(&deletion), &view.status);
+        self.node.store.put(Kind::Pod, namespace, name, &shown);
+        self.reconciler.delete(view.pod.uid(), grace);
+        Ok(shown)
+    }
+
+    async fn put_config(&self, kind: Kind, object: Value, create_only: bool, dry_run: bool) -> Result<Value, ApiError> {
+        let name = name_of(&object);
+        let checked =
+            manifest::check(object, &self.context).map_err(|errors| refused(kind, &name, errors))?;
+        let mut object = match checked {
+            manifest::Object::ConfigMap(o) => Object::ConfigMap(Arc::new(*o)),
+            manifest::Object::Secret(o) => Object::Secret(Arc::new(*o)),
+            manifest::Object::Pod(_) => return Err(ApiError::bad_request("the object is a Pod")),
+        };
+        let key = object.key();
+        if key.0 != kind {
+            return Err(ApiError::bad_request(format!("the object is a {}, not a {kind}", key.0)));
+        }
+        match self.node.configs.owner(&key) {
+            Some(_) if create_only => return Err(ApiError::already_exists(kind, &name)),
+            Some(Owner::File(path)) => {
+                let why = format!("it comes from the manifest {}; change or remove that file", path.display());
+                return Err(ApiError::forbidden(kind, &name, &why));
+            }
+            _ => {}
+        }
+        identify(&mut object, self.node.store.get(kind, &key.1, &key.2).map(|o| o.value()).as_ref());
+        if !dry_run {
+            self.node.objects.save_config(&object).map_err(|e| ApiError::internal(format!("store the object: {e}")))?;
+            if self.node.configs.put(Owner::Api, object.clone()) {
+                self.node.config_changed(&key);
+            }
+            if let Some(stored) = self.node.store.get(kind, &key.1, &key.2) {
+                return Ok(stored.value());
+            }
+        }
+        let value = match &object {
+            Object::ConfigMap(o) => serde_json::to_value(o.as_ref()),
+            Object::Secret(o) => serde_json::to_value(o.as_ref()),
+        };
+        value.map_err(ApiError::internal)
+    }
+
+    async fn delete_config(&self, kind: Kind, namespace: &str, name: &str) -> Result<(), ApiError> {
+        let key: ObjectKey = (kind, namespace.to_owned(), name.to_owned());
+        match self.node.configs.owner(&key) {
+            None => Err(ApiError::not_found(kind, name)),
+            Some(Owner::File(path)) => {
+                let why = format!("it comes from the manifest {}; change or remove that file", path.display());
+                Err(ApiError::forbidden(kind, name, &why))
+            }
+            Some(Owner::Api) => {
+                self.node.objects.remove_config(&key);
+                if self.node.configs.remove(&Owner::Api, &key) {
+                    self.node.config_changed(&key);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn exec(&self, namespace: &str, pod: &str, request: ExecRequest) -> Result<ExecStreams, ApiError> {
+        let view = self.existing(namespace, pod)?;
+        let spec = ExecSpec { command: request.command, tty: request.tty, stdin: request.stdin };
+        let (client, session) = self
+            .node
+            .exec(view.pod.uid(), &request.container, &spec)
+            .await
+            .map_err(|e| ApiError::new(500, "InternalError", format!("error executing command in container: {e}")))?;
+        let exec_id = session.exec_id;
+        let unwanted = |wanted: bool, fd: Option<OwnedFd>| {
+            if wanted {
+                return fd;
+            }
+            // A closed pipe would kill the command with SIGPIPE: what nobody wants is read and dropped.
+            if let Some(fd) = fd {
+                std::thread::spawn(move || std::io::copy(&mut File::from(fd), &mut std::io::sink()));
+            }
+            None
+        };
+        let exit: BoxFuture<'static, Result<i32, String>> =
+            async move { client.wait_exec(exec_id).await.map_err(|e| e.to_string()) }.boxed();
+        Ok(ExecStreams {
+            stdin: session.stdin,
+            stdout: unwanted(request.stdout, session.stdout),
+            stderr: unwanted(request.stderr, session.stderr),
+            console: session.console,
+            exit,
+        })
+    }
+
+    async fn logs(&self, namespace: &str, pod: &str, container: &str, previous: bool) -> Result<LogSource, ApiError> {
+        let view = self.existing(namespace, pod)?;
+        let uid = view.pod.uid().to_owned();
+        let Some((path, id)) = self.node.log_of(&uid, container, previous) else {
+            let message = if previous {
+                format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")
+            } else {
+                format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating")
+            };
+            return Err(ApiError::bad_request(message));
+        };
+        let node = self.node.clone();
+        let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
+        let ended = async move {
+            // Every end of an instance changes the pod's status, and with it the store.
+            loop {
+                let watch = node.store.watch(Kind::Pod, node.store.version());
+                let alive = node.store.get(Kind::Pod, &namespace, &pod).is_some();
+                let Ok(mut watch) = watch else { continue };
+                if !alive || node.has_ended(&uid, &id) {
+                    break;
+                }
+                // An error means that changes were missed, which is as good as one.
+                let _ = watch.next().await;
+            }
+        };
+        Ok(LogSource { path, ended: ended.boxed() })
+    }
+}
+
+/// Gives a ConfigMap or Secret its uid and creation time, or those of the object it replaces.
+fn identify(object: &mut Object, old: Option<&Value>) {
+    let fresh = uuid::Uuid::new_v4().to_string();
+    let uid = old.and_then(|o| o["metadata"]["uid"].as_str()).map_or(fresh, str::to_owned);
+    let created = old
+        .and_then(|o| o["metadata"]["creationTimestamp"].as_str())
+        .and_then(|t| t.parse::<Timestamp>().ok())
+        .unwrap_or_else(now);
+    let set = |meta: &mut k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
+        meta.uid = Some(uid.clone());
+        meta.creation_timestamp = Some(Time(created));
+    };
+    match object {
+        Object::ConfigMap(o) => set(&mut Arc::make_mut(o).metadata),
+        Object::Secret(o) => set(&mut Arc::make_mut(o).metadata),
+    }
+}

@@ -1,0 +1,410 @@
+//! Settings: command-line flags over the config file over defaults, checked once, here.
+//!
+//! The config file uses the field names of `KubeletConfiguration` where Kubernetes has one (a file of that kind is
+//! read as it is) and Berth's own names, documented in `docs/config.md`, for what a kubelet leaves to others.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use berth_reconciler::quantity::Quantity;
+use serde::Deserialize;
+
+/// Flags of `berth agent`.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct AgentArgs {
+    /// Config file: berth's own or a KubeletConfiguration [default: /etc/berth/config.yaml if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder of Pod manifests to keep running; may be given more than once [default: /etc/berth/manifests]
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Vec<PathBuf>,
+    /// State folder: images, volumes, objects [default: /var/lib/berth]
+    #[arg(long, value_name = "DIR", env = "BERTH_ROOT")]
+    pub root: Option<PathBuf>,
+    /// Run folder: sockets and records of what runs, empty after a reboot [default: /run/berth]
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Folder of the pods' logs [default: /var/log/pods]
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+    /// Control group under which `kubepods` is made [default: /]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
+    /// Name of this node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address of this node [default: that of the default route]
+    #[arg(long, value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+    /// Socket of the API, from the flag that every verb has [default: <run>/berth.sock].
+    #[arg(skip)]
+    pub socket: Option<PathBuf>,
+    /// Address of the read-only HTTP server, or `none` [default: 127.0.0.1:10255]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub read_only_address: Option<String>,
+    /// Bridge of the pod network [default: berth0]
+    #[arg(long, value_name = "NAME")]
+    pub bridge: Option<String>,
+    /// IPv4 range of the pods [default: 10.85.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_cidr: Option<String>,
+    /// nftables table (family inet) for masquerading and host ports [default: berth]
+    #[arg(long, value_name = "NAME")]
+    pub nft_table: Option<String>,
+    /// Registry (host or host:port) that is spoken to over plain http; may be given more than once
+    #[arg(long, value_name = "HOST")]
+    pub insecure_registry: Vec<String>,
+    /// When the agent ends, stop all pods and remove everything it made but images
+    #[arg(long)]
+    pub cleanup_on_exit: bool,
+}
+
+/// The config file as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct File {
+    api_version: Option<String>,
+    kind: Option<String>,
+    // Names of KubeletConfiguration.
+    static_pod_path: Option<PathBuf>,
+    file_check_frequency: Option<String>,
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    cgroup_root: Option<String>,
+    pod_logs_dir: Option<PathBuf>,
+    container_log_max_size: Option<String>,
+    container_log_max_files: Option<u32>,
+    pod_pids_limit: Option<i64>,
+    max_pods: Option<u32>,
+    #[serde(rename = "clusterDNS")]
+    cluster_dns: Option<Vec<IpAddr>>,
+    cluster_domain: Option<String>,
+    resolv_conf: Option<PathBuf>,
+    seccomp_default: Option<bool>,
+    crash_loop_back_off: Option<CrashLoopBackOff>,
+    allowed_unsafe_sysctls: Option<Vec<String>>,
+    // Berth's own.
+    manifests: Option<Vec<PathBuf>>,
+    root: Option<PathBuf>,
+    run: Option<PathBuf>,
+    node_name: Option<String>,
+    #[serde(rename = "nodeIP")]
+    node_ip: Option<IpAddr>,
+    socket: Option<PathBuf>,
+    read_only_address: Option<String>,
+    bridge: Option<String>,
+    nft_table: Option<String>,
+    insecure_registries: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct CrashLoopBackOff {
+    max_container_restart_period: Option<String>,
+}
+
+/// The checked settings of one agent.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Manifest folders.
+    pub manifests: Vec<PathBuf>,
+    /// How often a manifest folder is looked through beside inotify.
+    pub file_check_frequency: Duration,
+    /// State folder.
+    pub root: PathBuf,
+    /// Run folder.
+    pub run: PathBuf,
+    /// Folder of the pods' logs.
+    pub log_dir: PathBuf,
+    /// Folder of links `<pod>_<namespace>_<container>-<id>.log`; none if the log folder is not named `pods`.
+    pub log_links: Option<PathBuf>,
+    /// cgroup that holds `kubepods`, without a trailing slash; empty for the root.
+    pub cgroup_parent: String,
+    /// Name of this node.
+    pub node_name: String,
+    /// Address of this node, if it was given.
+    pub node_ip: Option<IpAddr>,
+    /// Unix socket of the API.
+    pub socket: PathBuf,
+    /// Read-only HTTP address.
+    pub read_only: Option<SocketAddr>,
+    /// Bridge name.
+    pub bridge: String,
+    /// Pod CIDR, IPv4.
+    pub pod_cidr: String,
+    /// nft table.
+    pub nft_table: String,
+    /// Registries spoken to over plain http.
+    pub insecure_registries: Vec<String>,
+    /// Bytes of a log file before it is rotated.
+    pub log_max_size: u64,
+    /// Log files kept per container, the current one included.
+    pub log_max_files: u32,
+    /// `podPidsLimit`; none is no limit.
+    pub pod_pids_limit: Option<i64>,
+    /// Pods that this node takes.
+    pub max_pods: u32,
+    /// DNS servers for pods with dnsPolicy ClusterFirst; empty: the host's.
+    pub cluster_dns: Vec<IpAddr>,
+    /// Domain of the cluster.
+    pub cluster_domain: String,
+    /// The host's resolver configuration.
+    pub resolv_conf: PathBuf,
+    /// Whether pods without a seccompProfile get the runtime's default one.
+    pub seccomp_default: bool,
+    /// Longest back-off between restarts.
+    pub max_restart_period: Duration,
+    /// Sysctls beyond the safe ones that pods may set; a trailing `*` matches a prefix.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Remove everything on exit.
+    pub cleanup_on_exit: bool,
+}
+
+/// Where the config file is looked for when none is named.
+pub const DEFAULT_CONFIG: &str = "/etc/berth/config.yaml";
+
+impl Config {
+    /// Merges flags, file and defaults and checks the result.
+    pub fn load(args: &AgentArgs) -> anyhow::Result<Self> {
+        let file = match &args.config {
+            Some(path) => File::read(path)?,
+            None if Path::new(DEFAULT_CONFIG).exists() => File::read(Path::new(DEFAULT_CONFIG))?,
+            None => File::default(),
+        };
+        Self::merge(args, file)
+    }
+
+    fn merge(args: &AgentArgs, file: File) -> anyhow::Result<Self> {
+        let manifests = if args.manifests.is_empty() {
+            file.manifests
+                .or(file.static_pod_path.map(|p| vec![p]))
+                .unwrap_or_else(|| vec!["/etc/berth/manifests".into()])
+        } else {
+            args.manifests.clone()
+        };
+        let run = absolute(args.run.clone().or(file.run).unwrap_or_else(|| "/run/berth".into()))?;
+        let log_dir =
+            absolute(args.log_dir.clone().or(file.pod_logs_dir).unwrap_or_else(|| "/var/log/pods".into()))?;
+        let log_links = log_dir.ends_with("pods").then(|| log_dir.with_file_name("containers"));
+        let node_name = match args.node_name.clone().or(file.node_name) {
+            Some(name) => name,
+            None => host_name()?,
+        };
+        check_node_name(&node_name)?;
+        let read_only = args.read_only_address.clone().or(file.read_only_address);
+        let parent = args.cgroup_parent.clone().or(file.cgroup_root).unwrap_or_default();
+        let mut insecure = file.insecure_registries.unwrap_or_default();
+        insecure.extend(args.insecure_registry.iter().cloned());
+        let config = Self {
+            manifests: manifests.into_iter().map(absolute).collect::<anyhow::Result<_>>()?,
+            file_check_frequency: duration(
+                "fileCheckFrequency",
+                file.file_check_frequency.as_deref(),
+                Duration::from_secs(20),
+            )?,
+            root: absolute(args.root.clone().or(file.root).unwrap_or_else(|| "/var/lib/berth".into()))?,
+            socket: absolute(args.socket.clone().or(file.socket).unwrap_or_else(|| run.join("berth.sock")))?,
+            run,
+            log_dir,
+            log_links,
+            cgroup_parent: check_cgroup_parent(&parent)?,
+            node_name,
+            node_ip: args.node_ip.or(file.node_ip),
+            read_only: read_only_address(read_only.as_deref())?,
+            bridge: check_interface(args.bridge.clone().or(file.bridge).unwrap_or_else(|| "berth0".into()))?,
+            pod_cidr: args.pod_cidr.clone().or(file.pod_cidr).unwrap_or_else(|| "10.85.0.0/16".into()),
+            nft_table: args.nft_table.clone().or(file.nft_table).unwrap_or_else(|| "berth".into()),
+            insecure_registries: insecure,
+            log_max_size: log_size(file.container_log_max_size.as_deref())?,
+            log_max_files: match file.container_log_max_files {
+                Some(n) if n < 2 => bail!("containerLogMaxFiles: must be at least 2, is {n}"),
+                other => other.unwrap_or(5),
+            },
+            pod_pids_limit: file.pod_pids_limit.filter(|n| *n > 0),
+            max_pods: file.max_pods.unwrap_or(110),
+            cluster_dns: file.cluster_dns.unwrap_or_default(),
+            cluster_domain: file.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
+            resolv_conf: file.resolv_conf.unwrap_or_else(|| "/etc/resolv.conf".into()),
+            seccomp_default: file.seccomp_default.unwrap_or(true),
+            max_restart_period: duration(
+                "crashLoopBackOff.maxContainerRestartPeriod",
+                file.crash_loop_back_off.unwrap_or_default().max_container_restart_period.as_deref(),
+                Duration::from_secs(300),
+            )?,
+            allowed_unsafe_sysctls: file.allowed_unsafe_sysctls.unwrap_or_default(),
+            cleanup_on_exit: args.cleanup_on_exit,
+        };
+        Ok(config)
+    }
+
+    /// `<run>/pods`.
+    pub fn pods_dir(&self) -> PathBuf {
+        self.run.join("pods")
+    }
+}
+
+impl File {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read config {}", path.display()))?;
+        let file: Self = serde_yaml::from_str(&text)
+            .map_err(|e| anyhow::anyhow!("config {}: {e}; see docs/config.md for the fields", path.display()))?;
+        if let Some(kind) = &file.kind
+            && kind != "KubeletConfiguration"
+            && kind != "BerthConfiguration"
+        {
+            bail!("config {}: kind: {kind:?} is not KubeletConfiguration or BerthConfiguration", path.display());
+        }
+        if let Some(version) = &file.api_version
+            && version != "kubelet.config.k8s.io/v1beta1"
+            && version != "berth.dev/v1"
+        {
+            bail!("config {}: apiVersion: {version:?} is not known", path.display());
+        }
+        Ok(file)
+    }
+}
+
+fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| format!("make {} absolute", path.display()))
+}
+
+fn host_name() -> anyhow::Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("read the host name")?;
+    Ok(name.trim().to_ascii_lowercase())
+}
+
+fn check_node_name(name: &str) -> anyhow::Result<()> {
+    let good = !name.is_empty()
+        && name.len() <= 253
+        && name.split('.').all(|label| {
+            !label.is_empty()
+                && label.len() <= 63
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        });
+    if !good {
+        bail!("node name {name:?} is not a DNS name (lower-case letters, digits, '-' and '.'); give one with --node-name");
+    }
+    Ok(())
+}
+
+fn check_cgroup_parent(parent: &str) -> anyhow::Result<String> {
+    let trimmed = parent.trim_matches('/');
+    if trimmed.split('/').any(|part| part == ".." || part == ".") {
+        bail!("cgroup parent {parent:?} must not contain '.' or '..'");
+    }
+    Ok(if trimmed.is_empty() { String::new() } else { format!("/{trimmed}") })
+}
+
+fn check_interface(name: String) -> anyhow::Result<String> {
+    if name.is_empty() || name.len() > 15 || name.contains(['/', ' ', ':']) {
+        bail!("bridge {name:?}: an interface name has 1 to 15 characters and no '/', ':' or space");
+    }
+    Ok(name)
+}
+
+fn read_only_address(text: Option<&str>) -> anyhow::Result<Option<SocketAddr>> {
+    match text {
+        Some("none" | "") => Ok(None),
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .with_context(|| format!("read-only address {text:?} is not ADDRESS:PORT or none")),
+        None => Ok(Some(SocketAddr::from(([127, 0, 0, 1], 10255)))),
+    }
+}
+
+fn log_size(text: Option<&str>) -> anyhow::Result<u64> {
+    let Some(text) = text else { return Ok(10 << 20) };
+    let quantity = Quantity::parse(text).map_err(|e| anyhow::anyhow!("containerLogMaxSize: {text:?}: {e}"))?;
+    let bytes = u64::try_from(quantity.value()).unwrap_or(0);
+    if bytes < 4096 {
+        bail!("containerLogMaxSize: {text:?} is less than 4Ki");
+    }
+    Ok(bytes)
+}
+
+/// A Go duration such as `1m30s`, `300ms`, `2h`.
+fn duration(field: &str, text: Option<&str>, default: Duration) -> anyhow::Result<Duration> {
+    let Some(text) = text else { return Ok(default) };
+    parse_duration(text).with_context(|| format!("{field}: {text:?} is not a duration such as 1m30s"))
+}
+
+/// Parses a Go duration such as `1m30s`; none if it is not one.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let mut total = 0f64;
+    let mut rest = text;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = match &rest[..end] {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        total += number * unit;
+        rest = &rest[end..];
+    }
+    Duration::try_from_secs_f64(total).ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let args = AgentArgs { run: Some("/a".into()), node_name: Some("n".into()), ..AgentArgs::default() };
+        let file = File { run: Some("/b".into()), root: Some("/c".into()), ..File::default() };
+        let config = Config::merge(&args, file).unwrap();
+        assert_eq!(config.run, Path::new("/a"));
+        assert_eq!(config.root, Path::new("/c"));
+        assert_eq!(config.socket, Path::new("/a/berth.sock"));
+    }
+
+    #[test]
+    fn a_kubelet_configuration_is_read_as_it_is() {
+        let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: /m\n\
+                    podCIDR: 10.1.0.0/24\ncontainerLogMaxSize: 1Mi\ncrashLoopBackOff:\n  maxContainerRestartPeriod: 1m\n";
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.yaml");
+        std::fs::write(&path, text).unwrap();
+        let args = AgentArgs { config: Some(path), node_name: Some("n".into()), ..AgentArgs::default() };
+        let config = Config::load(&args).unwrap();
+        assert_eq!(config.manifests, [PathBuf::from("/m")]);
+        assert_eq!(config.pod_cidr, "10.1.0.0/24");
+        assert_eq!(config.log_max_size, 1 << 20);
+        assert_eq!(config.max_restart_period, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.yaml");
+        std::fs::write(&path, "podCIDRs: x\n").unwrap();
+        let args = AgentArgs { config: Some(path), ..AgentArgs::default() };
+        let error = Config::load(&args).unwrap_err().to_string();
+        assert!(error.contains("podCIDRs"), "{error}");
+    }
+
+    #[test]
+    fn go_durations() {
+        assert_eq!(parse_duration("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(parse_duration("300ms"), Some(Duration::from_millis(300)));
+        assert_eq!(parse_duration("5"), None);
+        assert_eq!(parse_duration(""), None);
+    }
+}

@@ -1,0 +1,165 @@
+//! The ConfigMaps and Secrets that pods may use, from manifest folders and from the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use berth_reconciler::env::Lookup;
+use berth_reconciler::pod::Pod;
+use k8s_openapi::api::core::v1;
+
+use crate::store::{Kind, ObjectStore};
+
+/// Who put an object here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A manifest file.
+    File(PathBuf),
+    /// The API.
+    Api,
+}
+
+/// A ConfigMap or a Secret.
+#[derive(Clone, Debug)]
+pub enum Object {
+    /// A ConfigMap.
+    ConfigMap(Arc<v1::ConfigMap>),
+    /// A Secret.
+    Secret(Arc<v1::Secret>),
+}
+
+/// Names an object: kind, namespace, name.
+pub type ObjectKey = (Kind, String, String);
+
+impl Object {
+    /// Its key.
+    pub fn key(&self) -> ObjectKey {
+        let (kind, meta) = match self {
+            Object::ConfigMap(o) => (Kind::ConfigMap, &o.metadata),
+            Object::Secret(o) => (Kind::Secret, &o.metadata),
+        };
+        let namespace = meta.namespace.clone().unwrap_or_else(|| "default".into());
+        (kind, namespace, meta.name.clone().unwrap_or_default())
+    }
+
+    fn same_data(&self, other: &Object) -> bool {
+        match (self, other) {
+            (Object::ConfigMap(a), Object::ConfigMap(b)) => a == b,
+            (Object::Secret(a), Object::Secret(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+/// All of them. Clones share.
+#[derive(Clone)]
+pub struct Configs {
+    objects: Arc<RwLock<BTreeMap<ObjectKey, (Owner, Object)>>>,
+    store: ObjectStore,
+}
+
+impl Configs {
+    /// None yet; what is put here is shown in `store`.
+    pub fn new(store: ObjectStore) -> Self {
+        Self { objects: Arc::default(), store }
+    }
+
+    /// Puts an object in place of the one with its key; true if that changed anything.
+    pub fn put(&self, owner: Owner, object: Object) -> bool {
+        let key = object.key();
+        {
+            let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some((old_owner, old)) = objects.get(&key)
+                && *old_owner == owner
+                && old.same_data(&object)
+            {
+                return false;
+            }
+            objects.insert(key.clone(), (owner, object.clone()));
+        }
+        match &object {
+            Object::ConfigMap(o) => self.store.put(key.0, &key.1, &key.2, o.as_ref()),
+            Object::Secret(o) => self.store.put(key.0, &key.1, &key.2, o.as_ref()),
+        };
+        true
+    }
+
+    /// Removes an object if it is there and is that owner's.
+    pub fn remove(&self, owner: &Owner, key: &ObjectKey) -> bool {
+        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+        if objects.get(key).is_none_or(|(o, _)| o != owner) {
+            return false;
+        }
+        objects.remove(key);
+        self.store.delete(key.0, &key.1, &key.2);
+        true
+    }
+
+    /// The owner of an object.
+    pub fn owner(&self, key: &ObjectKey) -> Option<Owner> {
+        self.objects.read().unwrap_or_else(PoisonError::into_inner).get(key).map(|(o, _)| o.clone())
+    }
+
+    /// What a file has put here.
+    pub fn of_file(&self, file: &std::path::Path) -> BTreeSet<ObjectKey> {
+        let objects = self.objects.read().unwrap_or_else(PoisonError::into_inner);
+        objects
+            .iter()
+            .filter(|(_, (owner, _))| matches!(owner, Owner::File(f) if f == file))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+}
+
+impl Lookup for Configs {
+    fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<v1::ConfigMap>> {
+        let key = (Kind::ConfigMap, namespace.to_owned(), name.to_owned());
+        match self.objects.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            Some((_, Object::ConfigMap(o))) => Some(o.clone()),
+            _ => None,
+        }
+    }
+
+    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<v1::Secret>> {
+        let key = (Kind::Secret, namespace.to_owned(), name.to_owned());
+        match self.objects.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            Some((_, Object::Secret(o))) => Some(o.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the pod refers to that object anywhere.
+pub fn uses(pod: &Pod, key: &ObjectKey) -> bool {
+    if pod.namespace() != key.1 {
+        return false;
+    }
+    let (config_map, name) = (key.0 == Kind::ConfigMap, key.2.as_str());
+    let in_env = |c: &v1::Container| {
+        c.env_from.iter().flatten().any(|f| {
+            if config_map {
+                f.config_map_ref.as_ref().is_some_and(|r| r.name == name)
+            } else {
+                f.secret_ref.as_ref().is_some_and(|r| r.name == name)
+            }
+        }) || c.env.iter().flatten().filter_map(|e| e.value_from.as_ref()).any(|v| {
+            if config_map {
+                v.config_map_key_ref.as_ref().is_some_and(|r| r.name == name)
+            } else {
+                v.secret_key_ref.as_ref().is_some_and(|r| r.name == name)
+            }
+        })
+    };
+    let in_volume = |v: &v1::Volume| {
+        let projected = v.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        if config_map {
+            v.config_map.as_ref().is_some_and(|s| s.name == name)
+                || projected.into_iter().any(|s| s.config_map.as_ref().is_some_and(|r| r.name == name))
+        } else {
+            v.secret.as_ref().is_some_and(|s| s.secret_name.as_deref() == Some(name))
+                || projected.into_iter().any(|s| s.secret.as_ref().is_some_and(|r| r.name == name))
+        }
+    };
+    let pull = !config_map && pod.spec().image_pull_secrets.iter().flatten().any(|r| r.name == name);
+    pull || pod.all_containers().any(in_env) || pod.spec().volumes.iter().flatten().any(in_volume)
+}

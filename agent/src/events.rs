@@ -1,0 +1,181 @@
+//! Events as `kubectl get events` shows them: one object per thing that happens, counted when it happens again.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use berth_reconciler::node::PodEvent;
+use berth_reconciler::pod::Pod;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::store::{Kind, ObjectStore};
+
+/// Most events that are kept.
+const KEEP: usize = 1000;
+/// How long an event is kept after it happened last, in seconds (the API server's `--event-ttl`).
+const TTL_SECONDS: i64 = 3600;
+
+type Key = (String, String, String, String);
+
+struct Series {
+    namespace: String,
+    name: String,
+    count: u32,
+    first: Timestamp,
+    last: Timestamp,
+}
+
+#[derive(Default)]
+struct Known {
+    series: HashMap<Key, Series>,
+    order: VecDeque<Key>,
+    serial: u64,
+}
+
+/// What an event is about.
+#[derive(Clone, Debug)]
+pub struct Regarding {
+    /// Kind of the object.
+    pub kind: &'static str,
+    /// Its namespace; `default` for a Node's events.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid; empty if it has none.
+    pub uid: String,
+    /// Part of it, as `spec.containers{web}`; empty for the whole.
+    pub field: String,
+}
+
+/// Records events into the store.
+pub struct Recorder {
+    store: ObjectStore,
+    node: String,
+    known: Mutex<Known>,
+}
+
+impl Recorder {
+    /// A recorder for the node of that name.
+    pub fn new(store: ObjectStore, node: &str) -> Self {
+        Self { store, node: node.to_owned(), known: Mutex::default() }
+    }
+
+    /// Records an event about a pod.
+    pub fn pod(&self, pod: &Pod, event: &PodEvent) {
+        let field = event.container.as_ref().map_or_else(String::new, |name| {
+            let init = pod.spec().init_containers.iter().flatten().any(|c| c.name == *name);
+            format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+        });
+        let regarding = Regarding {
+            kind: "Pod",
+            namespace: pod.namespace().into(),
+            name: pod.name().into(),
+            uid: pod.uid().into(),
+            field,
+        };
+        self.record(&regarding, event.warning, event.reason, &event.message);
+    }
+
+    /// Records an event about any object.
+    pub fn record(&self, about: &Regarding, warning: bool, reason: &str, message: &str) {
+        let now = Timestamp::now();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget_old(&mut known, now);
+        let key = (format!("{}/{}", about.uid, about.name), about.field.clone(), reason.to_owned(), message.to_owned());
+        known.serial += 1;
+        let serial = known.serial;
+        if !known.series.contains_key(&key) {
+            known.order.push_back(key.clone());
+        }
+        let series = known.series.entry(key).or_insert_with(|| Series {
+            namespace: about.namespace.clone(),
+            name: format!("{}.{:x}", about.name, now.as_nanosecond() as u64 ^ serial),
+            count: 0,
+            first: now,
+            last: now,
+        });
+        series.count += 1;
+        series.last = now;
+        let object = self.object(about, series, warning, reason, message);
+        self.store.put(Kind::Event, &series.namespace, &series.name, &object);
+    }
+
+    fn object(&self, about: &Regarding, series: &Series, warning: bool, reason: &str, message: &str) -> Value {
+        let mut involved = json!({
+            "apiVersion": "v1", "kind": about.kind, "namespace": about.namespace, "name": about.name,
+        });
+        if !about.uid.is_empty() {
+            involved["uid"] = json!(about.uid);
+        }
+        if !about.field.is_empty() {
+            involved["fieldPath"] = json!(about.field);
+        }
+        let seconds = |t: Timestamp| Timestamp::from_second(t.as_second()).unwrap_or(t);
+        json!({
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {"name": series.name, "namespace": series.namespace, "creationTimestamp": seconds(series.first)},
+            "involvedObject": involved,
+            "type": if warning { "Warning" } else { "Normal" },
+            "reason": reason, "message": message, "count": series.count,
+            "firstTimestamp": seconds(series.first), "lastTimestamp": seconds(series.last),
+            "source": {"component": "berth", "host": self.node},
+            "reportingComponent": "berth", "reportingInstance": self.node,
+        })
+    }
+
+    fn forget_old(&self, known: &mut Known, now: Timestamp) {
+        while let Some(key) = known.order.front() {
+            let old = known.series.get(key).is_none_or(|s| now.as_second() - s.last.as_second() > TTL_SECONDS);
+            if !old && known.order.len() < KEEP {
+                return;
+            }
+            let Some(key) = known.order.pop_front() else { return };
+            if let Some(series) = known.series.remove(&key) {
+                self.store.delete(Kind::Event, &series.namespace, &series.name);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_event_is_counted() {
+        let store = ObjectStore::new();
+        let recorder = Recorder::new(store.clone(), "n");
+        let about = Regarding {
+            kind: "Pod",
+            namespace: "default".into(),
+            name: "p".into(),
+            uid: "u".into(),
+            field: String::new(),
+        };
+        recorder.record(&about, true, "BackOff", "m");
+        recorder.record(&about, true, "BackOff", "m");
+        recorder.record(&about, false, "Started", "m");
+        let (events, _) = store.list(Kind::Event, Some("default"));
+        let counts: Vec<i64> = events.iter().map(|e| e.value()["count"].as_i64().unwrap()).collect();
+        assert_eq!(counts.iter().sum::<i64>(), 3);
+        assert_eq!(counts.len(), 2);
+    }
+
+    #[test]
+    fn the_number_of_events_is_bounded() {
+        let store = ObjectStore::new();
+        let recorder = Recorder::new(store.clone(), "n");
+        for i in 0..KEEP + 50 {
+            let about = Regarding {
+                kind: "Pod",
+                namespace: "default".into(),
+                name: format!("p{i}"),
+                uid: String::new(),
+                field: String::new(),
+            };
+            recorder.record(&about, false, "Started", "m");
+        }
+        assert!(store.list(Kind::Event, None).0.len() <= KEEP);
+    }
+}

@@ -1,0 +1,182 @@
+//! What there is to know of this machine: addresses, capacity, and the Node object made of them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+
+use berth_reconciler::env;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::config::Config;
+
+/// Facts of the node that do not change while the agent runs.
+#[derive(Clone, Debug)]
+pub struct NodeFacts {
+    /// Its name.
+    pub name: String,
+    /// Its addresses, the primary one first; never empty.
+    pub ips: Vec<IpAddr>,
+    /// Processors.
+    pub cpus: u64,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Bytes of the file system of the state folder.
+    pub storage: u64,
+    /// When the agent was started.
+    pub started_at: Timestamp,
+}
+
+impl NodeFacts {
+    /// Looks at the machine.
+    pub fn gather(config: &Config) -> Self {
+        let mut ips = addresses();
+        if let Some(ip) = config.node_ip {
+            ips.retain(|other| *other != ip);
+            ips.insert(0, ip);
+        }
+        if ips.is_empty() {
+            ips.push(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        }
+        let storage = nix::sys::statvfs::statvfs(&config.root).map_or(0, |s| s.blocks() * s.fragment_size());
+        Self {
+            name: config.node_name.clone(),
+            ips,
+            cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+            memory: memory_total(),
+            storage,
+            started_at: Timestamp::now(),
+        }
+    }
+
+    /// The facts that the downward API tells, for a pod with these addresses.
+    pub fn for_pod(&self, pod_ips: &[IpAddr]) -> env::Facts {
+        env::Facts {
+            node_name: self.name.clone(),
+            host_ips: self.ips.clone(),
+            pod_ips: pod_ips.to_vec(),
+            allocatable_cpu_milli: self.cpus * 1000,
+            allocatable_memory: self.memory,
+            allocatable_ephemeral_storage: self.storage,
+        }
+    }
+
+    /// The labels that a kubelet gives its node.
+    pub fn labels(&self) -> std::collections::BTreeMap<String, String> {
+        let arch = go_arch();
+        [
+            ("kubernetes.io/hostname", self.name.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", arch),
+            ("beta.kubernetes.io/os", "linux"),
+            ("beta.kubernetes.io/arch", arch),
+        ]
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect()
+    }
+
+    /// The Node object.
+    pub fn node_object(&self, config: &Config) -> Value {
+        let now = Timestamp::now();
+        let resources = json!({
+            "cpu": self.cpus.to_string(),
+            "memory": format!("{}Ki", self.memory / 1024),
+            "ephemeral-storage": self.storage.to_string(),
+            "pods": config.max_pods.to_string(),
+        });
+        let condition = |kind: &str, status: &str, reason: &str, message: &str| {
+            json!({"type": kind, "status": status, "reason": reason, "message": message,
+                   "lastHeartbeatTime": now, "lastTransitionTime": self.started_at})
+        };
+        let mut addresses: Vec<Value> =
+            self.ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+        addresses.push(json!({"type": "Hostname", "address": self.name}));
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": self.name, "uid": node_uid(&self.name), "labels": self.labels(),
+                         "creationTimestamp": self.started_at},
+            "spec": {"podCIDR": config.pod_cidr, "podCIDRs": [config.pod_cidr]},
+            "status": {
+                "capacity": resources, "allocatable": resources, "addresses": addresses,
+                "conditions": [
+                    condition("Ready", "True", "BerthReady", "berth agent is running"),
+                ],
+                "nodeInfo": node_info(),
+            }
+        })
+    }
+}
+
+/// A node keeps its uid over restarts.
+fn node_uid(name: &str) -> String {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::digest(format!("node/{name}").as_bytes());
+    let mut bytes = [0u8; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
+}
+
+fn node_info() -> Value {
+    let uname = nix::sys::utsname::uname().ok();
+    let release = uname.as_ref().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let version = env!("CARGO_PKG_VERSION");
+    json!({
+        "machineID": first_line("/etc/machine-id"),
+        "systemUUID": first_line("/sys/class/dmi/id/product_uuid"),
+        "bootID": first_line("/proc/sys/kernel/random/boot_id"),
+        "kernelVersion": release,
+        "osImage": os_image(),
+        "containerRuntimeVersion": format!("berth://{version}"),
+        "kubeletVersion": format!("v1.36.0-berth.{version}"),
+        "kubeProxyVersion": "",
+        "operatingSystem": "linux",
+        "architecture": go_arch(),
+    })
+}
+
+fn first_line(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().lines().next().unwrap_or_default().trim().to_owned()
+}
+
+fn os_image() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    text.lines()
+        .find_map(|l| l.strip_prefix("PRETTY_NAME="))
+        .map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())
+}
+
+/// The architecture in Go's words.
+pub fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn memory_total() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes = text
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|n| n.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}
+
+/// The source addresses that the kernel would choose for traffic to the outside. Connecting a UDP socket sends
+/// nothing; the targets are of the documentation ranges (RFC 5737, RFC 3849).
+fn addresses() -> Vec<IpAddr> {
+    let probe = |bind: IpAddr, to: IpAddr| -> Option<IpAddr> {
+        let socket = UdpSocket::bind((bind, 0)).ok()?;
+        socket.connect((to, 9)).ok()?;
+        let ip = socket.local_addr().ok()?.ip();
+        (!ip.is_unspecified() && !ip.is_loopback()).then_some(ip)
+    };
+    [
+        probe(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()),
+        probe(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

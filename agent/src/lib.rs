@@ -1,0 +1,22 @@
+//! The agent: turns the reconciler's actions into effects, serves the node's API, and is its command line.
+//!
+//! The tour: [`cli`] parses words and runs the client verbs; [`serve`] is `berth agent`: it puts together [`config`], the
+//! [`node`] (the reconciler's actions, carried out with shims, images and the pod network), the [`backend`] of the
+//! [`api`], manifest folders and [`metrics`]. [`oci`] turns a container of a pod into an OCI specification,
+//! [`volumes`] and [`etcfiles`] make what it mounts. [`store`] holds the objects that the API serves, [`configs`] the ConfigMaps and
+//! Secrets in use, [`events`] records what happened, [`facts`] is what there is to know of the machine.
+
+pub mod api;
+pub mod backend;
+pub mod cli;
+pub mod config;
+pub mod configs;
+pub mod etcfiles;
+pub mod events;
+pub mod facts;
+pub mod metrics;
+pub mod node;
+pub mod oci;
+pub mod serve;
+pub mod store;
+pub mod volumes;

@@ -1,0 +1,211 @@
+//! What is known of one pod that has something on this machine, and how that lies on disk.
+//!
+//! Memory is a copy of the run folder, never the other way round: a record is written before it is believed, so that
+//! the next agent finds what this one knew.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use berth_netplug::Attachment;
+use berth_reconciler::node::{ContainerRecord, ContainerState, Deletion, Observation, Sandbox};
+use berth_reconciler::pod::Pod;
+use berth_runtime::shim::client::Client;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// One container instance: the reconciler's record and what the agent needs beside it. `meta.json` of the bundle.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Instance {
+    /// The reconciler's record. On disk its state is always `Created`: the truth is with the shim.
+    pub record: ContainerRecord,
+    /// Number of the signal that asks it to end.
+    pub stop_signal: i32,
+    /// Its log file.
+    pub log_path: PathBuf,
+    /// Its cgroup.
+    pub cgroup: String,
+    /// Process id of its first process.
+    #[serde(default)]
+    pub pid: Option<i32>,
+}
+
+/// `sandbox.json`: there since the sandbox is complete, until it is taken down on purpose.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SandboxRecord {
+    /// Pod addresses.
+    pub ips: Vec<IpAddr>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What the pod network gave; none with hostNetwork.
+    pub attachment: Option<Attachment>,
+}
+
+/// `pod.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodRecord {
+    /// The pod as it was accepted.
+    pub pod: Arc<Pod>,
+    /// Its deletion, once asked for.
+    #[serde(default)]
+    pub deletion: Option<Deletion>,
+}
+
+/// The connection to a pod's shim.
+#[derive(Clone, Debug)]
+pub(crate) struct Shim {
+    pub client: Client,
+    pub pid: i32,
+    /// Tells one connection from a later one.
+    pub generation: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub sandbox: Sandbox,
+    pub attachment: Option<Attachment>,
+    pub shim: Option<Shim>,
+    pub generation: u64,
+    pub instances: Vec<Instance>,
+    /// Set while an end of the shim is expected.
+    pub closing: bool,
+    saved: Option<(Arc<Pod>, Option<Deletion>)>,
+}
+
+/// One pod on this machine.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Its run folder.
+    pub dir: PathBuf,
+    pod: Mutex<Arc<Pod>>,
+    state: Mutex<State>,
+}
+
+impl Entry {
+    pub fn new(dir: PathBuf, pod: Arc<Pod>) -> Self {
+        Self { dir, pod: Mutex::new(pod), state: Mutex::default() }
+    }
+
+    pub fn pod(&self) -> Arc<Pod> {
+        self.pod.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set_pod(&self, pod: &Arc<Pod>) {
+        *self.pod.lock().unwrap_or_else(PoisonError::into_inner) = pod.clone();
+    }
+
+    /// The state; hold it only between two awaits.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn observation(&self) -> Observation {
+        let state = self.state();
+        Observation {
+            sandbox: state.sandbox.clone(),
+            containers: state.instances.iter().map(|i| i.record.clone()).collect(),
+        }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state().sandbox, Sandbox::Ready { .. })
+    }
+
+    pub fn ips(&self) -> Vec<IpAddr> {
+        match &self.state().sandbox {
+            Sandbox::Ready { ips, .. } => ips.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub fn client(&self) -> Option<Client> {
+        self.state().shim.as_ref().map(|s| s.client.clone())
+    }
+
+    pub fn instance(&self, id: &str) -> Option<Instance> {
+        self.state().instances.iter().find(|i| i.record.id == id).cloned()
+    }
+
+    /// The newest instance of a container.
+    pub fn newest(&self, container: &str) -> Option<Instance> {
+        let state = self.state();
+        state.instances.iter().filter(|i| i.record.name == container).max_by_key(|i| i.record.attempt).cloned()
+    }
+
+    /// The running instance of a container.
+    pub fn running(&self, container: &str) -> Option<Instance> {
+        let state = self.state();
+        state
+            .instances
+            .iter()
+            .find(|i| i.record.name == container && matches!(i.record.state, ContainerState::Running { .. }))
+            .cloned()
+    }
+
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.dir.join("containers").join(id)
+    }
+
+    /// Writes `pod.json` if it would say something new.
+    pub fn save_pod(&self, deletion: Option<&Deletion>) -> io::Result<()> {
+        let pod = self.pod();
+        let deletion = deletion.cloned();
+        {
+            let state = self.state();
+            if let Some((known, known_deletion)) = &state.saved
+                && (Arc::ptr_eq(known, &pod) || *known == pod)
+                && *known_deletion == deletion
+            {
+                return Ok(());
+            }
+        }
+        write_json(&self.dir.join("pod.json"), &PodRecord { pod: pod.clone(), deletion: deletion.clone() })?;
+        self.state().saved = Some((pod, deletion));
+        Ok(())
+    }
+
+    /// Makes status and deletion durable. A pod without a run folder has nothing that would need it.
+    pub fn save_status(&self, deletion: Option<&Deletion>, status: &v1::PodStatus) {
+        if !self.dir.exists() {
+            return;
+        }
+        let written = self.save_pod(deletion).and_then(|()| write_json(&self.dir.join("status.json"), status));
+        if let Err(error) = written {
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot write the pod's record");
+        }
+    }
+
+    /// Writes an instance's `meta.json`.
+    pub fn save_instance(&self, instance: &Instance) -> io::Result<()> {
+        let mut stored = instance.clone();
+        stored.record.state = ContainerState::Created;
+        write_json(&self.bundle(&instance.record.id).join("meta.json"), &stored)
+    }
+}
+
+/// Writes JSON so that a reader sees the old or the new text, never half of one.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_vec(value).map_err(io::Error::other)?;
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(".tmp");
+    std::fs::write(&staged, text)?;
+    std::fs::rename(&staged, path)
+}
+
+/// Reads JSON; none if the file is missing or makes no sense.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let text = std::fs::read(path).ok()?;
+    match serde_json::from_slice(&text) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "ignoring a record that cannot be read");
+            None
+        }
+    }
+}

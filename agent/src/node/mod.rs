@@ -1,0 +1,279 @@
+//! The machine as the reconciler sees it: its actions carried out with shims, images, cgroups and the pod network.
+//!
+//! The tour: [`entry`] is what is known of one pod and how it lies on disk; [`sandbox`] starts and ends a pod's shim
+//! and network; [`start`] makes containers; [`shims`] turns what shims tell into records; [`image`] pulls; [`probe`]
+//! runs probes and hooks; [`adopt`] finds what an earlier agent left running; [`kubepods`] is the tree of cgroups.
+
+mod adopt;
+mod auth;
+mod entry;
+mod exec;
+mod image;
+mod kubepods;
+mod manifests;
+mod probe;
+mod sandbox;
+mod shims;
+mod signal;
+mod start;
+mod tls;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+use berth_image::Store;
+use berth_netplug::Network;
+use berth_reconciler::node::{
+    Deletion, Failure, Hook, Node, Observation, PodEvent, ProbeOutcome, StartContainer, StopSignal,
+};
+use berth_reconciler::pod::Pod;
+use berth_reconciler::worker::Reconciler;
+use berth_runtime::cgroup::Cgroups;
+use k8s_openapi::api::core::v1;
+
+use crate::config::Config;
+use crate::configs::Configs;
+use crate::events::Recorder;
+use crate::facts::NodeFacts;
+use crate::metrics::Counters;
+use crate::store::{Kind, ObjectStore};
+
+pub use adopt::Adopted;
+pub use exec::ExecSpec;
+pub use image::images_in_use;
+pub use manifests::ERROR_ANNOTATION;
+
+use entry::Entry;
+
+/// What the parts of a node are made of.
+pub struct Parts {
+    /// Settings.
+    pub config: Arc<Config>,
+    /// Facts of the machine.
+    pub facts: NodeFacts,
+    /// Images.
+    pub images: Store,
+    /// The pod network.
+    pub network: Network,
+    /// Control groups.
+    pub cgroups: Cgroups,
+    /// ConfigMaps and Secrets.
+    pub configs: Configs,
+    /// Objects shown by the API.
+    pub store: ObjectStore,
+    /// Events.
+    pub events: Arc<Recorder>,
+    /// Figures of the agent.
+    pub counters: Arc<Counters>,
+}
+
+/// The machine.
+pub struct AgentNode {
+    /// Settings.
+    pub config: Arc<Config>,
+    /// Facts of the machine.
+    pub facts: NodeFacts,
+    /// Images.
+    pub images: Store,
+    /// The pod network.
+    pub network: Network,
+    /// Control groups.
+    pub cgroups: Cgroups,
+    /// ConfigMaps and Secrets.
+    pub configs: Configs,
+    /// Objects shown by the API.
+    pub store: ObjectStore,
+    /// Events.
+    pub events: Arc<Recorder>,
+    /// Figures of the agent.
+    pub counters: Arc<Counters>,
+    /// This binary, which is every pod's shim.
+    exe: PathBuf,
+    entries: Mutex<HashMap<String, Arc<Entry>>>,
+    kubepods: kubepods::Tree,
+    reconciler: OnceLock<Arc<Reconciler<AgentNode>>>,
+    manifests: manifests::Manifests,
+    /// Writes API objects so that they outlive the agent.
+    pub objects: crate::backend::objects::Objects,
+}
+
+impl AgentNode {
+    /// Puts the node together.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let kubepods = kubepods::Tree::new(parts.cgroups.clone(), &parts.config);
+        let objects = crate::backend::objects::Objects::new(&parts.config.root);
+        Arc::new(Self {
+            config: parts.config,
+            facts: parts.facts,
+            images: parts.images,
+            network: parts.network,
+            cgroups: parts.cgroups,
+            configs: parts.configs,
+            store: parts.store,
+            events: parts.events,
+            counters: parts.counters,
+            exe: PathBuf::from("/proc/self/exe"),
+            entries: Mutex::default(),
+            kubepods,
+            reconciler: OnceLock::new(),
+            manifests: manifests::Manifests::default(),
+            objects,
+        })
+    }
+
+    /// Tells the node whom to wake. Called once, before any pod is given to the reconciler.
+    pub fn connect(&self, reconciler: Arc<Reconciler<AgentNode>>) {
+        let _ = self.reconciler.set(reconciler);
+    }
+
+    fn wake(&self, uid: &str) {
+        if let Some(reconciler) = self.reconciler.get() {
+            reconciler.wake(uid);
+        }
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of a pod that has something on this machine.
+    fn find(&self, uid: &str) -> Option<Arc<Entry>> {
+        self.entries().get(uid).cloned()
+    }
+
+    fn entry(&self, pod: &Arc<Pod>) -> Arc<Entry> {
+        let mut entries = self.entries();
+        let entry = entries
+            .entry(pod.uid().to_owned())
+            .or_insert_with(|| Arc::new(Entry::new(self.config.pods_dir().join(pod.uid()), pod.clone())))
+            .clone();
+        drop(entries);
+        entry.set_pod(pod);
+        entry
+    }
+
+    /// All pods that have something on this machine.
+    pub fn known(&self) -> Vec<String> {
+        self.entries().keys().cloned().collect()
+    }
+
+    pub(crate) fn all_entries(&self) -> Vec<Arc<Entry>> {
+        self.entries().values().cloned().collect()
+    }
+
+    fn folders(&self, uid: &str) -> crate::volumes::Folders {
+        crate::volumes::Folders {
+            data: self.config.root.join("volumes").join(uid),
+            objects: self.config.pods_dir().join(uid).join("volumes"),
+        }
+    }
+
+    fn log_dir(&self, pod: &Pod) -> PathBuf {
+        self.config.log_dir.join(format!("{}_{}_{}", pod.namespace(), pod.name(), pod.uid()))
+    }
+
+    fn note(&self, pod: &Arc<Pod>, warning: bool, reason: &'static str, message: String, container: Option<&str>) {
+        let container = container.map(str::to_owned);
+        self.events.pod(pod, &PodEvent { warning, reason, message, container });
+    }
+
+    /// A ConfigMap or Secret has changed: volumes that show it follow, and pods that wait for it try again.
+    pub fn config_changed(&self, key: &crate::configs::ObjectKey) {
+        let Some(reconciler) = self.reconciler.get() else { return };
+        for view in reconciler.pods() {
+            if !crate::configs::uses(&view.pod, key) {
+                continue;
+            }
+            if self.find(view.pod.uid()).is_some() && crate::volumes::follow_objects(&view.pod) {
+                self.refresh_volumes(&view.pod);
+            }
+            reconciler.config_changed(view.pod.uid());
+        }
+    }
+
+    fn refresh_volumes(&self, pod: &Arc<Pod>) {
+        let Some(entry) = self.find(pod.uid()) else { return };
+        if !entry.is_ready() {
+            return;
+        }
+        let facts = self.facts.for_pod(&entry.ips());
+        if let Err(failure) = crate::volumes::set_up(pod, &self.folders(pod.uid()), &facts, &self.configs) {
+            self.note(pod, true, "FailedMount", failure.message, None);
+        }
+    }
+}
+
+#[async_trait]
+impl Node for AgentNode {
+    async fn observe(&self, uid: &str) -> Observation {
+        self.find(uid).map(|entry| entry.observation()).unwrap_or_default()
+    }
+
+    async fn create_sandbox(&self, pod: &Arc<Pod>) -> Result<(), Failure> {
+        sandbox::create(self, pod).await
+    }
+
+    async fn ensure_image(&self, pod: &Arc<Pod>, container: &str) -> Result<(), Failure> {
+        image::ensure(self, pod, container).await
+    }
+
+    async fn start_container(&self, pod: &Arc<Pod>, start: &StartContainer) -> Result<(), Failure> {
+        start::start(self, pod, start).await
+    }
+
+    async fn remove_container(&self, pod: &Arc<Pod>, id: &str) -> Result<(), Failure> {
+        start::remove(self, pod, id).await
+    }
+
+    async fn run_hook(
+        &self,
+        pod: &Arc<Pod>,
+        id: &str,
+        hook: Hook,
+        handler: &v1::LifecycleHandler,
+    ) -> Result<(), Failure> {
+        probe::run_hook(self, pod, id, hook, handler).await
+    }
+
+    async fn probe(&self, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome {
+        probe::probe(self, pod, id, probe).await
+    }
+
+    async fn stop_container(&self, pod: &Arc<Pod>, id: &str, signal: StopSignal) -> Result<(), Failure> {
+        start::stop(self, pod, id, signal).await
+    }
+
+    async fn remove_pod(&self, pod: &Arc<Pod>) -> Result<(), Failure> {
+        sandbox::remove(self, pod).await
+    }
+
+    async fn stop_sandbox(&self, pod: &Arc<Pod>) -> Result<(), Failure> {
+        sandbox::stop(self, pod).await
+    }
+
+    fn host_ips(&self) -> Vec<IpAddr> {
+        self.facts.ips.clone()
+    }
+
+    fn publish(&self, pod: &Arc<Pod>, deletion: Option<&Deletion>, status: &v1::PodStatus) {
+        if let Some(entry) = self.find(pod.uid()) {
+            entry.set_pod(pod);
+            entry.save_status(deletion, status);
+        }
+        self.objects.save_pod(pod, deletion);
+        let shown = crate::backend::shown_pod(pod, deletion, status);
+        self.show(pod, shown);
+    }
+
+    fn gone(&self, pod: &Arc<Pod>) {
+        self.objects.remove_pod(pod);
+        self.store.delete(Kind::Pod, pod.namespace(), pod.name());
+    }
+
+    fn event(&self, pod: &Arc<Pod>, event: PodEvent) {
+        self.events.pod(pod, &event);
+    }
+}

@@ -1,0 +1,276 @@
+//! Probes and lifecycle hooks.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_reconciler::node::{Failure, Hook, ProbeOutcome};
+use berth_reconciler::pod::Pod;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::net::TcpStream;
+
+use super::entry::{Entry, Instance};
+use super::sandbox::blocking;
+use super::{AgentNode, ExecSpec, exec};
+
+/// Most of an answer that is read (kubelet: 10 KiB).
+const BODY_MAX: usize = 10 << 10;
+
+/// Runs one probe.
+pub(super) async fn probe(node: &AgentNode, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome {
+    node.counters.probes.inc();
+    let Some((entry, instance)) = target(node, pod, id) else {
+        return ProbeOutcome::Failure("container is not running".into());
+    };
+    let timeout = seconds(probe.timeout_seconds.unwrap_or(1));
+    let result = if let Some(action) = &probe.exec {
+        exec_probe(&entry, &instance, action.command.as_deref().unwrap_or_default(), timeout).await
+    } else if let Some(action) = &probe.http_get {
+        http(&entry, pod, &instance, action, timeout).await
+    } else if let Some(action) = &probe.tcp_socket {
+        tcp(&entry, pod, &instance, action, timeout).await
+    } else {
+        Err("this kind of probe is not supported".into())
+    };
+    match result {
+        Ok(()) => ProbeOutcome::Success,
+        Err(text) => ProbeOutcome::Failure(text),
+    }
+}
+
+fn seconds(n: i32) -> Duration {
+    Duration::from_secs(u64::try_from(n).unwrap_or(1).max(1))
+}
+
+fn target(node: &AgentNode, pod: &Pod, id: &str) -> Option<(Arc<Entry>, Instance)> {
+    let entry = node.find(pod.uid())?;
+    let instance = entry.instance(id)?;
+    Some((entry, instance))
+}
+
+async fn exec_probe(entry: &Entry, instance: &Instance, command: &[String], timeout: Duration) -> Result<(), String> {
+    match run_command(entry, instance, command, timeout).await? {
+        (0, _) => Ok(()),
+        (_, output) => Err(output),
+    }
+}
+
+/// Runs a command to its end and gives its exit code and the beginning of its output.
+async fn run_command(
+    entry: &Entry,
+    instance: &Instance,
+    command: &[String],
+    timeout: Duration,
+) -> Result<(i32, String), String> {
+    let spec = ExecSpec { command: command.to_vec(), tty: false, stdin: false };
+    let (client, session) = exec::run(entry, instance, &spec).await?;
+    let outputs = [session.stdout, session.stderr];
+    let reading = blocking(move || read_outputs(outputs));
+    let exec_id = session.exec_id;
+    match tokio::time::timeout(timeout, client.wait_exec(exec_id)).await {
+        Ok(Ok(code)) => {
+            // A child of the command may hold the pipe for ever.
+            let text = tokio::time::timeout(Duration::from_millis(100), reading).await.unwrap_or_default();
+            Ok((code, text))
+        }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => {
+            let _ = client.kill_exec(exec_id, nix::libc::SIGKILL).await;
+            let _ = client.wait_exec(exec_id).await;
+            Err(format!("command timed out: \"{}\" timed out after {}s", command.join(" "), timeout.as_secs()))
+        }
+    }
+}
+
+fn read_outputs(outputs: [Option<OwnedFd>; 2]) -> String {
+    let mut text = Vec::new();
+    for fd in outputs.into_iter().flatten() {
+        let _ = File::from(fd).take(BODY_MAX as u64).read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// A port by number, or by the name of one of the container's ports.
+fn port_number(pod: &Pod, container: &str, port: &IntOrString) -> Result<u16, String> {
+    let bad = || "the port is not between 1 and 65535".to_owned();
+    match port {
+        IntOrString::Int(n) => u16::try_from(*n).ok().filter(|p| *p > 0).ok_or_else(bad),
+        IntOrString::String(name) => {
+            if let Ok(n) = name.parse::<u16>() {
+                return Ok(n);
+            }
+            let ports = pod.container(container).into_iter().flat_map(|c| c.ports.iter().flatten());
+            ports
+                .filter(|p| p.name.as_deref() == Some(name))
+                .find_map(|p| u16::try_from(p.container_port).ok())
+                .ok_or_else(|| format!("container {container} has no port named {name:?}"))
+        }
+    }
+}
+
+async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    let result = match host.parse::<IpAddr>() {
+        Ok(ip) => TcpStream::connect(SocketAddr::new(ip, port)).await,
+        Err(_) => TcpStream::connect((host, port)).await,
+    };
+    result.map_err(|e| format!("dial tcp {host}:{port}: {e}"))
+}
+
+fn host_of(entry: &Entry, named: Option<&String>) -> Result<String, String> {
+    match named.filter(|h| !h.is_empty()) {
+        Some(host) => Ok(host.clone()),
+        None => entry.ips().first().map(ToString::to_string).ok_or_else(|| "the pod has no address".into()),
+    }
+}
+
+async fn tcp(
+    entry: &Entry,
+    pod: &Pod,
+    instance: &Instance,
+    action: &v1::TCPSocketAction,
+    timeout: Duration,
+) -> Result<(), String> {
+    let host = host_of(entry, action.host.as_ref())?;
+    let port = port_number(pod, &instance.record.name, &action.port)?;
+    match tokio::time::timeout(timeout, connect(&host, port)).await {
+        Ok(result) => result.map(drop),
+        Err(_) => Err(format!("dial tcp {host}:{port}: i/o timeout")),
+    }
+}
+
+async fn http(
+    entry: &Entry,
+    pod: &Pod,
+    instance: &Instance,
+    action: &v1::HTTPGetAction,
+    timeout: Duration,
+) -> Result<(), String> {
+    let host = host_of(entry, action.host.as_ref())?;
+    let port = port_number(pod, &instance.record.name, &action.port)?;
+    let path = match action.path.as_deref().unwrap_or("/") {
+        path if path.starts_with('/') => path.to_owned(),
+        path => format!("/{path}"),
+    };
+    let shown = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let https = action.scheme.as_deref() == Some("HTTPS");
+    let url = format!("{}://{shown}:{port}{path}", if https { "https" } else { "http" });
+    let request = http_request(action, &path, &format!("{shown}:{port}"))?;
+    let exchange = async {
+        let stream = connect(&host, port).await?;
+        if https {
+            let stream = super::tls::connect(stream, &host).await?;
+            send(TokioIo::new(stream), request).await
+        } else {
+            send(TokioIo::new(stream), request).await
+        }
+    };
+    let status = match tokio::time::timeout(timeout, exchange).await {
+        Ok(result) => result.map_err(|e| format!("Get \"{url}\": {e}"))?,
+        Err(_) => {
+            return Err(format!("Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"));
+        }
+    };
+    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+}
+
+fn http_request(
+    action: &v1::HTTPGetAction,
+    path: &str,
+    host: &str,
+) -> Result<hyper::Request<Empty<Bytes>>, String> {
+    let mut request = hyper::Request::get(path);
+    let headers = action.http_headers.as_deref().unwrap_or_default();
+    let given = |name: &str| headers.iter().any(|h| h.name.eq_ignore_ascii_case(name));
+    for (name, value) in [
+        ("Host", host),
+        ("User-Agent", concat!("kube-probe/1.36 berth/", env!("CARGO_PKG_VERSION"))),
+        ("Accept", "*/*"),
+        ("Connection", "close"),
+    ] {
+        if !given(name) {
+            request = request.header(name, value);
+        }
+    }
+    for header in headers {
+        request = request.header(&header.name, &header.value);
+    }
+    request.body(Empty::new()).map_err(|e| e.to_string())
+}
+
+async fn send<S>(stream: S, request: hyper::Request<Empty<Bytes>>) -> Result<u16, String>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(stream).await.map_err(|e| e.to_string())?;
+    let driver = tokio::spawn(connection);
+    let result = async {
+        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let status = response.status().as_u16();
+        // The body is read as far as a kubelet reads it, so that the server does not see a reset.
+        let _ = Limited::new(response.into_body(), BODY_MAX).collect().await;
+        Ok(status)
+    }
+    .await;
+    driver.abort();
+    result
+}
+
+/// Runs a hook to its end.
+pub(super) async fn run_hook(
+    node: &AgentNode,
+    pod: &Arc<Pod>,
+    id: &str,
+    hook: Hook,
+    handler: &v1::LifecycleHandler,
+) -> Result<(), Failure> {
+    let name = if hook == Hook::PostStart { "PostStartHook" } else { "PreStopHook" };
+    let failed = |message: String| Failure { reason: format!("Failed{name}"), message };
+    let Some((entry, instance)) = target(node, pod, id) else {
+        return Err(failed("the container is not running".into()));
+    };
+    // The worker bounds a preStop hook by the grace period; this only ends what nobody waits for any more.
+    let limit = Duration::from_secs(u64::try_from(pod.spec().termination_grace_period_seconds.unwrap_or(30)).unwrap_or(30));
+    let limit = if hook == Hook::PostStart { Duration::from_secs(3600) } else { limit.max(Duration::from_secs(1)) };
+    let result = if let Some(action) = &handler.exec {
+        let command = action.command.as_deref().unwrap_or_default();
+        match run_command(&entry, &instance, command, limit).await {
+            Ok((0, _)) => Ok(()),
+            Ok((code, output)) => {
+                Err(format!("Exec lifecycle hook ({command:?}) failed - exited with {code}: {}", output.trim_end()))
+            }
+            Err(error) => Err(error),
+        }
+    } else if let Some(action) = &handler.http_get {
+        http(&entry, pod, &instance, action, limit).await
+    } else if let Some(action) = &handler.tcp_socket {
+        tcp(&entry, pod, &instance, action, limit).await
+    } else if let Some(action) = &handler.sleep {
+        tokio::time::sleep(Duration::from_secs(u64::try_from(action.seconds).unwrap_or(0))).await;
+        Ok(())
+    } else {
+        Ok(())
+    };
+    result.map_err(failed)?;
+    if hook == Hook::PostStart {
+        record_post_start(&entry, id).map_err(|e| failed(format!("record the hook: {e}")))?;
+    }
+    Ok(())
+}
+
+fn record_post_start(entry: &Entry, id: &str) -> std::io::Result<()> {
+    let Some(mut instance) = entry.instance(id) else { return Ok(()) };
+    instance.record.post_start_done = true;
+    entry.save_instance(&instance)?;
+    if let Some(known) = entry.state().instances.iter_mut().find(|i| i.record.id == id) {
+        known.record.post_start_done = true;
+    }
+    Ok(())
+}

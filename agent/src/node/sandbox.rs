@@ -1,0 +1,250 @@
+//! A pod's sandbox: run folder, cgroup, volumes, shim and network, made in that order and taken down in reverse.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_netplug::{HostPort, PodNetwork, Protocol};
+use berth_reconciler::node::{Failure, Sandbox};
+use berth_reconciler::pod::Pod;
+use berth_runtime::shim::client::Client;
+use berth_runtime::shim::{SpawnOptions, spawn};
+use jiff::Timestamp;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::entry::{Entry, SandboxRecord, write_json};
+use super::{AgentNode, shims};
+use crate::{etcfiles, volumes};
+
+fn failed(what: impl std::fmt::Display) -> Failure {
+    Failure { reason: "FailedCreatePodSandBox".into(), message: format!("Failed to create pod sandbox: {what}") }
+}
+
+fn failed_kill(what: impl std::fmt::Display) -> Failure {
+    Failure { reason: "FailedKillPod".into(), message: format!("error killing pod: {what}") }
+}
+
+/// Runs blocking work off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Makes the sandbox, or does nothing if it runs.
+pub(super) async fn create(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failure> {
+    let entry = node.entry(pod);
+    if entry.is_ready() {
+        return Ok(());
+    }
+    clear(node, &entry).await?;
+    match set_up(node, pod, &entry).await {
+        Ok(()) => Ok(()),
+        Err(failure) => {
+            if let Err(undo) = clear(node, &entry).await {
+                tracing::warn!(pod = pod.full_name(), error = undo.message, "cannot undo a failed sandbox");
+            }
+            Err(failure)
+        }
+    }
+}
+
+async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<(), Failure> {
+    let begun = std::time::Instant::now();
+    std::fs::create_dir_all(entry.dir.join("containers"))
+        .map_err(|e| failed(format!("make {}: {e}", entry.dir.display())))?;
+    entry.save_pod(None).map_err(|e| failed(format!("write {}: {e}", entry.dir.join("pod.json").display())))?;
+    node.kubepods.create(pod).map_err(failed)?;
+    set_up_volumes(node, pod, &[]).await?;
+    let spec = pod.spec();
+    let host_network = spec.host_network == Some(true);
+    let hostname = etcfiles::hostname(pod, &node_hostname());
+    let options = SpawnOptions {
+        dir: entry.dir.clone(),
+        // With set_hostname_as_fqdn the kernel's host name is the long one.
+        hostname: (!host_network).then(|| kernel_hostname(node, pod, &hostname)),
+        domainname: None,
+        net_new: !host_network,
+        ipc_new: spec.host_ipc != Some(true),
+        uts_new: !host_network,
+    };
+    let exe = node.exe.clone();
+    let shim = blocking(move || spawn(&exe, &options)).await.map_err(failed)?;
+    let (client, events) = Client::connect(&entry.dir.join("shim.sock")).await.map_err(failed)?;
+    shims::follow(node, entry, client, shim.pid, events);
+    let (ips, attachment) = if host_network {
+        (node.facts.ips.clone(), None)
+    } else {
+        let attachment = node.network.attach(&network_of(pod, shim.pid)).await.map_err(failed)?;
+        (attachment.ips.clone(), Some(attachment))
+    };
+    etcfiles::write(&entry.dir.join("etc"), pod, &hostname, &ips, &node.config).map_err(failed)?;
+    if volumes::follow_objects(pod) {
+        // The downward API knows the pod's address only now.
+        set_up_volumes(node, pod, &ips).await?;
+    }
+    let created_at = Timestamp::now();
+    let record = SandboxRecord { ips: ips.clone(), created_at, attachment: attachment.clone() };
+    write_json(&entry.dir.join("sandbox.json"), &record)
+        .map_err(|e| failed(format!("write {}: {e}", entry.dir.join("sandbox.json").display())))?;
+    let mut state = entry.state();
+    if state.shim.is_none() {
+        return Err(failed("the pod's shim died while the sandbox was being made"));
+    }
+    state.attachment = attachment;
+    state.sandbox = Sandbox::Ready { ips, created_at };
+    node.counters.sandbox_seconds.observe(begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn node_hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+fn kernel_hostname(node: &AgentNode, pod: &Pod, hostname: &str) -> String {
+    if pod.spec().set_hostname_as_fqdn == Some(true) {
+        etcfiles::fqdn(pod, hostname, &node.config).unwrap_or_else(|| hostname.to_owned())
+    } else {
+        hostname.to_owned()
+    }
+}
+
+async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[std::net::IpAddr]) -> Result<(), Failure> {
+    if pod.spec().volumes.iter().flatten().next().is_none() {
+        return Ok(());
+    }
+    let (pod, folders) = (pod.clone(), node.folders(pod.uid()));
+    let (facts, configs) = (node.facts.for_pod(ips), node.configs.clone());
+    blocking(move || volumes::set_up(&pod, &folders, &facts, &configs)).await.map(drop)
+}
+
+fn network_of(pod: &Pod, shim: i32) -> PodNetwork {
+    let ports = pod.all_containers().flat_map(|c| c.ports.iter().flatten());
+    let host_ports = ports
+        .filter_map(|port| {
+            Some(HostPort {
+                host_ip: port.host_ip.as_ref().and_then(|ip| ip.parse().ok()),
+                host_port: u16::try_from(port.host_port?).ok().filter(|p| *p != 0)?,
+                container_port: u16::try_from(port.container_port).ok()?,
+                protocol: match port.protocol.as_deref() {
+                    Some("UDP") => Protocol::Udp,
+                    Some("SCTP") => Protocol::Sctp,
+                    _ => Protocol::Tcp,
+                },
+            })
+        })
+        .collect();
+    PodNetwork {
+        id: pod.uid().into(),
+        name: pod.name().into(),
+        namespace: pod.namespace().into(),
+        netns: format!("/proc/{shim}/ns/net").into(),
+        host_ports,
+    }
+}
+
+/// Takes down what is left of an earlier sandbox: its shim and every process. Volumes and records stay.
+async fn clear(node: &AgentNode, entry: &Arc<Entry>) -> Result<(), Failure> {
+    if !entry.dir.exists() {
+        return Ok(());
+    }
+    stop_shim(node, entry).await?;
+    let pod = entry.pod();
+    node.kubepods.remove(&pod).map_err(failed_kill)?;
+    node.network.detach(pod.uid()).await.map_err(failed_kill)?;
+    let mut state = entry.state();
+    state.sandbox = Sandbox::Absent;
+    state.attachment = None;
+    Ok(())
+}
+
+/// Ends the shim: asks it to, and kills it if it does not answer.
+async fn stop_shim(node: &AgentNode, entry: &Arc<Entry>) -> Result<(), Failure> {
+    let _ = std::fs::remove_file(entry.dir.join("sandbox.json"));
+    let client = {
+        let mut state = entry.state();
+        state.closing = true;
+        state.shim.as_ref().map(|s| s.client.clone())
+    };
+    if let Some(client) = client {
+        if let Err(error) = client.shutdown().await {
+            tracing::warn!(pod = entry.pod().full_name(), %error, "the shim did not shut down by itself");
+        }
+    }
+    kill_remains(node, entry).await;
+    shims::bury(entry);
+    Ok(())
+}
+
+/// Kills the pod's shim, if it is still there, and every process of the pod.
+pub(super) async fn kill_remains(node: &AgentNode, entry: &Arc<Entry>) {
+    let dir = entry.dir.clone();
+    blocking(move || kill_shim(&dir)).await;
+    let pod = entry.pod();
+    if let Err(error) = node.kubepods.kill(&pod) {
+        tracing::warn!(pod = pod.full_name(), %error, "cannot kill what is left of a pod");
+    }
+}
+
+/// Kills the shim of a run folder by its pid file, if that pid is still this shim, and waits until it is gone.
+pub(super) fn kill_shim(dir: &Path) {
+    let Ok(text) = std::fs::read_to_string(dir.join("shim.pid")) else { return };
+    let Some(pid) = text.split_whitespace().next().and_then(|n| n.parse::<i32>().ok()) else { return };
+    let ours = || {
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let wanted = dir.as_os_str().as_encoded_bytes();
+        arguments.split(|b| *b == 0).any(|word| word == wanted)
+    };
+    if !ours() {
+        return;
+    }
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    // A killed process is gone within microseconds unless it is stuck in the kernel; its children are seen to below.
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while ours() && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Ends the sandbox of a pod that has finished; the records of its containers stay.
+pub(super) async fn stop(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failure> {
+    let entry = node.entry(pod);
+    clear(node, &entry).await
+}
+
+/// Removes everything that the pod has on this machine.
+pub(super) async fn remove(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failure> {
+    let entry = node.entry(pod);
+    clear(node, &entry).await?;
+    let folders = node.folders(pod.uid());
+    let rootfs = node.config.root.join("rootfs").join(pod.uid());
+    let (logs, links, dir) = (node.log_dir(pod), node.config.log_links.clone(), entry.dir.clone());
+    let ids: Vec<String> = entry.state().instances.iter().map(|i| i.record.id.clone()).collect();
+    let removed = blocking(move || {
+        volumes::tear_down(&folders)?;
+        berth_runtime::tmpfs::unmount(&dir.join("shm"));
+        if let Some(links) = links {
+            remove_links(&links, &ids);
+        }
+        // The run folder goes last: as long as it is there, the next agent knows of the pod.
+        for dir in [&rootfs, &logs, &dir] {
+            volumes::remove_tree(dir).map_err(|e| format!("remove {}: {e}", dir.display()))?;
+        }
+        Ok::<(), String>(())
+    })
+    .await;
+    removed.map_err(failed_kill)?;
+    node.entries().remove(pod.uid());
+    Ok(())
+}
+
+fn remove_links(links: &Path, ids: &[String]) {
+    for entry in std::fs::read_dir(links).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|n| ids.iter().any(|id| n.ends_with(&format!("-{id}.log")))) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Making, signalling and removing container instances.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use berth_image::Image;
+use berth_reconciler::env;
+use berth_reconciler::node::{ContainerRecord, ContainerState, Failure, StartContainer, StopSignal};
+use berth_reconciler::pod::Pod;
+use berth_runtime::rootfs::Rootfs;
+use berth_runtime::shim::client::{Client, CreateRequest, FailureKind};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1;
+
+use super::entry::{Entry, Instance, read_json};
+use super::sandbox::blocking;
+use super::{AgentNode, shims, signal};
+use crate::oci::{self, config_error, create_error};
+use crate::{etcfiles, volumes};
+
+/// Makes and starts one instance.
+pub(super) async fn start(node: &AgentNode, pod: &Arc<Pod>, start: &StartContainer) -> Result<(), Failure> {
+    let begun = std::time::Instant::now();
+    let entry = node.entry(pod);
+    let container = pod
+        .container(&start.name)
+        .ok_or_else(|| create_error(format!("the pod has no container {:?}", start.name)))?;
+    let client = entry.client().ok_or_else(|| create_error("the pod's sandbox is not running"))?;
+    let prepared = prepare(node, pod, &entry, container, start).await?;
+    let id = prepared.instance.record.id.clone();
+    let instance = prepared.instance.clone();
+    entry.state().instances.push(instance);
+    let made = launch(&client, &prepared).await;
+    // Sources of subPath mounts are needed until the container exists.
+    drop(prepared.held);
+    match made {
+        Ok((pid, Launched::Running(started_at))) => {
+            node.note(pod, false, "Created", format!("Container created: {}", start.name), Some(&start.name));
+            settle(&entry, &id, pid, started_at);
+            node.note(pod, false, "Started", format!("Container started: {}", start.name), Some(&start.name));
+            node.counters.container_seconds.observe(begun.elapsed().as_secs_f64());
+        }
+        Ok((pid, Launched::Refused(message))) => {
+            node.note(pod, false, "Created", format!("Container created: {}", start.name), Some(&start.name));
+            refused(&entry, container, &id, pid, &message);
+            node.note(pod, true, "Failed", format!("Error: {message}"), Some(&start.name));
+        }
+        Err(failure) => {
+            discard(node, &entry, &id).await;
+            return Err(failure);
+        }
+    }
+    forget_older(node, &entry, &start.name).await;
+    Ok(())
+}
+
+struct Prepared {
+    instance: Instance,
+    request: CreateRequest,
+    held: Vec<std::os::fd::OwnedFd>,
+}
+
+enum Launched {
+    Running(Timestamp),
+    Refused(String),
+}
+
+async fn launch(client: &Client, prepared: &Prepared) -> Result<(i32, Launched), Failure> {
+    let id = &prepared.instance.record.id;
+    let created = client.create(prepared.request.clone()).await.map_err(|e| create_error(e.to_string()))?;
+    match client.start(id).await {
+        Ok(started) => Ok((created.pid, Launched::Running(started.started_at))),
+        Err(error) if error.kind() == Some(FailureKind::StartFailed) => {
+            Ok((created.pid, Launched::Refused(error.to_string())))
+        }
+        Err(error) => {
+            Err(Failure { reason: "RunContainerError".into(), message: error.to_string() })
+        }
+    }
+}
+
+/// Marks the instance as running, unless its exit was quicker than we are.
+fn settle(entry: &Entry, id: &str, pid: i32, started_at: Timestamp) {
+    let mut state = entry.state();
+    if let Some(instance) = state.instances.iter_mut().find(|i| i.record.id == id) {
+        instance.pid = Some(pid);
+        if instance.record.state == ContainerState::Created {
+            instance.record.state = ContainerState::Running { started_at };
+        }
+    }
+}
+
+/// The program could not be executed: an instance that exited at once. The shim has recorded it.
+fn refused(entry: &Entry, container: &v1::Container, id: &str, pid: i32, message: &str) {
+    let Some(instance) = entry.instance(id) else { return };
+    let bundle = entry.bundle(id);
+    let record = read_json(&bundle.join("exit.json")).unwrap_or(berth_runtime::shim::client::ExitRecord {
+        code: 128,
+        signal: None,
+        oom_killed: false,
+        started_at: None,
+        finished_at: Timestamp::now(),
+        message: Some(message.to_owned()),
+    });
+    let exit = shims::describe(&record, Some(container), &bundle, &instance.log_path);
+    let mut state = entry.state();
+    if let Some(instance) = state.instances.iter_mut().find(|i| i.record.id == id) {
+        instance.pid = Some(pid);
+        instance.record.state = ContainerState::Exited(exit);
+    }
+}
+
+async fn prepare(
+    node: &AgentNode,
+    pod: &Arc<Pod>,
+    entry: &Arc<Entry>,
+    container: &v1::Container,
+    start: &StartContainer,
+) -> Result<Prepared, Failure> {
+    let ips = entry.ips();
+    let facts = node.facts.for_pod(&ips);
+    let env = env::container_env(pod, container, &facts, &node.configs).map_err(|e| config_error(e.to_string()))?;
+    let reference = container.image.clone().unwrap_or_default();
+    let image = super::image::local(node, &reference).await?.ok_or_else(|| {
+        create_error(format!("image {reference:?} is no longer in the store; it is pulled again at the next try"))
+    })?;
+    let volumes = if pod.spec().volumes.iter().flatten().next().is_some() {
+        let (pod, folders, configs) = (pod.clone(), node.folders(pod.uid()), node.configs.clone());
+        blocking(move || volumes::set_up(&pod, &folders, &facts, &configs)).await?
+    } else {
+        std::collections::BTreeMap::new()
+    };
+    let id = new_id();
+    let files = Files::make(node, pod, entry, &id, start, &image)?;
+    let shm = shared_memory(pod, entry)?;
+    let cgroup = format!("{}/{id}", node.kubepods.pod(pod));
+    let hostname = etcfiles::hostname(pod, &node.facts.name);
+    let built = oci::build(&oci::Inputs {
+        config: &node.config,
+        pod,
+        container,
+        image: &image,
+        env: &env,
+        hostname: &hostname,
+        etc: &entry.dir.join("etc"),
+        volumes: &volumes,
+        shm: shm.as_deref(),
+        termination_log: &files.bundle.join("termination-log"),
+        cgroup: &cgroup,
+        memory_capacity: node.facts.memory,
+    });
+    let built = match built {
+        Ok(built) => built,
+        Err(failure) => {
+            files.remove();
+            return Err(failure);
+        }
+    };
+    let instance = Instance {
+        record: ContainerRecord {
+            id: id.clone(),
+            name: start.name.clone(),
+            attempt: start.attempt,
+            delay: start.delay,
+            spec_hash: start.spec_hash.clone(),
+            image: reference,
+            image_id: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+            created_at: Timestamp::now(),
+            state: ContainerState::Created,
+            post_start_done: false,
+        },
+        stop_signal: stop_signal(container, &image),
+        log_path: files.log.clone(),
+        cgroup,
+        pid: None,
+    };
+    let written = serde_json::to_vec(&built.spec)
+        .map_err(std::io::Error::other)
+        .and_then(|text| std::fs::write(files.bundle.join("config.json"), text))
+        .and_then(|()| entry.save_instance(&instance));
+    if let Err(error) = written {
+        files.remove();
+        return Err(create_error(format!("write {}: {error}", files.bundle.display())));
+    }
+    link_log(node, pod, &instance);
+    let request = CreateRequest {
+        id,
+        bundle: files.bundle.clone(),
+        rootfs: Rootfs::Overlay { lowers: image.layers, upper: files.rootfs.join("upper"), work: files.rootfs.join("work") },
+        log_path: Some(files.log),
+        log_max_size: node.config.log_max_size,
+        log_max_files: node.config.log_max_files,
+        stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
+        tty: container.tty.unwrap_or(false),
+    };
+    Ok(Prepared { instance, request, held: built.held })
+}
+
+/// The folders of one instance.
+struct Files {
+    bundle: PathBuf,
+    rootfs: PathBuf,
+    log: PathBuf,
+}
+
+impl Files {
+    fn make(
+        node: &AgentNode,
+        pod: &Pod,
+        entry: &Entry,
+        id: &str,
+        start: &StartContainer,
+        image: &Image,
+    ) -> Result<Self, Failure> {
+        let files = Self {
+            bundle: entry.bundle(id),
+            rootfs: node.config.root.join("rootfs").join(pod.uid()).join(id),
+            log: node.log_dir(pod).join(&start.name).join(format!("{}.log", start.attempt)),
+        };
+        let make = || -> std::io::Result<()> {
+            std::fs::create_dir_all(&files.bundle)?;
+            std::fs::create_dir_all(files.rootfs.join("upper"))?;
+            std::fs::create_dir(files.rootfs.join("work"))?;
+            // Whoever removes images can see here which are in use.
+            std::fs::write(files.rootfs.join("image"), &image.id)?;
+            let log_dir = files.log.parent().expect("the path was joined above");
+            std::fs::create_dir_all(log_dir)?;
+            let message = files.bundle.join("termination-log");
+            std::fs::File::create(&message)?;
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(&message, std::fs::Permissions::from_mode(0o666))
+        };
+        make().map_err(|e| {
+            files.remove();
+            create_error(format!("make the folders of container {:?}: {e}", start.name))
+        })?;
+        Ok(files)
+    }
+
+    fn remove(&self) {
+        for dir in [&self.bundle, &self.rootfs] {
+            if let Err(error) = volumes::remove_tree(dir) {
+                tracing::warn!(dir = %dir.display(), %error, "cannot remove a folder of a container that was not made");
+            }
+        }
+    }
+}
+
+/// 64 hexadecimal digits, as every runtime names containers.
+fn new_id() -> String {
+    format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
+}
+
+/// The containers of a pod share `/dev/shm`. A pod with a single container needs no mount on the host for that.
+fn shared_memory(pod: &Pod, entry: &Entry) -> Result<Option<PathBuf>, Failure> {
+    if pod.spec().host_ipc == Some(true) {
+        return Ok(Some("/dev/shm".into()));
+    }
+    if pod.all_containers().count() == 1 {
+        return Ok(None);
+    }
+    let dir = entry.dir.join("shm");
+    if !dir.exists() {
+        std::fs::create_dir(&dir)
+            .and_then(|()| berth_runtime::tmpfs::mount(&dir, Some(64 << 20)))
+            .map_err(|e| create_error(format!("mount the pod's /dev/shm: {e}")))?;
+    }
+    Ok(Some(dir))
+}
+
+fn stop_signal(container: &v1::Container, image: &Image) -> i32 {
+    let own = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
+    let named = own.or(Some(image.config.stop_signal.as_str()).filter(|s| !s.is_empty()));
+    named.and_then(signal::number).unwrap_or(nix::libc::SIGTERM)
+}
+
+fn link_log(node: &AgentNode, pod: &Pod, instance: &Instance) {
+    let Some(links) = &node.config.log_links else { return };
+    let record = &instance.record;
+    let name = format!("{}_{}_{}-{}.log", pod.name(), pod.namespace(), record.name, record.id);
+    let made = std::fs::create_dir_all(links)
+        .and_then(|()| std::os::unix::fs::symlink(&instance.log_path, links.join(name)));
+    if let Err(error) = made {
+        tracing::warn!(links = %links.display(), %error, "cannot link a log");
+    }
+}
+
+/// Signals a running instance.
+pub(super) async fn stop(node: &AgentNode, pod: &Arc<Pod>, id: &str, signal: StopSignal) -> Result<(), Failure> {
+    let failed = |e: String| Failure { reason: "FailedKillPod".into(), message: e };
+    let entry = node.find(pod.uid()).ok_or_else(|| failed("the pod has nothing on this machine".into()))?;
+    let (Some(client), Some(instance)) = (entry.client(), entry.instance(id)) else { return Ok(()) };
+    let (number, all) = match signal {
+        StopSignal::Stop => (instance.stop_signal, false),
+        StopSignal::Kill => (nix::libc::SIGKILL, true),
+    };
+    client.kill(id, number, all).await.map_err(|e| failed(e.to_string()))
+}
+
+/// Removes an instance that never ran.
+pub(super) async fn remove(node: &AgentNode, pod: &Arc<Pod>, id: &str) -> Result<(), Failure> {
+    let entry = node.entry(pod);
+    discard(node, &entry, id).await;
+    match entry.instance(id) {
+        None => Ok(()),
+        Some(_) => Err(Failure { reason: "FailedKillPod".into(), message: format!("cannot remove container {id}") }),
+    }
+}
+
+/// Takes away everything of an instance; it stays known if something of it could not be removed.
+async fn discard(node: &AgentNode, entry: &Arc<Entry>, id: &str) {
+    if let Some(client) = entry.client()
+        && let Err(error) = client.delete(id).await
+    {
+        tracing::warn!(id, %error, "the shim cannot delete a container");
+    }
+    let rootfs = node.config.root.join("rootfs").join(entry.pod().uid()).join(id);
+    let bundle = entry.bundle(id);
+    let links = node.config.log_links.clone();
+    let removed = blocking(move || {
+        let gone = volumes::remove_tree(&rootfs).and_then(|()| volumes::remove_tree(&bundle));
+        (gone, bundle)
+    })
+    .await;
+    if let (Err(error), bundle) = removed {
+        tracing::warn!(bundle = %bundle.display(), %error, "cannot remove a container's folders");
+        return;
+    }
+    let instance = entry.instance(id);
+    entry.state().instances.retain(|i| i.record.id != id);
+    if let (Some(links), Some(instance)) = (links, instance) {
+        unlink_log(&links, entry, &instance);
+    }
+}
+
+fn unlink_log(links: &Path, entry: &Entry, instance: &Instance) {
+    let pod = entry.pod();
+    let name = format!("{}_{}_{}-{}.log", pod.name(), pod.namespace(), instance.record.name, instance.record.id);
+    let _ = std::fs::remove_file(links.join(name));
+}
+
+/// Keeps, of each container, the newest instance and the one before; removes older ones with their logs.
+async fn forget_older(node: &AgentNode, entry: &Arc<Entry>, container: &str) {
+    let mut attempts: HashMap<String, (u32, PathBuf)> = HashMap::new();
+    let newest = {
+        let state = entry.state();
+        let mut newest = 0;
+        for instance in state.instances.iter().filter(|i| i.record.name == container) {
+            newest = newest.max(instance.record.attempt);
+            if matches!(instance.record.state, ContainerState::Exited(_)) {
+                let value = (instance.record.attempt, instance.log_path.clone());
+                attempts.insert(instance.record.id.clone(), value);
+            }
+        }
+        newest
+    };
+    for (id, (attempt, log)) in attempts {
+        if attempt + 1 < newest {
+            discard(node, entry, &id).await;
+            remove_log(&log);
+        }
+    }
+}
+
+/// Removes a log file with what was rotated from it.
+fn remove_log(log: &Path) {
+    let (Some(dir), Some(name)) = (log.parent(), log.file_name().and_then(|n| n.to_str())) else { return };
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|n| n == name || n.starts_with(&format!("{name}."))) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}

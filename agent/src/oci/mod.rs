@@ -1,0 +1,297 @@
+//! From a container of a pod and its image to an OCI runtime specification.
+//!
+//! The pod's network, IPC and UTS namespaces are those of its shim, so the specification does not name them: a
+//! namespace type that is not listed is inherited from the runtime (OCI runtime-spec, config-linux.md).
+
+mod mounts;
+mod security;
+mod user;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use berth_image::Image;
+use berth_reconciler::node::Failure;
+use berth_reconciler::pod::Pod;
+use berth_reconciler::{env, resources};
+use k8s_openapi::api::core::v1;
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+use crate::config::Config;
+
+pub use mounts::{MountSource, SubPathError};
+pub use user::read_in_layers;
+
+/// Everything that the specification of one container follows from.
+pub struct Inputs<'a> {
+    /// Settings of the agent.
+    pub config: &'a Config,
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The container.
+    pub container: &'a v1::Container,
+    /// Its image.
+    pub image: &'a Image,
+    /// The variables that the pod gives it.
+    pub env: &'a [(String, String)],
+    /// The pod's host name.
+    pub hostname: &'a str,
+    /// Folder with the pod's `hosts`, `hostname` and `resolv.conf`.
+    pub etc: &'a Path,
+    /// Where each volume lies on the host.
+    pub volumes: &'a BTreeMap<String, PathBuf>,
+    /// The pod's shared `/dev/shm`, when it has one.
+    pub shm: Option<&'a Path>,
+    /// The file that becomes `terminationMessagePath`.
+    pub termination_log: &'a Path,
+    /// The container's cgroup.
+    pub cgroup: &'a str,
+    /// The node's memory in bytes.
+    pub memory_capacity: u64,
+}
+
+/// A specification and what must stay open until the container has been made from it.
+pub struct Built {
+    /// The specification.
+    pub spec: Spec,
+    /// Descriptors behind the sources of subPath mounts.
+    pub held: Vec<std::os::fd::OwnedFd>,
+}
+
+pub(crate) fn config_error(message: impl Into<String>) -> Failure {
+    Failure { reason: "CreateContainerConfigError".into(), message: message.into() }
+}
+
+pub(crate) fn create_error(message: impl Into<String>) -> Failure {
+    Failure { reason: "CreateContainerError".into(), message: message.into() }
+}
+
+/// Builds the specification.
+///
+/// # Errors
+/// `CreateContainerConfigError` when the pod asks for what its image cannot give (a user that does not exist,
+/// `runAsNonRoot` with a root image), `CreateContainerError` for a missing command or a bad subPath.
+pub fn build(inputs: &Inputs<'_>) -> Result<Built, Failure> {
+    let args = arguments(inputs)?;
+    let user = user::resolve(inputs)?;
+    let privileged = security::privileged(inputs.container);
+    let (mounts, held) = mounts::mounts(inputs)?;
+    let mut linux = json!({
+        "cgroupsPath": inputs.cgroup,
+        "resources": resources_of(inputs, privileged),
+        "namespaces": namespaces(inputs.pod),
+        "rootfsPropagation": mounts::rootfs_propagation(inputs.container),
+    });
+    security::apply(inputs, privileged, &mut linux);
+    if let Some(sysctls) = sysctls(inputs.pod) {
+        linux["sysctl"] = sysctls;
+    }
+    let process = json!({
+        "terminal": inputs.container.tty.unwrap_or(false),
+        "user": user,
+        "args": args,
+        "env": environment(inputs),
+        "cwd": working_dir(inputs),
+        "capabilities": security::capabilities(inputs.container, privileged),
+        "noNewPrivileges": security::no_new_privileges(inputs.container),
+        "oomScoreAdj": resources::oom_score_adj(inputs.pod.spec(), inputs.container, inputs.memory_capacity),
+    });
+    let read_only =
+        inputs.container.security_context.as_ref().and_then(|s| s.read_only_root_filesystem).unwrap_or(false);
+    let document = json!({
+        "ociVersion": "1.2.0",
+        "process": process,
+        "root": { "path": "rootfs", "readonly": read_only },
+        "mounts": mounts,
+        "linux": linux,
+        "annotations": annotations(inputs),
+    });
+    let spec: Spec = serde_json::from_value(document)
+        .map_err(|e| create_error(format!("the OCI specification does not hold together: {e}")))?;
+    Ok(Built { spec, held })
+}
+
+fn annotations(inputs: &Inputs<'_>) -> HashMap<&'static str, String> {
+    HashMap::from([
+        ("io.kubernetes.pod.name", inputs.pod.name().to_owned()),
+        ("io.kubernetes.pod.namespace", inputs.pod.namespace().to_owned()),
+        ("io.kubernetes.pod.uid", inputs.pod.uid().to_owned()),
+        ("io.kubernetes.container.name", inputs.container.name.clone()),
+        ("io.kubernetes.image", inputs.container.image.clone().unwrap_or_default()),
+    ])
+}
+
+/// command and args over ENTRYPOINT and CMD, as in the Kubernetes documentation on "define a command and arguments".
+fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, Failure> {
+    let container = inputs.container;
+    let config = &inputs.image.config;
+    let expand = |list: &[String]| list.iter().map(|a| env::expand(a, inputs.env)).collect::<Vec<_>>();
+    let command = container.command.as_deref().filter(|c| !c.is_empty());
+    let args = container.args.as_deref().filter(|a| !a.is_empty());
+    let mut all = match command {
+        Some(command) => expand(command),
+        None => config.entrypoint.clone(),
+    };
+    match (command, args) {
+        (_, Some(args)) => all.extend(expand(args)),
+        (None, None) => all.extend(config.cmd.iter().cloned()),
+        (Some(_), None) => {}
+    }
+    if all.is_empty() {
+        return Err(create_error(format!(
+            "no command specified: neither spec.containers{{{}}}.command nor the image {} has one",
+            container.name,
+            container.image.as_deref().unwrap_or_default()
+        )));
+    }
+    Ok(all)
+}
+
+fn working_dir(inputs: &Inputs<'_>) -> String {
+    let own = inputs.container.working_dir.clone().filter(|w| !w.is_empty());
+    let dir = own.unwrap_or_else(|| inputs.image.config.working_dir.clone());
+    if dir.is_empty() {
+        "/".into()
+    } else if dir.starts_with('/') {
+        dir
+    } else {
+        format!("/{dir}")
+    }
+}
+
+/// The image's variables, then the pod's; a later one of the same name takes the place of an earlier one.
+fn environment(inputs: &Inputs<'_>) -> Vec<String> {
+    let mut list: Vec<(String, String)> = vec![
+        ("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+        ("HOSTNAME".into(), inputs.hostname.to_owned()),
+    ];
+    if inputs.container.tty == Some(true) {
+        list.push(("TERM".into(), "xterm".into()));
+    }
+    let image = inputs.image.config.env.iter().filter_map(|e| e.split_once('='));
+    let given = inputs.env.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+    for (name, value) in image.chain(given) {
+        match list.iter_mut().find(|(known, _)| known == name) {
+            Some((_, slot)) => value.clone_into(slot),
+            None => list.push((name.into(), value.into())),
+        }
+    }
+    list.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+fn namespaces(pod: &Pod) -> Value {
+    let mut list = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
+    if pod.spec().host_pid != Some(true) {
+        list.push(json!({"type": "pid"}));
+    }
+    Value::Array(list)
+}
+
+fn sysctls(pod: &Pod) -> Option<Value> {
+    let list = pod.spec().security_context.as_ref()?.sysctls.as_ref()?;
+    Some(list.iter().map(|s| (s.name.clone(), Value::String(s.value.clone()))).collect())
+}
+
+fn resources_of(inputs: &Inputs<'_>, privileged: bool) -> Value {
+    let values = resources::container_values(inputs.container);
+    let mut resources = cgroup_resources(&values);
+    resources["devices"] = security::device_rules(privileged);
+    resources
+}
+
+/// Processor and memory as OCI resources.
+pub fn cgroup_resources(values: &resources::CpuMem) -> Value {
+    let mut cpu = json!({ "shares": values.shares, "period": values.period });
+    // Minus one removes a quota that an earlier update set.
+    cpu["quota"] = json!(values.quota.unwrap_or(-1));
+    let mut all = json!({ "cpu": cpu });
+    if let Some(limit) = values.memory_limit {
+        all["memory"] = json!({ "limit": limit });
+    }
+    all
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn with<R>(container: Value, config: Value, check: impl FnOnce(&Inputs<'_>) -> R) -> R {
+        let pod: v1::Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "uid": "u"}, "spec": {"containers": [container]}
+        }))
+        .unwrap();
+        let pod = Pod { object: pod, source: berth_reconciler::pod::Source::Api };
+        let image = Image {
+            id: "sha256:1".into(),
+            repo_tags: vec![],
+            repo_digests: vec![],
+            size: 0,
+            created: None,
+            added: jiff::Timestamp::UNIX_EPOCH,
+            architecture: "amd64".into(),
+            os: "linux".into(),
+            config: serde_json::from_value(config).unwrap(),
+            manifest: String::new(),
+            layers: vec![],
+        };
+        let args = crate::config::AgentArgs { node_name: Some("n".into()), ..Default::default() };
+        let config = Config::load(&args).unwrap();
+        let env = [("A".to_owned(), "1".to_owned())];
+        check(&Inputs {
+            config: &config,
+            pod: &pod,
+            container: &pod.spec().containers[0],
+            image: &image,
+            env: &env,
+            hostname: "h",
+            etc: Path::new("/etc-of-pod"),
+            volumes: &BTreeMap::new(),
+            shm: None,
+            termination_log: Path::new("/t"),
+            cgroup: "/kubepods/podu/c",
+            memory_capacity: 1 << 30,
+        })
+    }
+
+    #[test]
+    fn command_replaces_entrypoint_and_cmd() {
+        let config = json!({"Entrypoint": ["/e"], "Cmd": ["c"]});
+        let case = |container: Value| with(container, config.clone(), |i| arguments(i).unwrap());
+        assert_eq!(case(json!({"name": "x"})), ["/e", "c"]);
+        assert_eq!(case(json!({"name": "x", "args": ["a"]})), ["/e", "a"]);
+        assert_eq!(case(json!({"name": "x", "command": ["/x"]})), ["/x"]);
+        assert_eq!(case(json!({"name": "x", "command": ["/x"], "args": ["$(A)"]})), ["/x", "1"]);
+    }
+
+    #[test]
+    fn a_container_without_any_command_is_refused() {
+        let error = with(json!({"name": "x", "image": "i"}), json!({}), |i| arguments(i).unwrap_err());
+        assert_eq!(error.reason, "CreateContainerError");
+        assert!(error.message.contains("no command specified"));
+    }
+
+    #[test]
+    fn the_pods_variables_win_over_the_images() {
+        let env = with(json!({"name": "x"}), json!({"Env": ["A=0", "PATH=/p", "B=2"]}), environment);
+        assert_eq!(env, ["PATH=/p", "HOSTNAME=h", "A=1", "B=2"]);
+    }
+
+    #[test]
+    fn network_ipc_and_uts_are_inherited_from_the_shim() {
+        let config = json!({"Cmd": ["/c"]});
+        let spec = with(json!({"name": "x", "image": "i"}), config, |i| build(i).unwrap().spec);
+        let types: Vec<String> = spec
+            .linux()
+            .as_ref()
+            .unwrap()
+            .namespaces()
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|n| n.typ().to_string())
+            .collect();
+        assert_eq!(types, ["mount", "cgroup", "pid"]);
+    }
+}

@@ -1,0 +1,194 @@
+//! The mounts of a container: the kernel's file systems, the pod's files and its volumes.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use berth_reconciler::env;
+use berth_reconciler::node::Failure;
+use k8s_openapi::api::core::v1;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+use serde_json::{Value, json};
+
+use super::{Inputs, create_error, security};
+
+/// Where a volume mount takes its files from.
+#[derive(Debug)]
+pub enum MountSource {
+    /// The volume itself.
+    Whole(PathBuf),
+    /// A folder or file in it, held open so that nobody can put a link in its place.
+    Within(OwnedFd),
+}
+
+/// Why a subPath cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to prepare subPath {sub:?} of volume {volume:?}: {reason}")]
+pub struct SubPathError {
+    volume: String,
+    sub: String,
+    reason: String,
+}
+
+/// The propagation of the root: what `mountPropagation: Bidirectional` and `HostToContainer` need.
+pub(super) fn rootfs_propagation(container: &v1::Container) -> &'static str {
+    let asks = |mode: &str| {
+        container.volume_mounts.iter().flatten().any(|m| m.mount_propagation.as_deref() == Some(mode))
+    };
+    if asks("Bidirectional") {
+        "rshared"
+    } else if asks("HostToContainer") {
+        "rslave"
+    } else {
+        "rprivate"
+    }
+}
+
+/// All mounts in order, and the descriptors that must stay open until the container is made.
+pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<(Vec<Value>, Vec<OwnedFd>), Failure> {
+    let privileged = security::privileged(inputs.container);
+    let mut list = kernel_file_systems(inputs, privileged);
+    let mut held = Vec::new();
+    let own: Vec<&str> = inputs.container.volume_mounts.iter().flatten().map(|m| m.mount_path.as_str()).collect();
+    for (file, target) in
+        [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
+    {
+        let source = inputs.etc.join(file);
+        if !own.contains(&target) && source.exists() {
+            list.push(bind(&source, target, &["rbind", "rprivate", "rw"]));
+        }
+    }
+    let message = inputs.container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+    if !own.contains(&message) {
+        list.push(bind(inputs.termination_log, message, &["rbind", "rprivate", "rw"]));
+    }
+    for mount in inputs.container.volume_mounts.iter().flatten() {
+        list.push(volume_mount(inputs, mount, &mut held)?);
+    }
+    Ok((list, held))
+}
+
+fn bind(source: &Path, target: &str, options: &[&str]) -> Value {
+    json!({ "destination": target, "type": "bind", "source": source, "options": options })
+}
+
+fn kernel_file_systems(inputs: &Inputs<'_>, privileged: bool) -> Vec<Value> {
+    let write = if privileged { "rw" } else { "ro" };
+    let mut list = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+               "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
+        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
+        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+               "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs",
+               "options": ["nosuid", "noexec", "nodev", write]}),
+        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+               "options": ["nosuid", "noexec", "nodev", "relatime", write]}),
+    ];
+    let shm = match inputs.shm {
+        Some(shm) => bind(shm, "/dev/shm", &["rbind", "rprivate", "rw"]),
+        None => json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+                       "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}),
+    };
+    list.push(shm);
+    list
+}
+
+fn volume_mount(inputs: &Inputs<'_>, mount: &v1::VolumeMount, held: &mut Vec<OwnedFd>) -> Result<Value, Failure> {
+    let root = inputs.volumes.get(&mount.name).ok_or_else(|| {
+        create_error(format!("volume {:?} of mount {:?} was not set up", mount.name, mount.mount_path))
+    })?;
+    let sub = match (&mount.sub_path, &mount.sub_path_expr) {
+        (Some(sub), _) if !sub.is_empty() => Some(sub.clone()),
+        (_, Some(expr)) if !expr.is_empty() => Some(env::expand(expr, inputs.env)),
+        _ => None,
+    };
+    let source = match sub {
+        None => MountSource::Whole(root.clone()),
+        Some(sub) => MountSource::Within(
+            within(root, &sub)
+                .map_err(|reason| SubPathError { volume: mount.name.clone(), sub, reason })
+                .map_err(|e| create_error(e.to_string()))?,
+        ),
+    };
+    let path = match source {
+        MountSource::Whole(path) => path,
+        // The agent's own descriptor: the shim's child reaches it through /proc and so gets exactly this inode.
+        MountSource::Within(fd) => {
+            let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()));
+            held.push(fd);
+            path
+        }
+    };
+    let mut options = vec!["rbind"];
+    options.push(match mount.mount_propagation.as_deref() {
+        Some("Bidirectional") => "rshared",
+        Some("HostToContainer") => "rslave",
+        _ => "rprivate",
+    });
+    options.push(if mount.read_only == Some(true) { "ro" } else { "rw" });
+    if mount.read_only == Some(true)
+        && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"))
+    {
+        options.push("rro");
+    }
+    let target =
+        if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
+    Ok(bind(&path, &target, &options))
+}
+
+/// Opens `sub` inside `root` without leaving it, making missing folders with the mode of their parent, as kubelet does.
+fn within(root: &Path, sub: &str) -> Result<OwnedFd, String> {
+    if sub.starts_with('/') || sub.split('/').any(|part| part == "..") {
+        return Err("must be a relative path without \"..\"".into());
+    }
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let mut at = open(root, flags | OFlag::O_DIRECTORY, Mode::empty()).map_err(|e| format!("open the volume: {e}"))?;
+    let how = || OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    match openat2(&at, sub, how()) {
+        Ok(fd) => return Ok(fd),
+        Err(Errno::ENOENT) => {}
+        Err(error) => return Err(describe(error)),
+    }
+    for part in sub.split('/').filter(|p| !p.is_empty() && *p != ".") {
+        let mode = nix::sys::stat::fstat(&at).map_or(0o750, |s| s.st_mode & 0o7777);
+        match mkdirat(&at, part, Mode::from_bits_truncate(mode)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(format!("mkdir {part:?}: {error}")),
+        }
+        at = openat2(&at, part, how()).map_err(describe)?;
+    }
+    Ok(at)
+}
+
+fn describe(error: Errno) -> String {
+    match error {
+        Errno::EXDEV => "it leads out of the volume".into(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_folders_are_made() {
+        let dir = tempfile::tempdir().unwrap();
+        within(dir.path(), "a/b").unwrap();
+        assert!(dir.path().join("a/b").is_dir());
+    }
+
+    #[test]
+    fn a_link_out_of_the_volume_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc", dir.path().join("out")).unwrap();
+        assert_eq!(within(dir.path(), "out").unwrap_err(), "it leads out of the volume");
+        assert!(within(dir.path(), "out/x").is_err());
+        assert!(within(dir.path(), "../x").is_err());
+    }
+}

@@ -1,0 +1,215 @@
+//! What is wanted: manifest folders and stored objects, told to the reconciler.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use berth_reconciler::folder::{self, FolderEvent};
+use berth_reconciler::manifest::{Context, ManifestError};
+use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::worker::Reconciler;
+use k8s_openapi::api::core::v1;
+use tokio::sync::watch;
+
+use crate::configs::{Object, Owner};
+use crate::events::Regarding;
+use crate::node::AgentNode;
+
+/// The pods that each file wants, by uid.
+type Files = BTreeMap<PathBuf, HashMap<String, Arc<Pod>>>;
+
+/// Everything that is wanted.
+pub(super) struct Desired {
+    node: Arc<AgentNode>,
+    reconciler: Arc<Reconciler<AgentNode>>,
+    files: Files,
+    /// Pods found on disk that came from files: gone unless a file still wants them.
+    found: HashMap<String, Arc<Pod>>,
+    synced: bool,
+}
+
+impl Desired {
+    pub fn new(node: Arc<AgentNode>, reconciler: Arc<Reconciler<AgentNode>>) -> Self {
+        Self { node, reconciler, files: Files::new(), found: HashMap::new(), synced: false }
+    }
+
+    /// Takes over what an earlier agent left, and what the API has stored.
+    pub async fn start(&self) -> Vec<Arc<Pod>> {
+        let stored = self.node.objects.pods();
+        for object in self.node.objects.configs() {
+            self.node.configs.put(Owner::Api, object);
+        }
+        let mut of_files = Vec::new();
+        let adopted = self.node.adopt().await;
+        for found in adopted {
+            let pod = found.pod.clone();
+            let uid = pod.uid().to_owned();
+            let wanted = match pod.source {
+                Source::File(_) => {
+                    of_files.push(pod.clone());
+                    true
+                }
+                Source::Api => stored.iter().any(|s| s.pod.uid() == uid),
+            };
+            tracing::info!(pod = pod.full_name(), uid, "took over a pod of an earlier agent");
+            self.reconciler.adopt(found.pod, found.deletion, found.status);
+            if !wanted {
+                self.reconciler.delete(&uid, None);
+            }
+        }
+        for stored in stored {
+            let uid = stored.pod.uid().to_owned();
+            self.reconciler.apply(stored.pod);
+            if let Some(deletion) = stored.deletion {
+                self.reconciler.delete(&uid, Some(deletion.grace_seconds));
+            }
+        }
+        of_files
+    }
+
+    /// Follows the manifest folders for ever; `ready` turns true once they have been read.
+    pub async fn follow(mut self, context: Context, ready: watch::Sender<bool>) {
+        for view in self.reconciler.pods() {
+            if matches!(view.pod.source, Source::File(_)) {
+                self.found.insert(view.pod.uid().to_owned(), view.pod.clone());
+            }
+        }
+        let config = self.node.config.clone();
+        let options = folder::Options { rescan: config.file_check_frequency };
+        let mut events = folder::watch(config.manifests.clone(), context, options);
+        while let Some(event) = events.recv().await {
+            match event {
+                FolderEvent::Loaded { file, pods, config_maps, secrets, errors, broken } => {
+                    self.loaded(&file, pods, config_maps, secrets, &errors, broken);
+                }
+                FolderEvent::Removed { file } => self.removed(&file),
+                FolderEvent::Synced => {
+                    self.synced().await;
+                    ready.send_replace(true);
+                }
+            }
+        }
+    }
+
+    fn loaded(
+        &mut self,
+        file: &Path,
+        pods: Vec<Arc<Pod>>,
+        config_maps: Vec<Arc<v1::ConfigMap>>,
+        secrets: Vec<Arc<v1::Secret>>,
+        errors: &[ManifestError],
+        broken: bool,
+    ) {
+        let result = if errors.is_empty() { "ok" } else { "failed" };
+        self.node.counters.manifests.with_label_values(&[result]).inc();
+        // Objects first, so that pods of the same file find them.
+        let maps = config_maps.into_iter().map(Object::ConfigMap);
+        self.objects(file, maps.chain(secrets.into_iter().map(Object::Secret)).collect(), broken);
+        let new: HashMap<String, Arc<Pod>> = pods.into_iter().map(|p| (p.uid().to_owned(), p)).collect();
+        let old = self.files.remove(file).unwrap_or_default();
+        let mut wanted = new.clone();
+        for (uid, pod) in old {
+            if new.contains_key(&uid) {
+                continue;
+            }
+            let replaced = new.values().any(|p| p.full_name() == pod.full_name());
+            if broken && !replaced {
+                wanted.insert(uid, pod);
+            } else {
+                self.reconciler.delete(&uid, None);
+            }
+        }
+        for (uid, pod) in new {
+            self.found.remove(&uid);
+            self.reconciler.apply(pod);
+        }
+        self.keep_found(file, broken, &mut wanted);
+        self.files.insert(file.to_owned(), wanted);
+        self.report(file, errors);
+    }
+
+    /// Pods of an earlier agent whose file has turned bad meanwhile are kept as well; those of a good file that
+    /// does not have them any more go now, so that a successor of the same name need not wait for the end of the scan.
+    fn keep_found(&mut self, file: &Path, broken: bool, wanted: &mut HashMap<String, Arc<Pod>>) {
+        let of_file: Vec<String> = self
+            .found
+            .iter()
+            .filter(|(_, pod)| matches!(&pod.source, Source::File(path) if path == file))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in of_file {
+            let Some(pod) = self.found.remove(&uid) else { continue };
+            let replaced = wanted.values().any(|p| p.full_name() == pod.full_name());
+            if broken && !replaced {
+                wanted.insert(uid, pod);
+            } else {
+                self.reconciler.delete(&uid, None);
+            }
+        }
+    }
+
+    fn objects(&self, file: &Path, objects: Vec<Object>, broken: bool) {
+        let owner = Owner::File(file.to_owned());
+        let kept: BTreeSet<_> = objects.iter().map(Object::key).collect();
+        if !broken {
+            for key in self.node.configs.of_file(file) {
+                if !kept.contains(&key) && self.node.configs.remove(&owner, &key) {
+                    self.node.config_changed(&key);
+                }
+            }
+        }
+        for object in objects {
+            let key = object.key();
+            if self.node.configs.put(owner.clone(), object) {
+                self.node.config_changed(&key);
+            }
+        }
+    }
+
+    fn removed(&mut self, file: &Path) {
+        for uid in self.files.remove(file).unwrap_or_default().into_keys() {
+            self.reconciler.delete(&uid, None);
+        }
+        self.objects(file, Vec::new(), false);
+        self.node.manifest_errors(file, &[]);
+        tracing::info!(file = %file.display(), "manifest removed");
+    }
+
+    /// Puts errors where people look: log, event, and the pod they are about.
+    fn report(&self, file: &Path, errors: &[ManifestError]) {
+        for error in errors {
+            tracing::error!("{error}");
+            let about = match &error.object {
+                Some(object) if object.kind == "Pod" && !object.name.is_empty() => Regarding {
+                    kind: "Pod",
+                    namespace: object.namespace.clone(),
+                    name: format!("{}-{}", object.name, self.node.facts.name),
+                    uid: String::new(),
+                    field: String::new(),
+                },
+                _ => Regarding {
+                    kind: "Node",
+                    namespace: "default".into(),
+                    name: self.node.facts.name.clone(),
+                    uid: String::new(),
+                    field: String::new(),
+                },
+            };
+            self.node.events.record(&about, true, "InvalidManifest", &error.to_string());
+        }
+        self.node.manifest_errors(file, errors);
+    }
+
+    async fn synced(&mut self) {
+        if self.synced {
+            return;
+        }
+        self.synced = true;
+        for (uid, pod) in self.found.drain() {
+            tracing::info!(pod = pod.full_name(), uid, "no manifest wants this pod any more");
+            self.reconciler.delete(&uid, None);
+        }
+        let wanted: HashSet<String> = self.reconciler.pods().iter().map(|v| v.pod.uid().to_owned()).collect();
+        self.node.collect_garbage(wanted).await;
+    }
+}

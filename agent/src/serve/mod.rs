@@ -1,0 +1,242 @@
+//! `berth agent`: puts the parts together, runs them, and takes them apart again.
+
+mod desired;
+mod readonly;
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use berth_netplug::Network;
+use berth_reconciler::manifest;
+use berth_reconciler::worker::{Options, Reconciler};
+use berth_runtime::cgroup::Cgroups;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::backend::AgentBackend;
+use crate::config::{AgentArgs, Config};
+use crate::configs::Configs;
+use crate::events::{Recorder, Regarding};
+use crate::facts::NodeFacts;
+use crate::metrics::Counters;
+use crate::node::{AgentNode, Parts};
+use crate::store::{Kind, ObjectStore};
+
+/// Longest time that pods get to end when everything is removed on exit.
+const CLEANUP_GRACE_SECONDS: u64 = 3;
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// What keeps it from starting: bad settings, another agent with the same run folder, no root, a port in use.
+pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
+    let config = Arc::new(Config::load(args)?);
+    log_to_stderr();
+    if !nix::unistd::geteuid().is_root() {
+        anyhow::bail!("berth agent must run as root: it makes namespaces, mounts and network links; try it with sudo");
+    }
+    for dir in [&config.root, &config.run, &config.pods_dir(), &config.log_dir] {
+        std::fs::create_dir_all(dir).with_context(|| format!("make the folder {}", dir.display()))?;
+    }
+    let _lock = lock(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .thread_keep_alive(Duration::from_secs(5))
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    runtime.block_on(agent(config))
+}
+
+fn log_to_stderr() {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,netlink_proto=warn,hyper=warn"));
+    // A second agent in one process (a test) keeps the first one's log.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+}
+
+/// One agent per run folder.
+fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
+    let path = config.run.join("agent.lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::errno::Errno::EWOULDBLOCK => {
+            anyhow::anyhow!("another berth agent uses the run folder {}; give this one its own with --run", config.run.display())
+        }
+        other => anyhow::anyhow!("lock {}: {other}", path.display()),
+    })
+}
+
+async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let parts = assemble(&config).await?;
+    let store = parts.store.clone();
+    let node = AgentNode::new(parts);
+    node.prepare_cgroups().context("make the tree of control groups")?;
+    let options = Options { max_restart_period: config.max_restart_period, ..Options::default() };
+    let reconciler = Arc::new(Reconciler::new(node.clone(), options));
+    node.connect(reconciler.clone());
+    let context =
+        manifest::Context { node_name: config.node_name.clone(), node_labels: Some(node.facts.labels()) };
+
+    let (ready, readiness) = watch::channel(false);
+    let desired = desired::Desired::new(node.clone(), reconciler.clone());
+    let (stop, stopped) = watch::channel(false);
+    let read_only = match config.read_only {
+        Some(address) => Some(readonly::listen(address, node.clone(), readiness.clone()).await?),
+        None => None,
+    };
+    let backend = Arc::new(AgentBackend::new(node.clone(), reconciler.clone(), context.clone()));
+    let api = crate::api::router(store.clone(), backend);
+    let listener = socket(&config)?;
+    let mut closing = stopped.clone();
+    let api = tokio::spawn(crate::api::serve(listener, api, async move {
+        let _ = closing.wait_for(|s| *s).await;
+    }));
+    desired.start().await;
+    show_node(&node);
+    let following = tokio::spawn(desired.follow(context, ready));
+    notify_systemd(&config, readiness);
+
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: ending; pods go on running"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    following.abort();
+    if config.cleanup_on_exit {
+        clean_up(&node, &reconciler).await;
+    }
+    let _ = stop.send(true);
+    if let Some(read_only) = read_only {
+        read_only.abort();
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(2), api).await;
+    reconciler.shutdown().await;
+    let _ = std::fs::remove_file(&config.socket);
+    if config.cleanup_on_exit {
+        let _ = std::fs::remove_file(config.run.join("agent.lock"));
+        let _ = std::fs::remove_dir(config.pods_dir());
+        let _ = std::fs::remove_dir(&config.run);
+    }
+    Ok(())
+}
+
+async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
+    let facts = NodeFacts::gather(config);
+    let store = ObjectStore::new();
+    let images = {
+        let dir = config.root.join("images");
+        berth_image::Store::open(&dir).with_context(|| format!("open the image store {}", dir.display()))?
+    };
+    let cgroups = Cgroups::detect().context("find the control groups of this machine")?;
+    let mut network = berth_netplug::Config::new(config.root.join("net"));
+    network.bridge.clone_from(&config.bridge);
+    network.ipv4 = config.pod_cidr.parse().with_context(|| format!("pod CIDR {:?}", config.pod_cidr))?;
+    network.table.clone_from(&config.nft_table);
+    let network = Network::open(network).await.context("set up the pod network")?;
+    let counters = Arc::new(Counters::new(facts.started_at).context("register metrics")?);
+    let events = Arc::new(Recorder::new(store.clone(), &config.node_name));
+    Ok(Parts {
+        config: config.clone(),
+        images,
+        network,
+        cgroups,
+        configs: Configs::new(store.clone()),
+        events,
+        counters,
+        facts,
+        store,
+    })
+}
+
+/// The API's socket, for its owner only: whoever can open it is root on this machine.
+fn socket(config: &Config) -> anyhow::Result<UnixListener> {
+    let path = &config.socket;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("make the folder {}", parent.display()))?;
+    }
+    // Left behind by an agent that was killed; the lock on the run folder says that none runs.
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("protect {}", path.display()))?;
+    Ok(listener)
+}
+
+fn show_node(node: &AgentNode) {
+    let name = &node.facts.name;
+    node.store.put(Kind::Node, "", name, &node.facts.node_object(&node.config));
+    for namespace in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        let object = serde_json::json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": namespace, "creationTimestamp": node.facts.started_at,
+                         "labels": {"kubernetes.io/metadata.name": namespace}},
+            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
+        });
+        node.store.put(Kind::Namespace, "", namespace, &object);
+    }
+    let about = Regarding {
+        kind: "Node",
+        namespace: "default".into(),
+        name: name.clone(),
+        uid: String::new(),
+        field: String::new(),
+    };
+    node.events.record(&about, false, "Starting", "Starting berth.");
+    node.events.record(&about, false, "NodeReady", &format!("Node {name} status is now: NodeReady"));
+}
+
+/// Tells systemd, and a person at the terminal, once every manifest has been read.
+fn notify_systemd(config: &Arc<Config>, mut readiness: watch::Receiver<bool>) {
+    let config = config.clone();
+    tokio::spawn(async move {
+        if readiness.wait_for(|ready| *ready).await.is_ok() {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            let folders: Vec<String> = config.manifests.iter().map(|d| d.display().to_string()).collect();
+            tracing::info!(
+                node = config.node_name,
+                manifests = folders.join(","),
+                socket = %config.socket.display(),
+                "ready"
+            );
+        }
+    });
+}
+
+/// Removes every pod and what the agent itself has made.
+async fn clean_up(node: &Arc<AgentNode>, reconciler: &Arc<Reconciler<AgentNode>>) {
+    for view in reconciler.pods() {
+        reconciler.delete(view.pod.uid(), Some(CLEANUP_GRACE_SECONDS));
+    }
+    let limit = Duration::from_secs(CLEANUP_GRACE_SECONDS + 30);
+    if tokio::time::timeout(limit, reconciler.drained()).await.is_err() {
+        let left: Vec<String> = reconciler.pods().iter().map(|v| v.pod.full_name()).collect();
+        tracing::error!(pods = left.join(", "), "could not remove these pods in time");
+        return;
+    }
+    if let Err(error) = node.network.close_all().await {
+        tracing::error!(%error, "cannot remove the pod network");
+    }
+    if let Err(error) = node.remove_cgroups() {
+        tracing::error!(%error, "cannot remove the control groups");
+    }
+    tracing::info!("removed all pods, the pod network and the control groups");
+}

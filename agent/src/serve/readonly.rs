@@ -1,0 +1,78 @@
+//! The read-only HTTP server: health and figures, for monitoring on the machine itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{StatusCode, header};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::metrics::{self, Page};
+use crate::node::AgentNode;
+use crate::store::Kind;
+
+#[derive(Clone)]
+struct Served {
+    node: Arc<AgentNode>,
+    ready: watch::Receiver<bool>,
+}
+
+/// Listens and serves until the task is ended.
+pub(super) async fn listen(
+    address: SocketAddr,
+    node: Arc<AgentNode>,
+    ready: watch::Receiver<bool>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address}; choose another with --read-only-address, or none"))?;
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(|State(s): State<Served>| page(s, Page::All)))
+        .route("/metrics/cadvisor", get(|State(s): State<Served>| page(s, Page::Containers)))
+        .route("/metrics/resource", get(|State(s): State<Served>| page(s, Page::Resource)))
+        .route("/pods", get(pods))
+        .with_state(Served { node, ready });
+    Ok(tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the read-only server ended");
+        }
+    }))
+}
+
+async fn readyz(State(served): State<Served>) -> Response {
+    if *served.ready.borrow() {
+        "ok".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "manifests are being read\n").into_response()
+    }
+}
+
+async fn page(served: Served, page: Page) -> Response {
+    match metrics::page(&served.node, page).await {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// All pods, as kubelet's `/pods`.
+async fn pods(State(served): State<Served>) -> Response {
+    let (objects, _) = served.node.store.list(Kind::Pod, None);
+    let mut text = String::from(r#"{"kind":"PodList","apiVersion":"v1","metadata":{},"items":["#);
+    for (i, object) in objects.iter().enumerate() {
+        if i > 0 {
+            text.push(',');
+        }
+        text.push_str(&String::from_utf8_lossy(&object.json));
+    }
+    text.push_str("]}");
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
