@@ -16,6 +16,7 @@ use crate::config::{Attachment, Config, PodNetwork, Stats};
 use crate::error::{Error, Result};
 use crate::ipam::{Claim, Ipam, Lease};
 use crate::monitor::Monitor;
+use crate::nft::admission;
 use crate::nft::ruleset::{elements, ruleset};
 use crate::nft::table::Table;
 use crate::sys::netlink::{self, Socket};
@@ -96,7 +97,6 @@ impl Network {
             closed: AtomicBool::new(false),
         });
         inner.repair(Repair::All).await?;
-        inner.warn_of_firewalls();
         tasks.0.push(tokio::spawn(inner.clone().watch(monitor)).abort_handle());
         Ok(Self { inner, _tasks: Arc::new(tasks) })
     }
@@ -324,7 +324,12 @@ impl Inner {
         }
         if what != Repair::Bridge {
             let inner = self.clone();
-            on_thread(move |_| inner.rebuild(&mut inner.table())).await?;
+            on_thread(move |_| {
+                let mut table = inner.table();
+                inner.rebuild(&mut table)?;
+                admission::admit(&mut table, &inner.config.bridge)
+            })
+            .await?;
         }
         Ok(())
     }
@@ -362,8 +367,9 @@ impl Inner {
             .host_socket(thread)
             .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
         let removed = self.table().remove();
+        let dismissed = admission::dismiss(&mut self.table());
         let cleared = self.ipam().clear();
-        unlinked.and(removed).and(cleared)
+        unlinked.and(removed).and(dismissed).and(cleared)
     }
 
     /// Repairs what the monitor sees deleted, until the network is closed or dropped.
@@ -391,23 +397,6 @@ impl Inner {
                     Err(error) => tracing::error!(%error, ?what, "could not repair what somebody deleted"),
                 }
             }
-        }
-    }
-
-    /// Tells of other tables that drop what pods send and get; no rule of ours can undo that.
-    fn warn_of_firewalls(&self) {
-        match self.table().dropping_chains() {
-            Ok(chains) => {
-                for chain in chains {
-                    let bridge = &self.config.bridge;
-                    tracing::warn!(
-                        chain,
-                        bridge,
-                        "this nft chain drops forwarded packets unless it accepts the bridge's"
-                    );
-                }
-            }
-            Err(error) => tracing::debug!(%error, "could not look at the chains of other nft tables"),
         }
     }
 }

@@ -13,7 +13,8 @@ pub(crate) const DEL_TABLE: u8 = 2;
 const NEW_CHAIN: u8 = 3;
 pub(crate) const GET_CHAIN: u8 = 4;
 pub(crate) const DEL_CHAIN: u8 = 5;
-const NEW_RULE: u8 = 6;
+pub(crate) const NEW_RULE: u8 = 6;
+pub(crate) const GET_RULE: u8 = 7;
 pub(crate) const DEL_RULE: u8 = 8;
 const NEW_SET: u8 = 9;
 pub(crate) const DEL_SET: u8 = 11;
@@ -175,9 +176,14 @@ fn expression(a: &mut Attributes<'_>, name: &str, fill: impl FnOnce(&mut Attribu
     });
 }
 
-fn statement(a: &mut Attributes<'_>, statement: &Statement) {
+/// The expressions of one statement.
+pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
     const INPUT_NAME: u32 = 6;
     const OUTPUT_NAME: u32 = 7;
+    const STATE: u32 = 0;
+    const ESTABLISHED_OR_RELATED: u32 = 0b110;
+    const STATUS: u32 = 2;
+    const DST_NAT: u32 = 0x20;
     match statement {
         Statement::InputIs(link) => link_name(a, INPUT_NAME, link, true),
         Statement::OutputIs(link) => link_name(a, OUTPUT_NAME, link, true),
@@ -186,7 +192,10 @@ fn statement(a: &mut Attributes<'_>, statement: &Statement) {
         Statement::Destination(net) => network(a, *net, true, true),
         Statement::DestinationNot(net) => network(a, *net, true, false),
         Statement::DestinationIsLocal => destination_is_local(a),
-        Statement::Redirected => redirected(a),
+        Statement::Redirected => connection(a, STATUS, DST_NAT),
+        Statement::Answers => connection(a, STATE, ESTABLISHED_OR_RELATED),
+        Statement::AnswersOrRedirectedXt => xt_conntrack(a),
+        Statement::Accept => verdict(a, 1, None),
         Statement::Drop => verdict(a, 0, None),
         Statement::Jump(chain) => verdict(a, -3, Some(chain)),
         Statement::Masquerade => expression(a, "masq", |_| {}),
@@ -264,22 +273,36 @@ fn destination_is_local(a: &mut Attributes<'_>) {
     compare(a, true, &RTN_LOCAL.to_ne_bytes());
 }
 
-fn redirected(a: &mut Attributes<'_>) {
-    const STATUS: u32 = 2;
-    const DST_NAT: u32 = 0x20;
+/// Matches if the connection has one of the bits of `mask` in what `key` names.
+fn connection(a: &mut Attributes<'_>, key: u32, mask: u32) {
     expression(a, "ct", |a| {
-        a.number(1, REGISTER).number(2, STATUS);
+        a.number(1, REGISTER).number(2, key);
     });
     expression(a, "bitwise", |a| {
         a.number(1, REGISTER).number(2, REGISTER).number(3, 4);
         a.nest(4, |a| {
-            a.put(DATA_VALUE, &DST_NAT.to_ne_bytes());
+            a.put(DATA_VALUE, &mask.to_ne_bytes());
         });
         a.nest(5, |a| {
             a.put(DATA_VALUE, &[0; 4]);
         });
     });
     compare(a, false, &[0; 4]);
+}
+
+/// `-m conntrack --ctstate RELATED,ESTABLISHED,DNAT` (struct xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h).
+fn xt_conntrack(a: &mut Attributes<'_>) {
+    const SIZE: usize = 168;
+    const MATCH_FLAGS: usize = 146;
+    const STATE_MASK: usize = 150;
+    const BY_STATE: u16 = 1 << 0;
+    const ESTABLISHED_RELATED_DNAT: u16 = 1 << 1 | 1 << 2 | 1 << 7;
+    let mut info = [0; SIZE];
+    info[MATCH_FLAGS..MATCH_FLAGS + 2].copy_from_slice(&BY_STATE.to_ne_bytes());
+    info[STATE_MASK..STATE_MASK + 2].copy_from_slice(&ESTABLISHED_RELATED_DNAT.to_ne_bytes());
+    expression(a, "match", |a| {
+        a.text(1, "conntrack").number(2, 3).put(3, &info);
+    });
 }
 
 fn verdict(a: &mut Attributes<'_>, code: i32, chain: Option<&str>) {

@@ -73,6 +73,11 @@ pub(crate) enum Statement {
     DestinationIsLocal,
     /// The connection's destination was rewritten.
     Redirected,
+    /// The packet belongs to a connection that was let through before.
+    Answers,
+    /// Either of the two, by the conntrack match of iptables.
+    AnswersOrRedirectedXt,
+    Accept,
     Drop,
     Jump(&'static str),
     Masquerade,
@@ -223,6 +228,9 @@ impl fmt::Display for Statement {
             Self::DestinationNot(net) => write!(f, "{} daddr != {net}", net.keyword()),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
             Self::Redirected => f.write_str("ct status dnat"),
+            Self::Answers => f.write_str("ct state established,related"),
+            Self::AnswersOrRedirectedXt => f.write_str("xt match conntrack"),
+            Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Masquerade => f.write_str("masquerade"),

@@ -4,11 +4,11 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::encode::{self, GET_CHAIN, GET_TABLE};
+use super::encode::{self, GET_TABLE};
 use super::ruleset::{Element, Ruleset};
 use super::wire::{INET, NF_TABLES, message};
 use crate::error::{Error, Result};
-use crate::sys::netlink::{self, ACK, DUMP, Socket, attribute, text};
+use crate::sys::netlink::{self, ACK, Socket};
 
 /// The nft table of one network, reached through a socket of the namespace where it was opened.
 #[derive(Debug)]
@@ -61,32 +61,27 @@ impl Table {
         }
     }
 
-    /// Chains of other tables that drop forwarded packets unless told otherwise, as `family table chain`.
-    pub(crate) fn dropping_chains(&mut self) -> Result<Vec<String>> {
-        const FORWARD: [u8; 4] = [0, 0, 0, 2];
-        const DROP: [u8; 4] = [0, 0, 0, 0];
-        let request = message(NF_TABLES, GET_CHAIN, DUMP, 0, |_| {});
-        let mut found = Vec::new();
-        let own = self.name.clone();
-        let outcome = self.socket.dump(&request, |frame| {
-            let Some((header, body)) = frame.body.split_at_checked(4) else { return };
-            let family = match header[0] {
-                INET => "inet",
-                2 => "ip",
-                10 => "ip6",
-                _ => return,
-            };
-            let name = |kind| attribute(body, kind).map(text).unwrap_or_default();
-            let forward = attribute(body, 4).and_then(|hook| attribute(hook, 1)) == Some(&FORWARD[..]);
-            if forward && attribute(body, 5) == Some(&DROP[..]) && name(1) != own {
-                found.push(format!("{family} {} {}", name(1), name(3)));
+    /// Hands every answer to a dump request to `visit`: its family and its attributes.
+    pub(super) fn dump(
+        &mut self,
+        operation: &'static str,
+        request: &[u8],
+        mut visit: impl FnMut(u8, &[u8]),
+    ) -> Result<()> {
+        let outcome = self.socket.dump(request, |frame| {
+            if let Some((header, body)) = frame.body.split_at_checked(4) {
+                visit(header[0], body);
             }
         });
-        outcome.map_err(|e| self.error("list chains beside nft table", e))?;
-        Ok(found)
+        outcome.map_err(|e| self.error(operation, e))
     }
 
-    fn execute(&mut self, operation: &'static str, batch: &[u8]) -> Result<()> {
+    /// The table's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn execute(&mut self, operation: &'static str, batch: &[u8]) -> Result<()> {
         self.socket.execute(batch).map_err(|e| self.error(operation, e))
     }
 

@@ -113,6 +113,17 @@ impl Batch {
 
     /// Adds a message about an `inet` table.
     pub(crate) fn add(&mut self, kind: u8, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+        self.add_to(INET, kind, flags, fill);
+    }
+
+    /// Adds a message about a table of `family`.
+    pub(crate) fn add_to(
+        &mut self,
+        family: u8,
+        kind: u8,
+        flags: u16,
+        fill: impl FnOnce(&mut Attributes<'_>),
+    ) {
         self.seq += 1;
         self.last = self.bytes.len();
         append(
@@ -120,7 +131,7 @@ impl Batch {
             u16::from(NF_TABLES) << 8 | u16::from(kind),
             flags,
             self.seq,
-            [INET, 0, 0, 0],
+            [family, 0, 0, 0],
             fill,
         );
     }
