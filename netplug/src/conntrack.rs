@@ -67,8 +67,8 @@ fn is_stale(frame: &Frame<'_>, gone: &[&Element], new: &[&Element]) -> Option<bo
     }
     let port = |element: &&&Element| element.host_port == original.destination_port;
     let led_there = gone.iter().filter(port).any(|element| reply.source == element.pod_ip);
-    // Not redirected although it should be: sent to the host before the port led anywhere. Flows of pods to the same
-    // port elsewhere look alike but for the host's address in their replies, which is not their source's.
+    // Not redirected although it should be: it began before the port led anywhere. A flow to the same port of another
+    // machine can look the same; forgetting it does no harm, for nothing about it was rewritten.
     let untouched = reply.source == original.destination && reply.destination == original.source;
     let passed_by = untouched
         && new.iter().filter(port).any(|element| element.host_ip.is_none_or(|ip| ip == original.destination));
