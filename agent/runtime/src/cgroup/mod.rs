@@ -1,12 +1,32 @@
 //! Control groups, version 1 and 2, behind one type.
+//!
+//! `cgroups-rs` finds the hierarchies and writes the limits. Beside it stand, because they are hot or missing there:
+//! attaching (a v1 process writes itself into `tasks`, a v2 process is born in its cgroup, see
+//! `container::placement`), reading figures with few file reads, device rules on v2, killing and removing.
 
+mod apply;
+mod create;
+mod device_program;
+mod devices;
 mod error;
+mod hierarchy;
+mod path;
+mod read;
+mod remove;
 mod stats;
+mod weight;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
 
 pub use error::Error;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Pressure, Psi, Stats};
+pub use weight::CpuWeight;
+
+use apply::Target;
+use hierarchy::Hierarchy;
 
 /// Which kind of cgroup hierarchy the machine's controllers live in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,51 +38,143 @@ pub enum Version {
 }
 
 /// The cgroup hierarchies of this machine. Paths given to its methods are absolute within each hierarchy, such as
-/// `/kubepods/pod1/abc`.
+/// `/kubepods/pod1/abc`, and never the root.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
-    version: Version,
+    hierarchy: Hierarchy,
+    weight: CpuWeight,
 }
 
 impl Cgroups {
     /// Finds the mounted hierarchies.
     pub fn detect() -> Result<Cgroups, Error> {
-        Ok(Cgroups { version: Version::V1 })
+        Ok(Cgroups { hierarchy: Hierarchy::detect()?, weight: CpuWeight::default() })
     }
+
+    /// The same hierarchies, with cpu shares turned into v2 weights by another formula. Use
+    /// [`CpuWeight::Linear`] for the cgroups of pods and tiers.
+    pub fn with_cpu_weight(&self, weight: CpuWeight) -> Cgroups {
+        Cgroups { hierarchy: self.hierarchy.clone(), weight }
+    }
+
     /// The kind of hierarchy in use.
     pub fn version(&self) -> Version {
-        self.version
+        self.hierarchy.version()
     }
-    /// Creates a cgroup with all its parents and sets its limits. May be repeated.
-    pub fn create(&self, path: &str, _resources: &LinuxResources) -> Result<(), Error> {
-        Err(Error::BadPath(path.to_owned()))
+
+    /// Creates a cgroup with all its parents, hands every v2 controller down to it and sets its limits. May be
+    /// repeated.
+    pub fn create(&self, path: &str, resources: &LinuxResources) -> Result<(), Error> {
+        self.make(path, resources)?;
+        self.apply(path, resources)
     }
-    /// Changes the limits that `resources` names and leaves the others.
-    pub fn update(&self, path: &str, _resources: &LinuxResources) -> Result<(), Error> {
-        Err(Error::BadPath(path.to_owned()))
+
+    /// Changes the limits that `resources` names and leaves the others. On v1 this may bring the processes into a
+    /// hierarchy that they were not in, such as cpuset.
+    pub fn update(&self, path: &str, resources: &LinuxResources) -> Result<(), Error> {
+        let relative = path::relative(path)?;
+        let members = match self.hierarchy {
+            Hierarchy::V1(_) => remove::pids(&self.hierarchy, relative)?,
+            Hierarchy::V2(_) => Vec::new(),
+        };
+        let fresh = self.make(path, resources)?;
+        self.apply(path, resources)?;
+        for dir in fresh {
+            for pid in &members {
+                match path::write(&dir.join("cgroup.procs"), &pid.to_string()) {
+                    // It ended meanwhile.
+                    Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
     }
-    /// Kills what is inside and removes the cgroup and everything below it. A cgroup that does not exist is fine.
+
+    /// Kills what is inside, waits up to ten seconds for it to end, and removes the cgroup and everything below it.
+    /// A cgroup that does not exist is fine.
     pub fn remove(&self, path: &str) -> Result<(), Error> {
-        Err(Error::BadPath(path.to_owned()))
+        remove::remove(&self.hierarchy, path::relative(path)?, path)
     }
-    /// Sends SIGKILL to every process inside and below.
+
+    /// Sends SIGKILL to every process inside and below. A cgroup that does not exist is fine.
     pub fn kill(&self, path: &str) -> Result<(), Error> {
-        Err(Error::BadPath(path.to_owned()))
+        remove::kill_all(&self.hierarchy, path::relative(path)?)
     }
-    /// The processes inside and below, in the caller's PID namespace.
+
+    /// The processes inside and below, as process ids of the caller's PID namespace, sorted. Empty when there is no
+    /// such cgroup.
     pub fn pids(&self, path: &str) -> Result<Vec<i32>, Error> {
-        Err(Error::BadPath(path.to_owned()))
+        remove::pids(&self.hierarchy, path::relative(path)?)
     }
-    /// What the cgroup has used.
+
+    /// What the cgroup has used. Fails with a "not found" error when there is no such cgroup.
     pub fn stats(&self, path: &str) -> Result<Stats, Error> {
-        Err(Error::BadPath(path.to_owned()))
+        read::stats(&self.hierarchy, path::relative(path)?)
     }
-    /// The names of the cgroups directly below `parent`, sorted; empty when there is no such cgroup.
-    pub fn list(&self, _parent: &str) -> Vec<String> {
-        Vec::new()
+
+    /// The names of the cgroups directly below `parent`, sorted; empty when there is no such cgroup. `/` is the root.
+    pub fn list(&self, parent: &str) -> Vec<String> {
+        let relative = if parent == "/" { Ok(Path::new("")) } else { path::relative(parent) };
+        relative.map(|r| self.hierarchy.children(r)).unwrap_or_default()
     }
-    /// How many processes the out-of-memory killer took because of this cgroup or one below it.
+
+    /// How many processes the out-of-memory killer took in this cgroup and below it.
     pub fn oom_kills(&self, path: &str) -> Result<u64, Error> {
-        Err(Error::BadPath(path.to_owned()))
+        read::oom_kills(&self.hierarchy, path::relative(path)?)
+    }
+
+    /// Creates the folders only. Returns those that are new (v1).
+    pub(crate) fn make(&self, path: &str, resources: &LinuxResources) -> Result<Vec<PathBuf>, Error> {
+        let relative = path::relative(path)?;
+        match &self.hierarchy {
+            Hierarchy::V1(mounts) => create::v1(mounts, relative, resources),
+            Hierarchy::V2(root) => create::v2(root, relative).map(|()| Vec::new()),
+        }
+    }
+
+    /// Sets limits on a cgroup that exists.
+    pub(crate) fn apply(&self, path: &str, resources: &LinuxResources) -> Result<(), Error> {
+        let relative = path::relative(path)?;
+        let target = Target { hierarchy: &self.hierarchy, name: path, relative, weight: self.weight };
+        target.apply(resources)
+    }
+
+    /// Has the out-of-memory killer take all of a container or nothing of it (v2 only).
+    pub(crate) fn kill_as_a_group(&self, path: &str) -> Result<(), Error> {
+        let Hierarchy::V2(root) = &self.hierarchy else { return Ok(()) };
+        match path::write(&root.join(path::relative(path)?).join("memory.oom.group"), "1") {
+            // The kernel is older than 4.19, or the memory controller is not there.
+            Err(e) if e.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The files that a v1 process writes `0` into to enter the cgroup; those that do not exist are to be skipped.
+    pub(crate) fn v1_task_files(&self, path: &str) -> Result<Vec<PathBuf>, Error> {
+        let relative = path::relative(path)?;
+        Ok(match &self.hierarchy {
+            Hierarchy::V1(mounts) => mounts.iter().map(|m| m.root.join(relative).join("tasks")).collect(),
+            Hierarchy::V2(_) => Vec::new(),
+        })
+    }
+
+    /// A v2 cgroup's folder for clone3; nothing on v1.
+    pub(crate) fn v2_folder(&self, path: &str) -> Result<Option<File>, Error> {
+        let Hierarchy::V2(root) = &self.hierarchy else { return Ok(None) };
+        let dir = root.join(path::relative(path)?);
+        File::open(&dir).map(Some).map_err(|e| Error::io("open cgroup", dir, e))
+    }
+
+    /// The folders to show inside the container below `/sys/fs/cgroup`: the name of each hierarchy's mount point and
+    /// the container's cgroup in it. On v2 there is one, with an empty name.
+    pub(crate) fn visible_folders(&self, path: &str) -> Result<Vec<(String, PathBuf)>, Error> {
+        let relative = path::relative(path)?;
+        Ok(match &self.hierarchy {
+            Hierarchy::V1(mounts) => {
+                mounts.iter().map(|m| (m.controllers.join(","), m.root.join(relative))).collect()
+            }
+            Hierarchy::V2(root) => vec![(String::new(), root.join(relative))],
+        })
     }
 }

@@ -1,6 +1,31 @@
 //! The engine: an OCI `Spec` in, a process out.
+//!
+//! The parent's side is in `create`, the child's in `init`; `exec` has both sides for further processes. What they
+//! say to each other is in `channel`. The child does its work in the order of `init`: root file system
+//! (`root_mount`), `mounts`, `devices`, `console`, masks and kernel parameters (`protect`), cgroup (`placement`),
+//! `limits`, `identity`, and at last the `program`. Every path inside the container goes through `root`.
 
+mod capabilities;
+mod channel;
+mod console;
+mod create;
+mod devices;
 mod error;
+mod exec;
+mod identity;
+mod init;
+mod limits;
+mod mount_options;
+mod mounts;
+mod namespaces;
+mod placement;
+mod program;
+mod protect;
+mod root;
+mod root_mount;
+pub mod seccomp;
+mod streams;
+mod users;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -10,6 +35,9 @@ use oci_spec::runtime::{Process, Spec};
 use crate::rootfs::Rootfs;
 
 pub use error::Error;
+
+use channel::Channel;
+use root::Root;
 
 /// The three standard streams of a new process; `None` is `/dev/null`. Ignored when a terminal is asked for.
 #[derive(Debug, Default)]
@@ -51,6 +79,7 @@ pub struct Container {
     /// What could not be done but does not keep the container from running, such as an rlimit that this machine
     /// does not let us raise.
     pub warnings: Vec<String>,
+    channel: Option<Channel>,
 }
 
 /// A process to be started inside a running container.
@@ -83,20 +112,13 @@ pub struct ExecProcess {
 
 /// Makes a container up to the point where its program would be executed.
 ///
-/// The caller must have a single thread: the new process runs on a copy of its memory. On an error nothing is left
-/// behind but the cgroup's parents.
-pub fn create(_create: Create<'_>) -> Result<Container, Error> {
-    Err(Error::spec("linux", "not supported"))
+/// The caller must have a single thread: the new process runs on a copy of its memory. It is also the one whose death
+/// kills the container. On an error nothing is left behind but the cgroup's parents.
+pub fn create(create: Create<'_>) -> Result<Container, Error> {
+    create::create(create)
 }
 
-impl Container {
-    /// Lets the container's program run. An error means that it could not be executed; the process is gone then.
-    pub fn start(&mut self) -> Result<(), Error> {
-        Err(Error::spec("process", "not supported"))
-    }
-}
-
-/// Starts a process inside a running container. It runs when this returns.
-pub fn exec(_exec: Exec<'_>) -> Result<ExecProcess, Error> {
-    Err(Error::spec("process", "not supported"))
+/// Starts a process inside a running container. It runs when this returns. The same conditions as for [`create`] hold.
+pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
+    exec::exec(exec)
 }

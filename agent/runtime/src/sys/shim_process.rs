@@ -48,7 +48,9 @@ pub fn loopback_up() -> io::Result<()> {
     }
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: the request is live and names an interface; the kernel ignores flags that cannot be changed.
-    check(libc::c_long::from(unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }))?;
+    check(libc::c_long::from(unsafe {
+        libc::ioctl(any.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)
+    }))?;
     Ok(())
 }
 
@@ -88,4 +90,31 @@ pub fn set_domainname(name: &str) -> io::Result<()> {
     // SAFETY: pointer and length belong together.
     check(libc::c_long::from(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }))?;
     Ok(())
+}
+
+/// Gives the two signals that libc keeps for itself their default action again: `posix_spawn` leaves them ignored, libc's
+/// sigaction refuses them, and what is ignored here would be in every container.
+pub fn reset_libc_signals() {
+    /// The kernel's own structure.
+    #[repr(C)]
+    struct KernelAction {
+        handler: usize,
+        flags: libc::c_ulong,
+        restorer: usize,
+        mask: u64,
+    }
+    let default = KernelAction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+    for signal in [32, 33] {
+        // SAFETY: the structure is live, the last argument is the size of its mask; a process with one thread needs
+        // neither signal.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                std::ptr::null_mut::<u8>(),
+                size_of::<u64>(),
+            )
+        };
+    }
 }

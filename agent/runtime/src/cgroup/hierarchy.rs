@@ -1,0 +1,97 @@
+//! Where the controllers are mounted.
+
+use std::path::{Path, PathBuf};
+
+use cgroups_rs::fs::hierarchies;
+
+use super::{Error, Version, path};
+
+/// The v1 controllers that every cgroup is made in, because they count, kill or isolate.
+const ALWAYS: [&str; 7] = ["cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio"];
+/// The v1 controllers that a cgroup is made in only when one of their limits is asked for: each further hierarchy
+/// costs a folder and an attach at every container start.
+const ON_DEMAND: [&str; 5] = ["cpuset", "hugetlb", "net_cls", "net_prio", "rdma"];
+
+/// One mounted v1 hierarchy.
+#[derive(Clone, Debug)]
+pub struct Mount {
+    /// The controllers in it; `cpu,cpuacct` share one on many machines.
+    pub controllers: Vec<&'static str>,
+    /// Where it is mounted.
+    pub root: PathBuf,
+}
+
+impl Mount {
+    /// True when cgroups are made here without being asked for.
+    pub fn always(&self) -> bool {
+        self.controllers.iter().any(|c| ALWAYS.contains(c))
+    }
+}
+
+/// All hierarchies in use.
+#[derive(Clone, Debug)]
+pub enum Hierarchy {
+    /// One per controller.
+    V1(Vec<Mount>),
+    /// One for all, mounted here.
+    V2(PathBuf),
+}
+
+impl Hierarchy {
+    /// Looks at what is mounted. A machine with v1 controllers and an empty v2 beside them ("hybrid") is v1.
+    pub fn detect() -> Result<Hierarchy, Error> {
+        if hierarchies::is_cgroup2_unified_mode() {
+            return Ok(Hierarchy::V2(PathBuf::from(hierarchies::UNIFIED_MOUNTPOINT)));
+        }
+        let mut mounts: Vec<Mount> = Vec::new();
+        for info in hierarchies::mountinfo_self() {
+            let known = ALWAYS.iter().chain(&ON_DEMAND);
+            let controllers: Vec<&'static str> =
+                known.filter(|c| info.super_opts.iter().any(|o| o == *c)).copied().collect();
+            let seen = mounts.iter().any(|m| m.controllers == controllers);
+            if !controllers.is_empty() && !seen {
+                mounts.push(Mount { controllers, root: info.mount_point });
+            }
+        }
+        if mounts.is_empty() {
+            return Err(Error::NoHierarchy(
+                "neither cgroup v2 on /sys/fs/cgroup nor v1 controllers".to_owned(),
+            ));
+        }
+        Ok(Hierarchy::V1(mounts))
+    }
+
+    /// Which kind this is.
+    pub fn version(&self) -> Version {
+        match self {
+            Hierarchy::V1(_) => Version::V1,
+            Hierarchy::V2(_) => Version::V2,
+        }
+    }
+
+    /// The folders of a cgroup in all hierarchies, whether they exist or not.
+    pub fn folders(&self, relative: &Path) -> Vec<PathBuf> {
+        match self {
+            Hierarchy::V1(mounts) => mounts.iter().map(|m| m.root.join(relative)).collect(),
+            Hierarchy::V2(root) => vec![root.join(relative)],
+        }
+    }
+
+    /// The folder of a cgroup in the hierarchy of `controller`; on v2 there is only one.
+    pub fn folder(&self, controller: &str, relative: &Path) -> Option<PathBuf> {
+        match self {
+            Hierarchy::V1(mounts) => {
+                mounts.iter().find(|m| m.controllers.contains(&controller)).map(|m| m.root.join(relative))
+            }
+            Hierarchy::V2(root) => Some(root.join(relative)),
+        }
+    }
+
+    /// The names of the cgroups directly below, in any hierarchy, sorted.
+    pub fn children(&self, relative: &Path) -> Vec<String> {
+        let mut names: Vec<String> = self.folders(relative).iter().flat_map(|d| path::children(d)).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}

@@ -1,0 +1,136 @@
+//! Capability sets of a process.
+
+use std::collections::HashSet;
+
+use oci_spec::runtime::{Capability, LinuxCapabilities};
+
+use super::Error;
+use crate::sys::credentials::{self, CapSets};
+
+/// The five sets, a bit per capability.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    bounding: u64,
+    ambient: u64,
+    sets: CapSets,
+}
+
+impl Capabilities {
+    /// Takes the sets of a spec, as far as this process can give them. What it cannot give, because it does not have
+    /// it or the kernel does not know it, becomes a warning.
+    pub fn of_spec(wanted: Option<&LinuxCapabilities>) -> Result<(Capabilities, Option<String>), Error> {
+        let Some(wanted) = wanted else { return Ok((Capabilities::default(), None)) };
+        let own = credentials::capget().map_err(|e| Error::sys("read", "capabilities", e))?;
+        let mut missing = HashSet::new();
+        let mut bits = |set: &Option<HashSet<Capability>>| -> u64 {
+            set.iter().flatten().fold(0, |bits, capability| {
+                let bit = 1 << number(*capability);
+                if own.permitted & bit == 0 {
+                    missing.insert(*capability);
+                }
+                bits | bit & own.permitted
+            })
+        };
+        let bounding = bits(wanted.bounding());
+        let permitted = bits(wanted.permitted());
+        let sets = CapSets {
+            effective: bits(wanted.effective()),
+            permitted,
+            inheritable: bits(wanted.inheritable()),
+        };
+        let ambient = bits(wanted.ambient());
+        let warning = (!missing.is_empty()).then(|| {
+            let mut names: Vec<String> = missing.iter().map(|c| format!("CAP_{c}")).collect();
+            names.sort_unstable();
+            format!("capabilities that this machine does not have: {}", names.join(", "))
+        });
+        // The kernel wants effective within permitted, and ambient within permitted and inheritable.
+        let sets = CapSets { effective: sets.effective & sets.permitted, ..sets };
+        Ok((Capabilities { bounding, ambient: ambient & sets.permitted & sets.inheritable, sets }, warning))
+    }
+
+    /// Takes out of the bounding set what is not wanted there. Needs `CAP_SETPCAP`, so it comes first.
+    pub fn limit_bounding(&self) -> Result<(), Error> {
+        for capability in 0..64 {
+            match credentials::bounding_has(capability) {
+                None => break,
+                Some(true) if self.bounding & 1 << capability == 0 => credentials::bounding_drop(capability)
+                    .map_err(|e| {
+                        Error::sys("drop from bounding set", format!("capability {capability}"), e)
+                    })?,
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the other four sets. After this only these capabilities are left.
+    pub fn apply(&self) -> Result<(), Error> {
+        let failed = |e| Error::sys("set", "capabilities", e);
+        credentials::capset(self.sets).map_err(failed)?;
+        match credentials::ambient_clear() {
+            // The kernel has no ambient set.
+            Err(e) if e.raw_os_error() != Some(libc::EINVAL) => return Err(failed(e)),
+            _ => {}
+        }
+        (0..64)
+            .filter(|c| self.ambient & 1 << c != 0)
+            .try_for_each(credentials::ambient_raise)
+            .map_err(|e| Error::sys("raise", "ambient capabilities", e))
+    }
+
+    /// Makes all that is permitted effective again, which a change of user has undone.
+    pub fn raise_all() -> Result<(), Error> {
+        let failed = |e| Error::sys("raise", "capabilities", e);
+        let own = credentials::capget().map_err(failed)?;
+        credentials::capset(CapSets { effective: own.permitted, ..own }).map_err(failed)
+    }
+}
+
+/// The kernel's number of a capability, see linux/capability.h.
+fn number(capability: Capability) -> u32 {
+    use Capability as C;
+    match capability {
+        C::Chown => 0,
+        C::DacOverride => 1,
+        C::DacReadSearch => 2,
+        C::Fowner => 3,
+        C::Fsetid => 4,
+        C::Kill => 5,
+        C::Setgid => 6,
+        C::Setuid => 7,
+        C::Setpcap => 8,
+        C::LinuxImmutable => 9,
+        C::NetBindService => 10,
+        C::NetBroadcast => 11,
+        C::NetAdmin => 12,
+        C::NetRaw => 13,
+        C::IpcLock => 14,
+        C::IpcOwner => 15,
+        C::SysModule => 16,
+        C::SysRawio => 17,
+        C::SysChroot => 18,
+        C::SysPtrace => 19,
+        C::SysPacct => 20,
+        C::SysAdmin => 21,
+        C::SysBoot => 22,
+        C::SysNice => 23,
+        C::SysResource => 24,
+        C::SysTime => 25,
+        C::SysTtyConfig => 26,
+        C::Mknod => 27,
+        C::Lease => 28,
+        C::AuditWrite => 29,
+        C::AuditControl => 30,
+        C::Setfcap => 31,
+        C::MacOverride => 32,
+        C::MacAdmin => 33,
+        C::Syslog => 34,
+        C::WakeAlarm => 35,
+        C::BlockSuspend => 36,
+        C::AuditRead => 37,
+        C::Perfmon => 38,
+        C::Bpf => 39,
+        C::CheckpointRestore => 40,
+    }
+}

@@ -1,0 +1,185 @@
+//! What a new process and its parent say to each other until the program runs.
+//!
+//! Both hold one end of a socket pair that keeps message borders and that execve closes: the end of file is how the
+//! parent learns that the program runs.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg, send,
+    sendmsg, socketpair,
+};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use crate::sys::process::adopt_fd;
+
+/// Longer messages are cut by the sender; errors carry paths, which end at 4 KiB.
+const MAX_MESSAGE: usize = 32 * 1024;
+
+/// From the new process.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Report {
+    /// Something was not possible but does not matter enough to give up.
+    Warning(String),
+    /// The master of the new terminal comes with this message.
+    Console,
+    /// Set up; [`Order::Start`] is awaited.
+    Ready,
+    /// Given up.
+    Failed(Failure),
+}
+
+/// An error in a form that survives the way to the parent.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Failure {
+    /// See [`Error::Sys`].
+    Sys {
+        /// What was tried.
+        operation: String,
+        /// On what.
+        object: String,
+        /// The error number, if there is one.
+        errno: Option<i32>,
+        /// The text of the reason otherwise.
+        text: String,
+    },
+    /// See [`Error::Spec`].
+    Spec {
+        /// The field.
+        field: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// See [`Error::Exec`].
+    Exec {
+        /// The message.
+        message: String,
+        /// No such program.
+        not_found: bool,
+    },
+}
+
+/// From the parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The cgroup is there and may be entered.
+    CgroupReady = 1,
+    /// Run the program.
+    Start = 2,
+}
+
+/// One end of the pair.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+impl Channel {
+    /// Makes both ends.
+    pub fn pair() -> io::Result<(Channel, Channel)> {
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Channel(a), Channel(b)))
+    }
+
+    /// An end that a fresh child has moved to this descriptor.
+    pub fn adopt(fd: RawFd) -> Channel {
+        Channel(adopt_fd(fd))
+    }
+
+    /// The descriptor.
+    pub fn raw(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Tells the parent something, with a descriptor if there is one.
+    pub fn report(&self, report: &Report, fd: Option<RawFd>) -> io::Result<()> {
+        let bytes = serde_json::to_vec(report)?;
+        let bytes = &bytes[..bytes.len().min(MAX_MESSAGE)];
+        let fds = fd.as_slice();
+        let rights = [ControlMessage::ScmRights(fds)];
+        let control = if fds.is_empty() { &[][..] } else { &rights };
+        sendmsg::<()>(self.raw(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
+    }
+
+    /// What the new process has to say; nothing when it runs its program or is gone.
+    pub fn next_report(&self) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let mut control = nix::cmsg_space!([RawFd; 1]);
+        let (length, fd) = loop {
+            let mut parts = [IoSliceMut::new(&mut buffer)];
+            match recvmsg::<()>(self.raw(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
+                Ok(message) => {
+                    let fd = message.cmsgs()?.find_map(|c| match c {
+                        ControlMessageOwned::ScmRights(fds) => fds.first().copied().map(adopt_fd),
+                        _ => None,
+                    });
+                    break (message.bytes, fd);
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET) => break (0, None),
+                Err(e) => return Err(e.into()),
+            }
+        };
+        if length == 0 {
+            return Ok(None);
+        }
+        Ok(Some((serde_json::from_slice(&buffer[..length])?, fd)))
+    }
+
+    /// Gives the new process an order. It may be gone, which the next report will tell.
+    pub fn order(&self, order: Order) -> io::Result<()> {
+        match send(self.raw(), &[order as u8], MsgFlags::MSG_NOSIGNAL) {
+            Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Waits for an order; anything else, such as the end of the parent, is an error.
+    pub fn await_order(&self, order: Order) -> Result<(), Error> {
+        let mut byte = [0];
+        let result = loop {
+            match recv(self.raw(), &mut byte, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                other => break other,
+            }
+        };
+        match result {
+            Ok(1) if byte[0] == order as u8 => Ok(()),
+            Ok(_) => Err(Error::sys("wait for", format!("{order:?}"), Errno::EPIPE.into())),
+            Err(e) => Err(Error::sys("wait for", format!("{order:?}"), e.into())),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        match error {
+            Error::Sys { operation, object, source } => {
+                Failure::Sys { operation, object, errno: source.raw_os_error(), text: source.to_string() }
+            }
+            Error::Spec { field, reason } => Failure::Spec { field, reason },
+            Error::Exec { message, not_found } => Failure::Exec { message, not_found },
+            other => Failure::Sys {
+                operation: "set up".to_owned(),
+                object: "container".to_owned(),
+                errno: None,
+                text: other.to_string(),
+            },
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Error {
+        match failure {
+            Failure::Sys { operation, object, errno, text } => {
+                let source = errno.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error);
+                Error::Sys { operation, object, source }
+            }
+            Failure::Spec { field, reason } => Error::Spec { field, reason },
+            Failure::Exec { message, not_found } => Error::Exec { message, not_found },
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Making a container: the parent's side.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
+
+use super::channel::{Channel, Order, Report};
+use super::identity::Identity;
+use super::init::Init;
+use super::namespaces::{ChildrenElsewhere, Namespaces};
+use super::{Container, Create, Error, devices};
+use crate::cgroup::Cgroups;
+use crate::sys::process::{Child, Clone3, pidfd_kill};
+
+/// The hierarchies do not change while a process lives, and looking for them costs more than a folder in them.
+pub fn cgroups() -> Result<&'static Cgroups, Error> {
+    static CGROUPS: OnceLock<Cgroups> = OnceLock::new();
+    match CGROUPS.get() {
+        Some(cgroups) => Ok(cgroups),
+        None => {
+            let found = Cgroups::detect()?;
+            Ok(CGROUPS.get_or_init(|| found))
+        }
+    }
+}
+
+/// See [`super::create`].
+pub fn create(create: Create<'_>) -> Result<Container, Error> {
+    let spec = create.spec;
+    let process = spec.process().as_ref().ok_or_else(|| Error::spec("process", "it is missing"))?;
+    let linux = spec.linux().as_ref().ok_or_else(|| Error::spec("linux", "it is missing"))?;
+    refuse_unsupported(spec)?;
+    let cgroups = cgroups()?;
+    let path = cgroup_path(create.id, linux.cgroups_path().as_deref())?;
+    let init = Init {
+        spec,
+        linux,
+        process,
+        rootfs: create.rootfs,
+        bundle: create.bundle,
+        stdio: create.stdio,
+        namespaces: Namespaces::of_spec(spec)?,
+        task_files: cgroups.v1_task_files(&path)?,
+        cgroup_folders: cgroups.visible_folders(&path)?,
+        filter: Identity::compile(linux.seccomp().as_ref())?,
+    };
+    let resources = Resources::of_spec(linux.resources().clone().unwrap_or_default());
+    let mut birth =
+        Birth { cgroups, path, resources, channel: None, child: None, console: None, warnings: Vec::new() };
+    match birth.run(init) {
+        Ok(()) => birth.into_container(),
+        Err(error) => {
+            birth.undo();
+            Err(error)
+        }
+    }
+}
+
+fn refuse_unsupported(spec: &Spec) -> Result<(), Error> {
+    let hooks = spec.hooks().as_ref().is_some_and(|h| {
+        [h.create_runtime(), h.create_container(), h.start_container(), h.poststart(), h.poststop()]
+            .iter()
+            .any(|list| list.as_ref().is_some_and(|l| !l.is_empty()))
+    });
+    if hooks {
+        return Err(Error::spec("hooks", "hooks are not supported"));
+    }
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    for (field, given) in [
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.personality", linux.personality().is_some()),
+        ("linux.timeOffsets", linux.time_offsets().is_some()),
+        ("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())),
+    ] {
+        if given {
+            return Err(Error::spec(field, "it is not supported"));
+        }
+    }
+    Ok(())
+}
+
+fn cgroup_path(id: &str, wanted: Option<&std::path::Path>) -> Result<String, Error> {
+    match wanted {
+        None => Ok(format!("/berth/{id}")),
+        Some(path) => {
+            let text = path.to_str().ok_or_else(|| Error::spec("linux.cgroupsPath", "it is not UTF-8"))?;
+            // A relative path means, by the OCI spec, relative to wherever the runtime likes.
+            Ok(if text.starts_with('/') { text.to_owned() } else { format!("/{text}") })
+        }
+    }
+}
+
+/// The limits of a container, split by when they are set.
+struct Resources {
+    /// While the child mounts.
+    early: LinuxResources,
+    /// When it is set up: its own CPU limit would slow that down.
+    late: LinuxResources,
+}
+
+impl Resources {
+    fn of_spec(mut all: LinuxResources) -> Resources {
+        let mut rules: Vec<LinuxDeviceCgroup> = all.devices_mut().take().unwrap_or_default();
+        if !rules.is_empty() {
+            rules.extend(devices::default_rules());
+        }
+        let mut late = LinuxResources::default();
+        late.set_cpu(all.cpu_mut().take());
+        // Which devices a set-up needs is the host's business, too.
+        late.set_devices((!rules.is_empty()).then_some(rules));
+        if let Some(cpu) = late.cpu().as_ref().filter(|c| c.cpus().is_some() || c.mems().is_some()) {
+            // The folders are made by what the early part names, and cpuset is on demand.
+            let mut sets = oci_spec::runtime::LinuxCpu::default();
+            sets.set_cpus(cpu.cpus().clone()).set_mems(cpu.mems().clone());
+            all.set_cpu(Some(sets));
+        }
+        Resources { early: all, late }
+    }
+}
+
+/// A container on its way.
+struct Birth<'a> {
+    cgroups: &'a Cgroups,
+    path: String,
+    resources: Resources,
+    channel: Option<Channel>,
+    child: Option<Child>,
+    console: Option<OwnedFd>,
+    warnings: Vec<String>,
+}
+
+impl Birth<'_> {
+    fn run(&mut self, init: Init<'_>) -> Result<(), Error> {
+        // v2 wants the cgroup before the process; on v1 it is made while the process mounts.
+        let folder: Option<File> = match self.cgroups.version() {
+            crate::cgroup::Version::V2 => {
+                self.cgroups.make(&self.path, &self.resources.early)?;
+                self.cgroups.v2_folder(&self.path)?
+            }
+            crate::cgroup::Version::V1 => None,
+        };
+        let (own, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
+        let elsewhere = init.namespaces.joined_pid().map(ChildrenElsewhere::enter).transpose()?;
+        let clone = Clone3 { flags: init.namespaces.clone_flags(), cgroup: folder.as_ref().map(AsFd::as_fd) };
+        let child = clone
+            .spawn(|| init.run(&theirs))
+            .map_err(|e| Error::sys("clone", "the container's process", e))?;
+        // The child holds its copies; the parent's ends of its streams would keep them open.
+        drop((elsewhere, init, theirs));
+        self.child = Some(child);
+        let channel = self.channel.insert(own);
+        if folder.is_none() {
+            self.cgroups.make(&self.path, &self.resources.early)?;
+        }
+        self.cgroups.apply(&self.path, &self.resources.early)?;
+        channel.order(Order::CgroupReady).map_err(|e| Error::sys("talk to", "the container's process", e))?;
+        self.cgroups.kill_as_a_group(&self.path)?;
+        self.await_ready()?;
+        self.cgroups.apply(&self.path, &self.resources.late)?;
+        Ok(())
+    }
+
+    fn await_ready(&mut self) -> Result<(), Error> {
+        let (Some(channel), Some(child)) = (&self.channel, &self.child) else { return Ok(()) };
+        loop {
+            match channel.next_report().map_err(|e| Error::sys("listen to", "the container's process", e))? {
+                Some((Report::Ready, _)) => return Ok(()),
+                Some((Report::Warning(text), _)) => self.warnings.push(text),
+                Some((Report::Console, fd)) => self.console = fd,
+                Some((Report::Failed(failure), _)) => return Err(failure.into()),
+                None => {
+                    let status = reap(child);
+                    self.child = None;
+                    return Err(Error::Died { status });
+                }
+            }
+        }
+    }
+
+    fn into_container(self) -> Result<Container, Error> {
+        let (Some(child), Some(channel)) = (self.child, self.channel) else {
+            return Err(Error::Died { status: "it was never born".to_owned() });
+        };
+        Ok(Container {
+            pid: child.pid,
+            pidfd: child.pidfd,
+            console: self.console,
+            cgroup: self.path,
+            warnings: self.warnings,
+            channel: Some(channel),
+        })
+    }
+
+    /// Takes everything back. What fails here would hide the reason for being here.
+    fn undo(&mut self) {
+        if let Some(child) = self.child.take() {
+            let _ = pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
+            reap(&child);
+        }
+        let _ = self.cgroups.remove(&self.path);
+    }
+}
+
+impl Container {
+    /// Lets the container's program run. An error means that it could not be executed; the process has ended then,
+    /// and the caller, whose child it is, reaps it.
+    pub fn start(&mut self) -> Result<(), Error> {
+        let channel =
+            self.channel.take().ok_or_else(|| Error::spec("process", "the container was already started"))?;
+        channel.order(Order::Start).map_err(|e| Error::sys("talk to", "the container's process", e))?;
+        loop {
+            match channel.next_report().map_err(|e| Error::sys("listen to", "the container's process", e))? {
+                None => return Ok(()),
+                Some((Report::Failed(failure), _)) => return Err(failure.into()),
+                Some((Report::Warning(text), _)) => self.warnings.push(text),
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// Waits for a child that has ended or is about to, and says how it ended.
+pub fn reap(child: &Child) -> String {
+    loop {
+        return match waitid(Id::PIDFd(child.pidfd.as_fd()), WaitPidFlag::WEXITED) {
+            Err(nix::Error::EINTR) => continue,
+            Ok(WaitStatus::Exited(_, code)) => format!("exit code {code}"),
+            Ok(WaitStatus::Signaled(_, signal, _)) => format!("killed by {signal}"),
+            Ok(other) => format!("{other:?}"),
+            Err(e) => format!("unknown, {}", e.desc()),
+        };
+    }
+}

@@ -1,0 +1,180 @@
+//! Starting a process inside a running container.
+//!
+//! The container is not trusted: the new process leaves every descriptor behind before it enters, cannot be looked
+//! into, and resolves the container's paths within its root. It is born into the container's PID namespace as a child
+//! of the caller, with a single fork.
+
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::setsid;
+use oci_spec::runtime::{Process, Spec};
+
+use super::channel::{Channel, Report};
+use super::create::{cgroups, reap};
+use super::identity::Identity;
+use super::namespaces::ChildrenElsewhere;
+use super::placement::Placement;
+use super::program::Launch;
+use super::seccomp::Filter;
+use super::{Error, Exec, ExecProcess, Root, Stdio, console, limits, streams, users};
+use crate::cgroup::Cgroups;
+use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
+use crate::sys::{credentials, process};
+
+/// See [`super::exec`].
+pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
+    let cgroups = cgroups()?;
+    let target =
+        pidfd_open(exec.pid).map_err(|e| Error::sys("open", format!("container process {}", exec.pid), e))?;
+    let visit = Visit {
+        process: complete(exec.process, exec.spec),
+        stdio: exec.stdio,
+        target: target.as_fd().try_clone_to_owned().map_err(|e| Error::sys("copy", "a pidfd", e))?,
+        task_files: cgroups.v1_task_files(exec.cgroup)?,
+        filter: Identity::compile(exec.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()))?,
+    };
+    let folder = cgroups.v2_folder(exec.cgroup)?;
+    let (channel, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
+    let child = {
+        let _elsewhere = ChildrenElsewhere::enter(target.as_fd())?;
+        spawn(visit, &theirs, folder, cgroups, exec.pid)?
+    };
+    drop(theirs);
+    let mut warnings = Vec::new();
+    let mut console = None;
+    loop {
+        match channel.next_report().map_err(|e| Error::sys("listen to", "the new process", e)) {
+            Ok(None) => return Ok(ExecProcess { pid: child.pid, pidfd: child.pidfd, console, warnings }),
+            Ok(Some((Report::Warning(text), _))) => warnings.push(text),
+            Ok(Some((Report::Console, fd))) => console = fd,
+            Ok(Some((Report::Ready, _))) => {}
+            Ok(Some((Report::Failed(failure), _))) => return Err(give_up(&child, failure.into())),
+            Err(error) => return Err(give_up(&child, error)),
+        }
+    }
+}
+
+fn give_up(child: &Child, error: Error) -> Error {
+    // It may have ended by itself.
+    let _ = pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
+    reap(child);
+    error
+}
+
+/// What an exec leaves open is as in the container's first process.
+fn complete(process: &Process, spec: &Spec) -> Process {
+    let mut process = process.clone();
+    if let Some(first) = spec.process() {
+        if process.capabilities().is_none() {
+            process.set_capabilities(first.capabilities().clone());
+        }
+        if process.rlimits().is_none() {
+            process.set_rlimits(first.rlimits().clone());
+        }
+        if process.no_new_privileges().is_none() {
+            process.set_no_new_privileges(first.no_new_privileges());
+        }
+        if process.oom_score_adj().is_none() {
+            process.set_oom_score_adj(first.oom_score_adj());
+        }
+    }
+    process
+}
+
+/// Makes the child, on v2 in the container's cgroup. When the container has divided that into smaller ones, no process
+/// may be in it, and the one of the container's first process is taken.
+fn spawn(
+    visit: Visit,
+    theirs: &Channel,
+    folder: Option<File>,
+    cgroups: &Cgroups,
+    init: i32,
+) -> Result<Child, Error> {
+    let failed = |e| Error::sys("clone", "a process in the container", e);
+    let make = |folder: Option<&File>| {
+        Clone3 { flags: 0, cgroup: folder.map(AsFd::as_fd) }.spawn(|| visit.run(theirs))
+    };
+    match make(folder.as_ref()) {
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) && folder.is_some() => {
+            let inner = own_cgroup(init).ok_or_else(|| failed(e))?;
+            make(cgroups.v2_folder(&inner)?.as_ref()).map_err(failed)
+        }
+        other => other.map_err(failed),
+    }
+}
+
+fn own_cgroup(pid: i32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    text.lines().find_map(|l| l.strip_prefix("0::")).map(str::to_owned)
+}
+
+/// The child's part.
+struct Visit {
+    process: Process,
+    stdio: Stdio,
+    target: OwnedFd,
+    task_files: Vec<PathBuf>,
+    filter: Option<Filter>,
+}
+
+impl Visit {
+    fn run(&self, channel: &Channel) {
+        match streams::arrange(&self.stdio, channel, Some(self.target.as_fd())) {
+            Ok((channel, target)) => {
+                let Err(error) = self.enter(&channel, target);
+                // Without a parent there is nobody to tell.
+                let _ = channel.report(&Report::Failed(error.into()), None);
+            }
+            Err(error) => {
+                let _ = channel.report(&Report::Failed(error.into()), None);
+            }
+        }
+    }
+
+    fn enter(&self, channel: &Channel, target: Option<OwnedFd>) -> Result<Infallible, Error> {
+        process::reset_signals();
+        credentials::set_undumpable().map_err(|e| Error::sys("set", "dumpable", e))?;
+        credentials::die_with_parent()
+            .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
+        setsid().map_err(|e| Error::sys("start", "a session", e.into()))?;
+        let mut warn = |text: String| {
+            // A warning that cannot be delivered is not worth more than the process.
+            let _ = channel.report(&Report::Warning(text), None);
+        };
+        let mut identity = Identity::of_process(&self.process, self.filter.clone(), &mut warn)?;
+        limits::set_oom_score(&self.process, &mut warn)?;
+        Placement::open(&self.task_files)?.enter()?;
+        if let Some(target) = target {
+            join(target)?;
+        }
+        umask(Mode::empty());
+        let root = Root::open(Path::new("/"))?;
+        identity.look_up(&self.process, &root)?;
+        let launch = Launch::new(&self.process, || users::home(&root, identity.uid()))?;
+        if self.process.terminal() == Some(true) {
+            console::take(&console::open(&root, &self.process, channel)?)?;
+        }
+        drop(root);
+        streams::give_to(identity.uid())?;
+        limits::set_rlimits(&self.process, &mut warn)?;
+        identity.become_user(self.process.cwd())?;
+        identity.confine()?;
+        Err(launch.run())
+    }
+}
+
+/// Joins all of the container's namespaces at once; the PID namespace is already right. Joining one's own again is
+/// allowed.
+fn join(target: OwnedFd) -> Result<(), Error> {
+    let all = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWCGROUP
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWNET;
+    setns(target, all).map_err(|e| Error::sys("join", "the container's namespaces", e.into()))
+}

@@ -1,0 +1,135 @@
+//! Who a process is and what it may do: user, groups, capabilities, no_new_privs, seccomp.
+//!
+//! It takes two steps. [`Identity::become_user`] is done while a container is being created.
+//! [`Identity::confine`] comes right before the program is executed, so that a strict filter does not see the system
+//! calls with which a created container waits.
+
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{chdir, getcwd};
+use oci_spec::runtime::{LinuxSeccomp, Process};
+
+use super::capabilities::Capabilities;
+use super::seccomp::Filter;
+use super::users::{self, Ids};
+use super::{Error, Root};
+use crate::sys::{credentials, seccomp};
+
+/// The umask of a process whose spec names none, as every runtime sets it.
+const DEFAULT_UMASK: u32 = 0o022;
+
+/// See the module.
+pub struct Identity {
+    ids: Ids,
+    umask: u32,
+    capabilities: Capabilities,
+    no_new_privileges: bool,
+    filter: Option<Filter>,
+}
+
+impl Identity {
+    /// Takes a process apart. The filter is compiled by the parent, where an error costs least.
+    pub fn of_process(
+        process: &Process,
+        filter: Option<Filter>,
+        warn: &mut dyn FnMut(String),
+    ) -> Result<Self, Error> {
+        let user = process.user();
+        let (capabilities, warning) = Capabilities::of_spec(process.capabilities().as_ref())?;
+        if let Some(warning) = warning {
+            warn(warning);
+        }
+        Ok(Identity {
+            ids: Ids {
+                uid: user.uid(),
+                gid: user.gid(),
+                groups: user.additional_gids().clone().unwrap_or_default(),
+            },
+            umask: user.umask().unwrap_or(DEFAULT_UMASK),
+            capabilities,
+            no_new_privileges: process.no_new_privileges().unwrap_or(false),
+            filter,
+        })
+    }
+
+    /// Compiles the seccomp part of a spec.
+    pub fn compile(seccomp: Option<&LinuxSeccomp>) -> Result<Option<Filter>, Error> {
+        seccomp.map(Filter::compile).transpose()
+    }
+
+    /// Replaces the numbers by those of the named user, when the spec names one. Additional groups stay.
+    pub fn look_up(&mut self, process: &Process, root: &Root) -> Result<(), Error> {
+        if let Some(name) = process.user().username().as_deref().filter(|n| !n.is_empty()) {
+            let found = users::lookup(root, name)?;
+            self.ids.uid = found.uid;
+            self.ids.gid = found.gid;
+            self.ids.groups.extend(found.groups);
+        }
+        Ok(())
+    }
+
+    /// The user.
+    pub fn uid(&self) -> u32 {
+        self.ids.uid
+    }
+
+    /// Changes user, groups, bounding set and working folder. All permitted capabilities are kept for now.
+    pub fn become_user(&self, cwd: &Path) -> Result<(), Error> {
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |e| Error::sys("set", what, e)
+        };
+        let entered = enter(cwd);
+        umask(Mode::from_bits_truncate(self.umask));
+        self.capabilities.limit_bounding()?;
+        credentials::keep_capabilities().map_err(failed("keepcaps"))?;
+        credentials::set_groups(&self.ids.groups).map_err(failed("supplementary groups"))?;
+        credentials::set_ids(self.ids.uid, self.ids.gid)
+            .map_err(failed(&format!("user {} and group {}", self.ids.uid, self.ids.gid)))?;
+        Capabilities::raise_all()?;
+        match entered {
+            // On NFS the user may be let in where root is not.
+            Err(Errno::EACCES | Errno::EPERM) => enter(cwd),
+            other => other,
+        }
+        .map_err(|e| Error::sys("change to working folder", cwd.display().to_string(), e.into()))?;
+        // The change of user has undone it.
+        credentials::die_with_parent().map_err(failed("the signal at the parent's death"))
+    }
+
+    /// Drops the capabilities, shuts the way to new ones and installs the filter. Nothing but executing the program
+    /// may follow.
+    pub fn confine(&self) -> Result<(), Error> {
+        if self.no_new_privileges {
+            self.capabilities.apply()?;
+            credentials::no_new_privileges().map_err(|e| Error::sys("set", "no_new_privs", e))?;
+            return self.install_filter();
+        }
+        // Without no_new_privs a filter needs CAP_SYS_ADMIN.
+        self.install_filter()?;
+        self.capabilities.apply()
+    }
+
+    fn install_filter(&self) -> Result<(), Error> {
+        match &self.filter {
+            Some(filter) => seccomp::install(filter.program(), filter.flags())
+                .map_err(|e| Error::sys("install", "the seccomp filter", e)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Enters a folder and makes sure that it lies within the root: the path may be a link to a descriptor that leads out
+/// (CVE-2024-21626).
+fn enter(cwd: &Path) -> nix::Result<()> {
+    chdir(cwd)?;
+    match getcwd() {
+        Ok(path) if path.is_absolute() => Ok(()),
+        _ => {
+            chdir("/")?;
+            Err(Errno::EXDEV)
+        }
+    }
+}

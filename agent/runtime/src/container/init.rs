@@ -1,0 +1,181 @@
+//! The first process of a container, from clone3 to execve. Runs in the child.
+
+use std::convert::Infallible;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{sethostname, setsid};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+
+use super::channel::{Channel, Order, Report};
+use super::identity::Identity;
+use super::mounts::Mounter;
+use super::namespaces::Namespaces;
+use super::placement::Placement;
+use super::program::Launch;
+use super::root::Kind;
+use super::seccomp::Filter;
+use super::{Error, Root, Stdio, console, devices, limits, protect, root_mount, streams, users};
+use crate::rootfs::Rootfs;
+use crate::sys::mount::Attributes;
+use crate::sys::{credentials, process};
+
+/// Everything that the child needs, worked out by the parent.
+pub struct Init<'a> {
+    /// The whole spec.
+    pub spec: &'a Spec,
+    /// Its `linux` part.
+    pub linux: &'a Linux,
+    /// Its `process` part.
+    pub process: &'a Process,
+    /// The root file system.
+    pub rootfs: &'a Rootfs,
+    /// The bundle.
+    pub bundle: &'a Path,
+    /// Standard streams.
+    pub stdio: Stdio,
+    /// Namespaces to make and join.
+    pub namespaces: Namespaces,
+    /// v1 files to enter the cgroup by.
+    pub task_files: Vec<PathBuf>,
+    /// The cgroup's folders for a cgroup mount.
+    pub cgroup_folders: Vec<(String, PathBuf)>,
+    /// The compiled filter.
+    pub filter: Option<Filter>,
+}
+
+impl Init<'_> {
+    /// Sets up, waits, executes. Returns only when that failed, and the parent has been told then.
+    pub fn run(&self, channel: &Channel) {
+        // The descriptors of the namespaces do not survive the arranging.
+        match self.namespaces.join().and_then(|()| streams::arrange(&self.stdio, channel, None)) {
+            Ok((channel, _)) => {
+                let Err(error) = self.set_up(&channel);
+                // Without a parent there is nobody to tell.
+                let _ = channel.report(&Report::Failed(error.into()), None);
+            }
+            Err(error) => {
+                let _ = channel.report(&Report::Failed(error.into()), None);
+            }
+        }
+    }
+
+    fn set_up(&self, channel: &Channel) -> Result<Infallible, Error> {
+        process::reset_signals();
+        credentials::set_undumpable().map_err(|e| Error::sys("set", "dumpable", e))?;
+        credentials::die_with_parent()
+            .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
+        setsid().map_err(|e| Error::sys("start", "a session", e.into()))?;
+        self.name()?;
+        let mut warn = |text: String| {
+            // A warning that cannot be delivered is not worth more than the container.
+            let _ = channel.report(&Report::Warning(text), None);
+        };
+        let mut identity = Identity::of_process(self.process, self.filter.clone(), &mut warn)?;
+        umask(Mode::empty());
+        let mut cgroup = CgroupGate { channel, ready: false };
+        let propagation = self.linux.rootfs_propagation().as_deref();
+        let root = root_mount::mount_root(self.rootfs, self.bundle, propagation)?;
+        self.mount_all(&root, &mut cgroup)?;
+        let terminal = self.open_terminal(&root, channel)?;
+        protect::mask(&root, self.linux)?;
+        protect::make_readonly(&root, self.linux)?;
+        protect::set_sysctls(self.linux)?;
+        limits::set_oom_score(self.process, &mut warn)?;
+        identity.look_up(self.process, &root)?;
+        let launch = Launch::new(self.process, || users::home(&root, identity.uid()))?;
+        cgroup.wait()?;
+        Placement::open(&self.task_files)?.enter()?;
+        if self.namespaces.is_new(LinuxNamespaceType::Cgroup) {
+            unshare(CloneFlags::CLONE_NEWCGROUP)
+                .map_err(|e| Error::sys("unshare", "cgroup namespace", e.into()))?;
+        }
+        root_mount::pivot(&root, propagation)?;
+        drop(root);
+        self.finish_root()?;
+        if let Some(terminal) = terminal {
+            console::take(&terminal)?;
+        }
+        streams::give_to(identity.uid())?;
+        limits::set_rlimits(self.process, &mut warn)?;
+        identity.become_user(self.process.cwd())?;
+        channel.report(&Report::Ready, None).map_err(|e| Error::sys("report to", "the parent", e))?;
+        channel.await_order(Order::Start)?;
+        identity.confine()?;
+        Err(launch.run())
+    }
+
+    /// Sets the names of a new UTS namespace.
+    fn name(&self) -> Result<(), Error> {
+        if !self.namespaces.is_new(LinuxNamespaceType::Uts) {
+            return Ok(());
+        }
+        if let Some(name) = self.spec.hostname() {
+            sethostname(name).map_err(|e| Error::sys("set host name", name, e.into()))?;
+        }
+        if let Some(name) = self.spec.domainname().as_deref().filter(|n| !n.is_empty()) {
+            std::fs::write("/proc/sys/kernel/domainname", name)
+                .map_err(|e| Error::sys("set domain name", name, e))?;
+        }
+        Ok(())
+    }
+
+    fn mount_all(&self, root: &Root, cgroup: &mut CgroupGate<'_>) -> Result<(), Error> {
+        let mut mounter = Mounter::new(root, self.bundle, &self.cgroup_folders);
+        for mount in self.spec.mounts().iter().flatten() {
+            if matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) {
+                cgroup.wait()?;
+            }
+            mounter.mount(mount)?;
+        }
+        devices::populate(root, self.spec)?;
+        // A working folder that the image lacks is made, as other runtimes do.
+        if root.open_path(self.process.cwd(), nix::fcntl::OFlag::O_PATH).is_err() {
+            root.ensure(self.process.cwd(), Kind::Folder)?;
+        }
+        if self.process.terminal() == Some(true) {
+            root.ensure(Path::new("/dev/console"), Kind::File)?;
+        }
+        mounter.finish()
+    }
+
+    fn open_terminal(&self, root: &Root, channel: &Channel) -> Result<Option<std::os::fd::OwnedFd>, Error> {
+        if self.process.terminal() != Some(true) {
+            return Ok(None);
+        }
+        let slave = console::open(root, self.process, channel)?;
+        console::bind_console(root, &slave)?;
+        Ok(Some(slave))
+    }
+
+    /// Makes the root read-only, after the last thing that had to be created in it.
+    fn finish_root(&self) -> Result<(), Error> {
+        if self.spec.root().as_ref().and_then(|r| r.readonly()) != Some(true) {
+            return Ok(());
+        }
+        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+        let failed = |e| Error::sys("make read-only", "/", e);
+        let root = nix::fcntl::open("/", flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() }
+            .apply(root.as_fd(), false)
+            .map_err(failed)
+    }
+}
+
+/// The parent makes the cgroup while the child mounts; the child waits only when it needs it.
+struct CgroupGate<'a> {
+    channel: &'a Channel,
+    ready: bool,
+}
+
+impl CgroupGate<'_> {
+    fn wait(&mut self) -> Result<(), Error> {
+        if !self.ready {
+            self.channel.await_order(Order::CgroupReady)?;
+            self.ready = true;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,324 @@
+//! The mounts of a spec, made inside the root file system through descriptors only.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
+use oci_spec::runtime::Mount;
+
+use super::mount_options::Options;
+use super::root::Kind;
+use super::{Error, Root};
+use crate::sys::cstring;
+use crate::sys::mount::{Attributes, FsContext, attach, clone_tree};
+
+const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+/// Files of procfs that a mount may cover: they only tell about resources (lxcfs does this).
+const COVERABLE: [&str; 9] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// Makes mounts, one after the other.
+pub struct Mounter<'a> {
+    /// Where they go.
+    pub root: &'a Root,
+    /// Where relative bind sources start.
+    pub bundle: &'a Path,
+    /// The container's cgroup in each hierarchy, see [`crate::cgroup::Cgroups::visible_folders`].
+    pub cgroups: &'a [(String, PathBuf)],
+    /// Mounts that become read-only when all is in place, because something is still put into them.
+    late_readonly: Vec<OwnedFd>,
+}
+
+impl<'a> Mounter<'a> {
+    /// Starts with nothing mounted.
+    pub fn new(root: &'a Root, bundle: &'a Path, cgroups: &'a [(String, PathBuf)]) -> Self {
+        Mounter { root, bundle, cgroups, late_readonly: Vec::new() }
+    }
+
+    /// Makes one mount.
+    pub fn mount(&mut self, mount: &Mount) -> Result<(), Error> {
+        let destination = mount.destination();
+        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+            return Err(refuse(destination, "id-mapped mounts are not supported"));
+        }
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+        let bind = options.bind.or((mount.typ().as_deref() == Some("bind")).then_some(false));
+        match (bind, mount.typ().as_deref()) {
+            (Some(recursive), _) => self.bind(mount, &options, recursive),
+            (None, Some("cgroup" | "cgroup2")) => self.cgroup(destination, &options),
+            (None, Some(fstype)) => self.file_system(mount, fstype, &options),
+            (None, None) => Err(refuse(destination, "it has neither a type nor bind among its options")),
+        }
+    }
+
+    /// Makes read-only what had to stay writable for the mounts inside it.
+    pub fn finish(self) -> Result<(), Error> {
+        for fd in self.late_readonly {
+            Attributes { set: RDONLY, ..Attributes::default() }
+                .apply(fd.as_fd(), false)
+                .map_err(|e| Error::sys("make read-only", "a tmpfs", e))?;
+        }
+        Ok(())
+    }
+
+    fn bind(&mut self, mount: &Mount, options: &Options, recursive: bool) -> Result<(), Error> {
+        let source =
+            mount.source().as_ref().ok_or_else(|| refuse(mount.destination(), "a bind needs a source"))?;
+        let source = self.bundle.join(source);
+        if let Some((key, _)) = options.data.first() {
+            return Err(refuse(mount.destination(), format!("unknown option {key:?} of a bind mount")));
+        }
+        let failed = |e| Error::sys("bind mount", source.display().to_string(), e);
+        let tree = clone_tree(None, &source, recursive).map_err(failed)?;
+        let folder = file_type(tree.as_fd()).map_err(|e| failed(e))? == SFlag::S_IFDIR;
+        // `rw`, `exec` and their like do not loosen what the source has: that is how others read the spec.
+        let tighten =
+            Attributes { clear: options.attributes.clear & libc::MOUNT_ATTR__ATIME, ..options.attributes };
+        for (attributes, recursive) in [(tighten, false), (options.recursive, true)] {
+            if !attributes.is_empty() {
+                attributes.apply(tree.as_fd(), recursive).map_err(failed)?;
+            }
+        }
+        let target =
+            self.target(mount.destination(), if folder { Kind::Folder } else { Kind::File }, false)?;
+        self.guard_proc(mount.destination(), target.as_fd(), Some(tree.as_fd()))?;
+        attach_to(tree.as_fd(), target.as_fd(), mount.destination())?;
+        propagate(tree.as_fd(), options, mount.destination())
+    }
+
+    fn file_system(&mut self, mount: &Mount, fstype: &str, options: &Options) -> Result<(), Error> {
+        let destination = mount.destination();
+        let kernel = matches!(fstype, "proc" | "sysfs");
+        let target = self.target(destination, Kind::Folder, kernel)?;
+        if fstype != "proc" {
+            self.guard_proc(destination, target.as_fd(), None)?;
+        }
+        let failed = |operation: String, e| Error::sys(operation, destination.display().to_string(), e);
+        let context =
+            FsContext::open(fstype).map_err(|e| failed(format!("open file system {fstype} for"), e))?;
+        let configured = configure(&context, mount, fstype, options);
+        let late = options.attributes.set & RDONLY != 0 && fstype == "tmpfs";
+        let attributes = options.attributes.set & !if late { RDONLY } else { 0 };
+        let mounted = configured.and_then(|()| context.mount(attributes)).map_err(|e| {
+            let why = context.complaint();
+            failed(
+                if why.is_empty() {
+                    format!("mount {fstype} on")
+                } else {
+                    format!("mount {fstype} ({why}) on")
+                },
+                e,
+            )
+        })?;
+        attach_to(mounted.as_fd(), target.as_fd(), destination)?;
+        if options.copy_up && fstype == "tmpfs" {
+            copy_up(target.as_fd(), mounted.as_fd())
+                .map_err(|e| failed("copy the image's files to the tmpfs on".to_owned(), e))?;
+        }
+        propagate(mounted.as_fd(), options, destination)?;
+        if late {
+            self.late_readonly.push(mounted);
+        }
+        Ok(())
+    }
+
+    /// The container's own cgroup. A bind of its folder shows the same as a new mount in a cgroup namespace would,
+    /// and needs none. On v1 a tmpfs carries one folder per hierarchy.
+    fn cgroup(&mut self, destination: &Path, options: &Options) -> Result<(), Error> {
+        if let [(name, folder)] = self.cgroups
+            && name.is_empty()
+        {
+            let target = self.target(destination, Kind::Folder, true)?;
+            return self.cgroup_bind(folder, target.as_fd(), options, destination);
+        }
+        let mut outer = Mount::default();
+        outer.set_destination(destination.to_owned()).set_typ(Some("tmpfs".to_owned()));
+        let mut list: Vec<String> =
+            ["nosuid", "nodev", "noexec", "mode=755", "size=1m"].map(str::to_owned).to_vec();
+        if options.attributes.set & RDONLY != 0 {
+            list.push("ro".to_owned());
+        }
+        outer.set_options(Some(list));
+        self.mount(&outer)?;
+        for (name, folder) in self.cgroups.iter().filter(|(_, folder)| folder.exists()) {
+            let target = self.target(&destination.join(name), Kind::Folder, true)?;
+            self.cgroup_bind(folder, target.as_fd(), options, destination)?;
+            // Programs look for the single names where controllers share a hierarchy.
+            if name.contains(',') {
+                let parent = self.target(destination, Kind::Folder, true)?;
+                for alias in name.split(',') {
+                    nix::unistd::symlinkat(name.as_str(), &parent, alias).map_err(|e| {
+                        Error::sys("link", format!("{}/{alias}", destination.display()), e.into())
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cgroup_bind(
+        &self,
+        folder: &Path,
+        target: BorrowedFd<'_>,
+        options: &Options,
+        destination: &Path,
+    ) -> Result<(), Error> {
+        let failed = |e| Error::sys("bind mount", folder.display().to_string(), e);
+        let tree = clone_tree(None, folder, false).map_err(failed)?;
+        let set = options.attributes.set
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC;
+        Attributes { set, clear: options.attributes.clear & libc::MOUNT_ATTR__ATIME, propagation: 0 }
+            .apply(tree.as_fd(), false)
+            .map_err(failed)?;
+        attach_to(tree.as_fd(), target, destination)
+    }
+
+    /// Finds or makes the place of a mount. Kernel file systems are never mounted behind a link, which could lead
+    /// to a place that the masked and read-only paths do not cover (CVE-2019-19921, CVE-2023-27561).
+    fn target(&self, destination: &Path, kind: Kind, plain: bool) -> Result<OwnedFd, Error> {
+        let fd = self.root.ensure(destination, kind)?;
+        if plain {
+            return self.root.open_plain(destination, OFlag::O_PATH).map_err(|e| {
+                Error::sys("refuse a link in the mount point", destination.display().to_string(), e)
+            });
+        }
+        Ok(fd)
+    }
+
+    /// A mount over a part of procfs would hide what the masked and read-only paths are about, or fool whoever writes
+    /// there (CVE-2019-16884, CVE-2025-52881).
+    fn guard_proc(
+        &self,
+        destination: &Path,
+        target: BorrowedFd<'_>,
+        source: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
+        let is_proc =
+            |fd: BorrowedFd<'_>| fstatfs(fd).map(|s| s.filesystem_type() == FsType(PROC_SUPER_MAGIC.0));
+        let failed = |e: nix::Error| Error::sys("look at", destination.display().to_string(), e.into());
+        if !is_proc(target).map_err(failed)? {
+            // The place of /proc itself, before procfs is there, takes procfs and nothing else.
+            let normal: PathBuf = destination.components().collect();
+            let over_all = normal == Path::new("/proc");
+            let from_proc = source.map(is_proc).transpose().map_err(failed)?.unwrap_or(false);
+            return if over_all && !from_proc {
+                Err(refuse(destination, "only procfs may be mounted on /proc"))
+            } else {
+                Ok(())
+            };
+        }
+        if COVERABLE.iter().any(|p| Path::new(p) == destination) {
+            return Ok(());
+        }
+        Err(refuse(destination, "it is inside procfs"))
+    }
+}
+
+fn refuse(destination: &Path, reason: impl Into<String>) -> Error {
+    Error::spec(format!("mounts[{}]", destination.display()), reason)
+}
+
+pub fn file_type(fd: BorrowedFd<'_>) -> io::Result<SFlag> {
+    Ok(SFlag::from_bits_truncate(fstat(fd)?.st_mode & SFlag::S_IFMT.bits()))
+}
+
+pub fn attach_to(mount: BorrowedFd<'_>, target: BorrowedFd<'_>, destination: &Path) -> Result<(), Error> {
+    attach(mount, target).map_err(|e| Error::sys("mount on", destination.display().to_string(), e))
+}
+
+fn propagate(mount: BorrowedFd<'_>, options: &Options, destination: &Path) -> Result<(), Error> {
+    for (flag, recursive) in &options.propagation {
+        Attributes { propagation: *flag, ..Attributes::default() }
+            .apply(mount, *recursive)
+            .map_err(|e| Error::sys("set mount propagation of", destination.display().to_string(), e))?;
+    }
+    Ok(())
+}
+
+fn configure(context: &FsContext, mount: &Mount, fstype: &str, options: &Options) -> io::Result<()> {
+    if let Some(source) = mount.source() {
+        context.set("source", &cstring(source.as_os_str())?)?;
+    }
+    // procfs, sysfs and their like are one for many containers; only a disk must not be written to at all.
+    let shared = matches!(fstype, "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "ramfs");
+    if options.attributes.set & RDONLY != 0 && !shared {
+        context.flag("ro")?;
+    }
+    for flag in &options.flags {
+        context.flag(flag)?;
+    }
+    for (key, value) in &options.data {
+        match (key.as_str(), value) {
+            // An instance of devpts is always new since Linux 4.7.
+            ("newinstance", None) if fstype == "devpts" => {}
+            (key, Some(value)) => context.set(key, &cstring(value)?)?,
+            (key, None) => context.flag(key)?,
+        }
+    }
+    Ok(())
+}
+
+/// Copies the tree that a new tmpfs hides into it. Both folders are reached through descriptors, and nothing of the
+/// copied tree is followed.
+fn copy_up(hidden: BorrowedFd<'_>, tmpfs: BorrowedFd<'_>) -> io::Result<()> {
+    let path = |fd: BorrowedFd<'_>| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    copy_folder(&path(hidden), &path(tmpfs))
+}
+
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        let meta = entry.metadata()?;
+        if meta.is_dir() {
+            fs::create_dir(&target)?;
+            copy_folder(&entry.path(), &target)?;
+        } else if meta.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path())?, &target)?;
+        } else if meta.is_file() {
+            fs::copy(entry.path(), &target)?;
+        } else {
+            continue;
+        }
+        copy_owner(&target, &meta)?;
+    }
+    Ok(())
+}
+
+fn copy_owner(target: &Path, meta: &fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    std::os::unix::fs::lchown(target, Some(meta.uid()), Some(meta.gid()))?;
+    if !meta.is_symlink() {
+        fs::set_permissions(target, meta.permissions())?;
+    }
+    Ok(())
+}
+
+/// Opens a device of the host and makes sure that it is the one meant (CVE-2025-31133).
+pub fn open_device(path: &Path, major: u64, minor: u64, flags: OFlag) -> io::Result<OwnedFd> {
+    let fd = nix::fcntl::open(path, flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())?;
+    check_device(fd.as_fd(), major, minor)?;
+    Ok(fd)
+}
+
+/// Fails unless `fd` is the character device with these numbers.
+pub fn check_device(fd: BorrowedFd<'_>, major: u64, minor: u64) -> io::Result<()> {
+    let stat = fstat(fd)?;
+    let device = file_type(fd)? == SFlag::S_IFCHR && stat.st_rdev == nix::sys::stat::makedev(major, minor);
+    if device { Ok(()) } else { Err(io::Error::other(format!("it is not the device {major}:{minor}"))) }
+}

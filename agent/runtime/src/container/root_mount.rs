@@ -1,0 +1,196 @@
+//! Mounting the root file system in the container's own mount namespace, and changing into it.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
+use nix::unistd::{chdir, fchdir, pivot_root};
+
+use super::mount_options::propagation;
+use super::{Error, Root};
+use crate::rootfs::Rootfs;
+use crate::sys::cstring;
+use crate::sys::mount::{Attributes, FsContext, attach, clone_tree, is_mount_root};
+
+/// A single fsconfig value may be this long (`strndup_user` in fs/fsopen.c, with its end).
+const MAX_VALUE: usize = 255;
+/// mount(2) takes one page of options; some is left for upperdir and workdir.
+const MAX_LOWER_OPTIONS: usize = 3000;
+/// overlayfs stacks no more lower layers than this (OVL_MAX_STACK).
+const MAX_LOWERS: usize = 500;
+
+/// Cuts the mount namespace off the host's and mounts the root file system. `wanted` is the spec's
+/// `rootfsPropagation`.
+pub fn mount_root(rootfs: &Rootfs, bundle: &Path, wanted: Option<&str>) -> Result<Root, Error> {
+    let change = match wanted {
+        None | Some("") => (libc::MS_SLAVE, true),
+        Some(name) => propagation(name)
+            .ok_or_else(|| Error::spec("linux.rootfsPropagation", format!("unknown: {name:?}")))?,
+    };
+    // Slave, so that what is mounted here stays here, while the host's later mounts still come in.
+    Attributes { propagation: change.0, ..Attributes::default() }
+        .apply_to_path(Path::new("/"), change.1)
+        .map_err(|e| Error::sys("set mount propagation of", "/", e))?;
+    let target = bundle.join("rootfs");
+    match rootfs {
+        Rootfs::Path(path) => {
+            let path = if path.is_absolute() { path.clone() } else { bundle.join(path) };
+            if change.0 == libc::MS_SHARED {
+                make_private_above(&path)?;
+            }
+            let failed = |e| Error::sys("bind root file system", path.display().to_string(), e);
+            let tree = clone_tree(None, &path, true).map_err(failed)?;
+            let place = nix::fcntl::open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(|e| failed(e.into()))?;
+            attach(tree.as_fd(), place.as_fd()).map_err(failed)?;
+            Root::open(&path)
+        }
+        Rootfs::Overlay { lowers, upper, work } => {
+            match fs::create_dir(&target) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::sys("create", target.display().to_string(), e));
+                }
+                _ => {}
+            }
+            if change.0 == libc::MS_SHARED {
+                make_private_above(&target)?;
+            }
+            mount_overlay(lowers, upper, work, &target)?;
+            Root::open(&target)
+        }
+    }
+}
+
+/// pivot_root refuses a root whose parent mount is shared, and a root mounted on one would show on the host.
+fn make_private_above(path: &Path) -> Result<(), Error> {
+    let failed = |e| Error::sys("make private the mount of", path.display().to_string(), e);
+    let mut point = fs::canonicalize(path).map_err(failed)?;
+    while !is_mount_root(&point).map_err(failed)? && point.pop() {}
+    Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() }
+        .apply_to_path(&point, false)
+        .map_err(failed)
+}
+
+fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Error> {
+    if lowers.is_empty() || lowers.len() > MAX_LOWERS {
+        let reason = format!("an overlay needs 1 to {MAX_LOWERS} layers, not {}", lowers.len());
+        return Err(Error::spec("rootfs.lowers", reason));
+    }
+    match overlay_by_context(lowers, upper, work, target) {
+        Err(Error::Sys { source, operation, .. })
+            if operation == LOWERDIR_ADD && matches!(source.raw_os_error(), Some(libc::EINVAL)) =>
+        {
+            overlay_by_options(lowers, upper, work, target)
+        }
+        other => other,
+    }
+}
+
+const LOWERDIR_ADD: &str = "add overlay layer";
+
+/// One layer per option (Linux 6.8 and later): no limit on the sum of the paths, no characters to escape.
+fn overlay_by_context(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Error> {
+    let object = || target.display().to_string();
+    let context = FsContext::open("overlay").map_err(|e| Error::sys("open file system", "overlay", e))?;
+    // Descriptors must live until the mount is made.
+    let mut long_paths = Vec::new();
+    let mut set = |operation: &str, key: &str, path: &Path| {
+        let failed = |e| Error::sys(operation, path.display().to_string(), e);
+        let value = if path.as_os_str().len() > MAX_VALUE {
+            long_paths.push(open_layer(path)?);
+            PathBuf::from(format!("/proc/self/fd/{}", long_paths[long_paths.len() - 1].as_raw_fd()))
+        } else {
+            path.to_owned()
+        };
+        context.set(key, &cstring(value.as_os_str()).map_err(failed)?).map_err(failed)
+    };
+    for lower in lowers {
+        set(LOWERDIR_ADD, "lowerdir+", lower)?;
+    }
+    set("set overlay upper folder", "upperdir", upper)?;
+    set("set overlay work folder", "workdir", work)?;
+    let mounted = context.mount(0).map_err(|e| {
+        let why = context.complaint();
+        Error::sys(
+            "mount overlay on",
+            if why.is_empty() { object() } else { format!("{} ({why})", object()) },
+            e,
+        )
+    })?;
+    let place = open_layer(target)?;
+    attach(mounted.as_fd(), place.as_fd()).map_err(|e| Error::sys("attach overlay to", object(), e))
+}
+
+fn open_layer(path: &Path) -> Result<OwnedFd, Error> {
+    nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|e| Error::sys("open", path.display().to_string(), e.into()))
+}
+
+/// All layers in one page of options (before Linux 6.8). When the paths are too long, or hold characters that
+/// overlayfs would split at, descriptors stand for them: `/proc/self/fd` becomes the working folder, so that a layer
+/// costs three or four characters.
+fn overlay_by_options(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Error> {
+    let failed = |e: Errno| Error::sys("mount overlay on", target.display().to_string(), e.into());
+    let all: Vec<&Path> = lowers.iter().map(PathBuf::as_path).chain([upper, work]).collect();
+    let length: usize = all.iter().map(|p| p.as_os_str().len() + 1).sum();
+    let special = |p: &&Path| p.as_os_str().as_bytes().iter().any(|b| b":,\\".contains(b));
+    if length <= MAX_LOWER_OPTIONS && !all.iter().any(special) {
+        let names: Vec<String> = all.iter().map(|p| p.display().to_string()).collect();
+        return mount(
+            Some("overlay"),
+            target,
+            Some("overlay"),
+            MsFlags::empty(),
+            Some(&*overlay_options(&names)),
+        )
+        .map_err(failed);
+    }
+    let fds: Vec<OwnedFd> = all.iter().map(|p| open_layer(p)).collect::<Result<_, _>>()?;
+    let names: Vec<String> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+    let before = open_layer(Path::new("."))?;
+    let absolute =
+        fs::canonicalize(target).map_err(|e| Error::sys("resolve", target.display().to_string(), e))?;
+    chdir("/proc/self/fd").map_err(failed)?;
+    let options = overlay_options(&names);
+    let result = mount(Some("overlay"), &absolute, Some("overlay"), MsFlags::empty(), Some(&*options));
+    fchdir(before).map_err(failed)?;
+    result.map_err(failed)
+}
+
+/// The last two names are the upper and the work folder.
+fn overlay_options(names: &[String]) -> String {
+    let (lowers, rest) = names.split_at(names.len() - 2);
+    format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), rest[0], rest[1])
+}
+
+/// Makes `root` the root of the mount namespace and lets go of the host's.
+pub fn pivot(root: &Root, wanted: Option<&str>) -> Result<(), Error> {
+    let failed = |operation: &'static str| move |e: Errno| Error::sys(operation, "/", e.into());
+    let old = nix::fcntl::open("/", OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(failed("open"))?;
+    fchdir(root.fd()).map_err(failed("enter root file system"))?;
+    // The new root is put on top of the old one at the same place, and the old one is then taken off from below
+    // (pivot_root(2), NOTES): no folder for the old root is needed.
+    pivot_root(".", ".").map_err(failed("pivot_root to"))?;
+    fchdir(&old).map_err(failed("enter old root of"))?;
+    let change = wanted.and_then(propagation);
+    if change.is_some_and(|(flag, _)| flag == libc::MS_SHARED) {
+        // The umount below must not reach the host.
+        mount(None::<&str>, ".", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
+            .map_err(failed("cut off old root of"))?;
+    }
+    umount2(".", MntFlags::MNT_DETACH).map_err(failed("unmount old root of"))?;
+    chdir("/").map_err(failed("change folder to"))?;
+    if let Some((flag, recursive)) = change {
+        Attributes { propagation: flag, ..Attributes::default() }
+            .apply_to_path(Path::new("/"), recursive && flag != libc::MS_SHARED)
+            .map_err(|e| Error::sys("set mount propagation of", "/", e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Conditions on the arguments of a system call.
+
+use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator};
+
+use super::Error;
+use super::assemble::{AND, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_EQUAL, LOAD, Step, Target};
+
+/// A system call has this many arguments.
+const ARGUMENTS: usize = 6;
+/// Where the arguments start in `struct seccomp_data`; each takes eight bytes, the low half first on the
+/// little-endian machines that there are tables for.
+const FIRST: u32 = 16;
+
+/// One comparison of a 64-bit argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    index: u32,
+    op: LinuxSeccompOperator,
+    value: u64,
+    /// What the masked argument must be, for `MASKED_EQ` only.
+    masked: u64,
+}
+
+impl Condition {
+    /// Checks and takes a condition of a spec.
+    pub fn of_spec(arg: &LinuxSeccompArg) -> Result<Condition, Error> {
+        if arg.index() >= ARGUMENTS {
+            let reason = format!("{} is not one of the arguments 0 to 5", arg.index());
+            return Err(Error::spec("linux.seccomp.syscalls.args.index", reason));
+        }
+        Ok(Condition {
+            index: arg.index() as u32,
+            op: arg.op(),
+            value: arg.value(),
+            masked: arg.value_two().unwrap_or(0),
+        })
+    }
+
+    /// Whether the condition holds: the plain words that the program is tested against.
+    #[cfg(test)]
+    pub fn holds(&self, args: &[u64; 6]) -> bool {
+        let arg = args[self.index as usize];
+        match self.op {
+            LinuxSeccompOperator::ScmpCmpNe => arg != self.value,
+            LinuxSeccompOperator::ScmpCmpLt => arg < self.value,
+            LinuxSeccompOperator::ScmpCmpLe => arg <= self.value,
+            LinuxSeccompOperator::ScmpCmpEq => arg == self.value,
+            LinuxSeccompOperator::ScmpCmpGe => arg >= self.value,
+            LinuxSeccompOperator::ScmpCmpGt => arg > self.value,
+            LinuxSeccompOperator::ScmpCmpMaskedEq => arg & self.value == self.masked,
+        }
+    }
+
+    /// The steps of the comparison: both halves, since the machine compares 32 bits.
+    pub fn steps(&self) -> Vec<Step> {
+        use LinuxSeccompOperator as Op;
+        use Target::{Fail, Holds, Next};
+        let (high, low) = ((self.value >> 32) as u32, self.value as u32);
+        let load_low = Step::plain(LOAD, FIRST + self.index * 8);
+        let load_high = Step::plain(LOAD, FIRST + self.index * 8 + 4);
+        let jump = Step::jump;
+        match self.op {
+            Op::ScmpCmpEq => vec![
+                load_high,
+                jump(JUMP_EQUAL, high, Next, Fail),
+                load_low,
+                jump(JUMP_EQUAL, low, Next, Fail),
+            ],
+            Op::ScmpCmpNe => vec![
+                load_high,
+                jump(JUMP_EQUAL, high, Next, Holds),
+                load_low,
+                jump(JUMP_EQUAL, low, Fail, Next),
+            ],
+            Op::ScmpCmpMaskedEq => vec![
+                load_high,
+                Step::plain(AND, high),
+                jump(JUMP_EQUAL, (self.masked >> 32) as u32, Next, Fail),
+                load_low,
+                Step::plain(AND, low),
+                jump(JUMP_EQUAL, self.masked as u32, Next, Fail),
+            ],
+            Op::ScmpCmpGt | Op::ScmpCmpGe => vec![
+                load_high,
+                jump(JUMP_GREATER, high, Holds, Next),
+                jump(JUMP_EQUAL, high, Next, Fail),
+                load_low,
+                jump(
+                    if self.op == Op::ScmpCmpGt { JUMP_GREATER } else { JUMP_GREATER_EQUAL },
+                    low,
+                    Next,
+                    Fail,
+                ),
+            ],
+            Op::ScmpCmpLt | Op::ScmpCmpLe => vec![
+                load_high,
+                jump(JUMP_GREATER, high, Fail, Next),
+                jump(JUMP_EQUAL, high, Next, Holds),
+                load_low,
+                jump(
+                    if self.op == Op::ScmpCmpLe { JUMP_GREATER } else { JUMP_GREATER_EQUAL },
+                    low,
+                    Fail,
+                    Next,
+                ),
+            ],
+        }
+    }
+}

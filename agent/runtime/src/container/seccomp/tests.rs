@@ -1,0 +1,213 @@
+//! The compiled program against the rules in plain words, and against the kernel's own limits.
+
+#![allow(clippy::unwrap_used)]
+
+use oci_spec::runtime::{
+    Capability, LinuxCapabilities, LinuxSeccompAction as Action, LinuxSeccompArgBuilder,
+    LinuxSeccompOperator as Operator,
+};
+use proptest::prelude::*;
+
+use super::assemble::{AND, JUMP, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_EQUAL, LOAD, RETURN};
+use super::*;
+
+/// The kernel takes no longer program (BPF_MAXINSNS).
+const MAX_PROGRAM: usize = 4096;
+
+/// Runs a filter as the kernel does.
+fn run(program: &[Instruction], arch: u32, number: u32, args: &[u64; 6]) -> u32 {
+    let mut words = vec![number, arch, 0, 0];
+    words.extend(args.iter().flat_map(|a| [*a as u32, (*a >> 32) as u32]));
+    let (mut at, mut a) = (0, 0_u32);
+    loop {
+        let i = program[at];
+        let branch = |holds: bool| usize::from(if holds { i.jt } else { i.jf });
+        at += 1;
+        match i.code {
+            LOAD => a = words[i.k as usize / 4],
+            AND => a &= i.k,
+            JUMP => at += i.k as usize,
+            JUMP_EQUAL => at += branch(a == i.k),
+            JUMP_GREATER => at += branch(a > i.k),
+            JUMP_GREATER_EQUAL => at += branch(a >= i.k),
+            RETURN => return i.k,
+            other => panic!("unknown operation {other:#x}"),
+        }
+    }
+}
+
+/// The same question asked of the rules, one after the other.
+fn naive(spec: &LinuxSeccomp, number: u32, args: &[u64; 6]) -> u32 {
+    let default = action("", spec.default_action(), spec.default_errno_ret()).unwrap();
+    let mut newest = None;
+    for rule in spec.syscalls().iter().flatten() {
+        let numbers: Vec<u32> = rule.names().iter().filter_map(|n| syscalls::number(n)).collect();
+        newest = newest.max(numbers.iter().max().copied());
+    }
+    if syscalls::FIRST_FOREIGN.is_some_and(|f| number >= f) {
+        return NOT_IMPLEMENTED;
+    }
+    if newest.is_none_or(|n| number > n) {
+        let errno = spec.default_action() == Action::ScmpActErrno;
+        return if errno { NOT_IMPLEMENTED } else { default };
+    }
+    for rule in spec.syscalls().iter().flatten() {
+        if !rule.names().iter().any(|n| syscalls::number(n) == Some(number)) {
+            continue;
+        }
+        let alternatives = alternatives(rule).unwrap();
+        if alternatives.is_empty() || alternatives.iter().any(|all| all.iter().all(|c| c.holds(args))) {
+            return action("", rule.action(), rule.errno_ret()).unwrap();
+        }
+    }
+    default
+}
+
+fn some_action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        Just(Action::ScmpActAllow),
+        Just(Action::ScmpActErrno),
+        Just(Action::ScmpActKillProcess),
+        Just(Action::ScmpActKillThread),
+        Just(Action::ScmpActLog),
+        Just(Action::ScmpActTrap),
+        Just(Action::ScmpActTrace),
+    ]
+}
+
+/// Values whose halves meet at the borders of comparisons.
+fn some_value() -> impl Strategy<Value = u64> {
+    let half = prop_oneof![Just(0_u32), Just(1), Just(2), Just(u32::MAX), Just(0x7fff_ffff), any::<u32>()];
+    (half.clone(), half).prop_map(|(high, low)| u64::from(high) << 32 | u64::from(low))
+}
+
+fn some_operator() -> impl Strategy<Value = Operator> {
+    prop_oneof![
+        Just(Operator::ScmpCmpNe),
+        Just(Operator::ScmpCmpLt),
+        Just(Operator::ScmpCmpLe),
+        Just(Operator::ScmpCmpEq),
+        Just(Operator::ScmpCmpGe),
+        Just(Operator::ScmpCmpGt),
+        Just(Operator::ScmpCmpMaskedEq),
+    ]
+}
+
+fn some_rule() -> impl Strategy<Value = LinuxSyscall> {
+    let names = [
+        "read",
+        "write",
+        "openat",
+        "close",
+        "clone",
+        "clone3",
+        "socket",
+        "kill",
+        "uname",
+        "futex",
+        "mseal",
+        "ptrace",
+        "no_such_call",
+        "personality",
+        "getpid",
+    ];
+    let name = prop::sample::select(names.to_vec());
+    let arg =
+        (0_usize..6, some_value(), some_value(), some_operator()).prop_map(|(index, value, two, op)| {
+            LinuxSeccompArgBuilder::default().index(index).value(value).value_two(two).op(op).build().unwrap()
+        });
+    let args = prop::collection::vec(arg, 0..4);
+    (prop::collection::vec(name, 1..5), some_action(), prop::option::of(0_u32..4096), args).prop_map(
+        |(names, action, errno, args)| {
+            let mut rule = LinuxSyscall::default();
+            rule.set_names(names.into_iter().map(str::to_owned).collect()).set_action(action);
+            rule.set_errno_ret(errno).set_args((!args.is_empty()).then_some(args));
+            rule
+        },
+    )
+}
+
+fn some_profile() -> impl Strategy<Value = LinuxSeccomp> {
+    (some_action(), prop::option::of(0_u32..4096), prop::collection::vec(some_rule(), 0..25)).prop_map(
+        |(action, errno, rules)| {
+            let mut spec = LinuxSeccomp::default();
+            spec.set_default_action(action).set_default_errno_ret(errno).set_syscalls(Some(rules));
+            spec
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn the_program_does_what_the_rules_say(
+        spec in some_profile(),
+        calls in prop::collection::vec((prop_oneof![0_u32..480, any::<u32>()], prop::array::uniform6(some_value())), 40),
+    ) {
+        let filter = Filter::compile(&spec).unwrap();
+        prop_assert!(filter.program().len() <= MAX_PROGRAM);
+        for (number, args) in calls {
+            prop_assert_eq!(run(filter.program(), syscalls::ARCH, number, &args), naive(&spec, number, &args));
+        }
+        let foreign = run(filter.program(), 0x4000_0003, 1, &[0; 6]);
+        prop_assert_eq!(foreign, libc::SECCOMP_RET_KILL_PROCESS);
+    }
+}
+
+fn verdict(profile: &LinuxSeccomp, name: &str, first: u64) -> u32 {
+    let filter = Filter::compile(profile).unwrap();
+    run(filter.program(), syscalls::ARCH, syscalls::number(name).unwrap(), &[first, 0, 0, 0, 0, 0])
+}
+
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+
+#[test]
+fn the_default_profile_without_capabilities() {
+    let profile = default_profile(&LinuxCapabilities::default());
+    for (name, first, expected) in [
+        ("read", 0, ALLOW),
+        ("ptrace", 0, ALLOW),
+        ("mount", 0, EPERM),
+        ("unshare", 0, EPERM),
+        ("keyctl", 0, EPERM),
+        ("bpf", 0, EPERM),
+        ("io_uring_setup", 0, EPERM),
+        ("clone", libc::CLONE_THREAD as u64, ALLOW),
+        ("clone", libc::CLONE_NEWUSER as u64, EPERM),
+        ("clone3", 0, NOT_IMPLEMENTED),
+        ("socket", 1, ALLOW),
+        ("socket", 16, ALLOW),
+        ("socket", 38, EPERM),
+        ("socket", 40, EPERM),
+        ("personality", 0, ALLOW),
+        ("personality", 0x0040_0000, EPERM),
+        ("chroot", 0, EPERM),
+    ] {
+        assert_eq!(verdict(&profile, name, first), expected, "{name} {first:#x}");
+    }
+    let filter = Filter::compile(&profile).unwrap();
+    assert!(filter.program().len() < 600, "{} instructions", filter.program().len());
+    assert_eq!(run(filter.program(), syscalls::ARCH, 470, &[0; 6]), NOT_IMPLEMENTED);
+}
+
+#[test]
+fn the_default_profile_opens_with_capabilities() {
+    let mut capabilities = LinuxCapabilities::default();
+    capabilities.set_bounding(Some([Capability::SysAdmin, Capability::SysChroot].into()));
+    let profile = default_profile(&capabilities);
+    for name in ["mount", "unshare", "clone3", "chroot"] {
+        assert_eq!(verdict(&profile, name, 0), ALLOW, "{name}");
+    }
+    assert_eq!(verdict(&profile, "clone", libc::CLONE_NEWNS as u64), ALLOW);
+    assert_eq!(verdict(&profile, "reboot", 0), EPERM);
+}
+
+#[test]
+fn what_cannot_be_done_is_refused() {
+    let mut notify = LinuxSeccomp::default();
+    notify.set_default_action(Action::ScmpActNotify);
+    assert!(Filter::compile(&notify).is_err());
+    let mut errno = LinuxSeccomp::default();
+    errno.set_default_action(Action::ScmpActErrno).set_default_errno_ret(Some(70_000));
+    assert!(Filter::compile(&errno).is_err());
+}

@@ -1,0 +1,171 @@
+//! Processes: clone3, signals, file descriptors and program execution.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::check;
+
+/// The exit code of a child whose own code failed without being able to say so.
+const CHILD_FAILED: i32 = 70;
+
+/// libc's own constant does not fit its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// How a child is to be made.
+pub struct Clone3<'a> {
+    /// `CLONE_NEW*` flags.
+    pub flags: u64,
+    /// The cgroup v2 folder that the child shall be born in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// A child process.
+pub struct Child {
+    /// Its process id, as the caller sees it.
+    pub pid: i32,
+    /// Refers to the same process.
+    pub pidfd: OwnedFd,
+}
+
+impl Clone3<'_> {
+    /// Makes a child that runs `body` on a copy of the caller's memory and exits when it returns. The caller must
+    /// have one thread only, or `body` must not need a lock that another thread may hold.
+    pub fn spawn(&self, body: impl FnOnce()) -> io::Result<Child> {
+        let mut pidfd: RawFd = -1;
+        let mut flags = self.flags | libc::CLONE_PIDFD as u64;
+        if self.cgroup.is_some() {
+            flags |= CLONE_INTO_CGROUP;
+        }
+        let mut args = libc::clone_args {
+            flags,
+            pidfd: &raw mut pidfd as u64,
+            child_tid: 0,
+            parent_tid: 0,
+            exit_signal: libc::SIGCHLD as u64,
+            stack: 0,
+            stack_size: 0,
+            tls: 0,
+            set_tid: 0,
+            set_tid_size: 0,
+            cgroup: self.cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
+        };
+        // SAFETY: the arguments point to live memory of the right size. Without CLONE_VM the child gets its own copy
+        // of the address space and the same stack, as with fork.
+        let pid =
+            check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+        if pid == 0 {
+            // A panic must not unwind into the parent's frames, which exist twice now.
+            let _ = catch_unwind(AssertUnwindSafe(body));
+            exit_now(CHILD_FAILED);
+        }
+        // SAFETY: the kernel stored a new descriptor there, and nobody else knows of it.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        Ok(Child { pid: pid as i32, pidfd })
+    }
+}
+
+/// Ends the process without running destructors or exit handlers, which belong to the parent.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// A descriptor for a process that already exists.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed; a descriptor returned is new and ours.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Sends a signal to the process that `pidfd` refers to.
+pub fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo is allowed and means what kill(2) would send.
+    check(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0)
+    })?;
+    Ok(())
+}
+
+/// Closes every descriptor from `first` on.
+pub fn close_from(first: RawFd) -> io::Result<()> {
+    // SAFETY: called only in a fresh child that owns no descriptor above `first` any more.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })?;
+    Ok(())
+}
+
+/// Makes `target` refer to what `fd` refers to, kept open by execve when `keep` is set.
+pub fn install_fd(fd: RawFd, target: RawFd, keep: bool) -> io::Result<()> {
+    // SAFETY: dup3 and fcntl only touch the descriptor table; callers are fresh children that gave up `target`.
+    unsafe {
+        if fd == target {
+            check(libc::c_long::from(libc::fcntl(
+                fd,
+                libc::F_SETFD,
+                if keep { 0 } else { libc::FD_CLOEXEC },
+            )))?;
+        } else {
+            check(libc::c_long::from(libc::dup3(fd, target, if keep { 0 } else { libc::O_CLOEXEC })))?;
+        }
+    }
+    Ok(())
+}
+
+/// A copy of `fd` whose number is `min` or higher, closed by execve. It is leaked: meant for a fresh child that
+/// moves its descriptors out of the way.
+pub fn duplicate_above(fd: RawFd, min: RawFd) -> io::Result<RawFd> {
+    // SAFETY: fcntl with F_DUPFD_CLOEXEC takes an integer.
+    Ok(check(libc::c_long::from(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, min) }))? as RawFd)
+}
+
+/// An owned descriptor for a number that a fresh child has just put in place.
+pub fn adopt_fd(fd: RawFd) -> OwnedFd {
+    // SAFETY: callers pass a number they installed themselves and that no other owner exists for.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Gives every signal its default action and unblocks all: what a program expects at its start.
+pub fn reset_signals() {
+    // SAFETY: sigaction structures of all zeros mean SIG_DFL without flags; KILL, STOP and the two signals that libc
+    // keeps for itself fail and are not ours to change.
+    unsafe {
+        let action: libc::sigaction = std::mem::zeroed();
+        for signal in 1..=libc::SIGRTMAX() {
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// A program's arguments and environment in the form that execve takes, made before memory or system calls get scarce.
+pub struct Program {
+    _strings: Vec<CString>,
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+}
+
+impl Program {
+    /// Keeps the strings and the two arrays of pointers to them.
+    pub fn new(args: Vec<CString>, env: Vec<CString>) -> Program {
+        let pointers = |strings: &[CString]| {
+            strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
+        };
+        let (argv, envp) = (pointers(&args), pointers(&env));
+        let mut strings = args;
+        strings.extend(env);
+        Program { _strings: strings, argv, envp }
+    }
+
+    /// Replaces the process by the program at `path`; returns only on failure.
+    pub fn execute(&self, path: &CString) -> io::Error {
+        // SAFETY: both arrays end with a null pointer and point to strings that `self` owns; moving a CString does
+        // not move its bytes.
+        unsafe { libc::execve(path.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
+        io::Error::last_os_error()
+    }
+}

@@ -1,0 +1,36 @@
+//! Loading a seccomp filter, see seccomp(2).
+
+use std::io;
+
+use super::check;
+
+/// One instruction of a classic BPF program, laid out as the kernel's `struct sock_filter`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip when a comparison holds.
+    pub jt: u8,
+    /// Instructions to skip when it does not.
+    pub jf: u8,
+    /// The operand.
+    pub k: u32,
+}
+
+#[repr(C)]
+struct Program {
+    len: u16,
+    filter: *const Instruction,
+}
+
+/// Installs a filter on the calling thread with `SECCOMP_FILTER_FLAG_*` flags.
+pub fn install(filter: &[Instruction], flags: u64) -> io::Result<()> {
+    let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+    let program = Program { len, filter: filter.as_ptr() };
+    // SAFETY: the program points to `len` instructions in the kernel's layout.
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    })?;
+    Ok(())
+}
