@@ -48,7 +48,8 @@ impl Follow {
             }
             let mut ready = self.watch.readable_mut().await?;
             // Not being ready after all is said by the outer error, and looked at again.
-            if let Ok(events) = ready.try_io(|watch| watch.get_mut().read_events(&mut [0; EVENTS]).map(drop)) {
+            if let Ok(events) = ready.try_io(|watch| watch.get_mut().read_events(&mut [0; EVENTS]).map(drop))
+            {
                 events?;
             }
         }

@@ -68,7 +68,8 @@ impl Reader {
             Some(file) => Some(Current::new(file, start.offset)?),
             None => None,
         };
-        let lines = Lines { skip: start.skip, since: query.since, left: query.limit_bytes, ..Lines::default() };
+        let lines =
+            Lines { skip: start.skip, since: query.since, left: query.limit_bytes, ..Lines::default() };
         Ok(Reader { path: path.to_owned(), query: query.clone(), next, current, lines })
     }
 
@@ -312,7 +313,9 @@ impl Lines {
 
     fn show(&mut self, time: Option<&str>, parts: &[&[u8]], out: &mut Vec<u8>) {
         let mut put = |bytes: &[u8]| {
-            let length = self.left.map_or(bytes.len(), |left| bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+            let length = self
+                .left
+                .map_or(bytes.len(), |left| bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
             out.extend_from_slice(&bytes[..length]);
             self.left = self.left.map(|left| left - length as u64);
         };

@@ -78,13 +78,18 @@ mod tests {
 
     #[test]
     fn empty_text_and_tags() {
-        assert_eq!(parse(b"2026-01-02T03:04:05Z stderr P:x ").map(|r| (r.partial, r.text)), Some((true, &b""[..])));
+        assert_eq!(
+            parse(b"2026-01-02T03:04:05Z stderr P:x ").map(|r| (r.partial, r.text)),
+            Some((true, &b""[..]))
+        );
         assert_eq!(parse(b"2026-01-02T03:04:05Z stderr F").map(|r| r.text), Some(&b""[..]));
     }
 
     #[test]
     fn refuses_what_is_none() {
-        for line in [&b""[..], b"x", b"x stdout", b"x stdin F y", b"x stdout Q y", b"\xff stdout F y", b"x stdout  y"] {
+        for line in
+            [&b""[..], b"x", b"x stdout", b"x stdin F y", b"x stdout Q y", b"\xff stdout F y", b"x stdout  y"]
+        {
             assert_eq!(parse(line), None, "{line:?}");
         }
     }

@@ -29,7 +29,8 @@ pub(super) fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
 fn suffix(entry: &OsStr, name: &OsStr) -> Option<DateTime> {
     let suffix = entry.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b".")?;
     // Digits only: strptime is more lenient than the order of names allows.
-    if suffix.len() != 15 || suffix.iter().enumerate().any(|(i, b)| if i == 8 { *b != b'-' } else { !b.is_ascii_digit() })
+    if suffix.len() != 15
+        || suffix.iter().enumerate().any(|(i, b)| if i == 8 { *b != b'-' } else { !b.is_ascii_digit() })
     {
         return None;
     }
@@ -72,7 +73,13 @@ mod tests {
     fn only_rotated_files_count() {
         let name = OsStr::new("0.log");
         assert!(suffix(OsStr::new("0.log.20260102-030405"), name).is_some());
-        for other in ["0.log", "0.log.gz", "0.log.20260102-030405.gz", "0.log.20261302-030405", "1.log.20260102-030405"] {
+        for other in [
+            "0.log",
+            "0.log.gz",
+            "0.log.20260102-030405.gz",
+            "0.log.20261302-030405",
+            "1.log.20260102-030405",
+        ] {
             assert!(suffix(OsStr::new(other), name).is_none(), "{other}");
         }
     }

@@ -72,7 +72,11 @@ impl Writer {
     pub fn write(&mut self, stream: Stream, chunk: &[u8], now: Timestamp) {
         let mut batch = Batch::new(stream, now, chunk.len());
         let mut unfinished = std::mem::take(&mut self.unfinished[stream as usize]);
-        let limit = if self.max_size == 0 { BATCH } else { BATCH.min(usize::try_from(self.max_size).unwrap_or(BATCH)) };
+        let limit = if self.max_size == 0 {
+            BATCH
+        } else {
+            BATCH.min(usize::try_from(self.max_size).unwrap_or(BATCH))
+        };
         for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
             let (mut text, ends) = match piece.strip_suffix(b"\n") {
                 Some(text) => (text, true),

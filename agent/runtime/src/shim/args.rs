@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn all_of_it() {
-        let args = parse(&["--dir", "/x", "--net", "new", "--ipc=host", "--uts", "new", "--hostname", "h"]).unwrap();
+        let args =
+            parse(&["--dir", "/x", "--net", "new", "--ipc=host", "--uts", "new", "--hostname", "h"]).unwrap();
         let wanted = Args {
             dir: "/x".into(),
             net_new: true,

@@ -14,14 +14,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::frame;
 use super::link::{Answer, Link, Order};
 use super::proto::{
-    Attach, Call, ContainerId, ExecId, Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome, PROTOCOL_VERSION,
-    Request, Resize,
+    Attach, Call, ContainerId, ExecId, Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome,
+    PROTOCOL_VERSION, Request, Resize,
 };
 use crate::sys::terminal;
 
 pub use super::proto::{
-    ContainerState, CreateRequest, Created, Event, ExecRequest, ExitRecord, Failure, FailureKind, Started, Status,
-    Welcome,
+    ContainerState, CreateRequest, Created, Event, ExecRequest, ExitRecord, Failure, FailureKind, Started,
+    Status, Welcome,
 };
 
 /// A connection to a shim. Clones share it.
@@ -154,7 +154,9 @@ impl Shared {
         self.orders.send(Order::Ask { id, frame, answer }).map_err(|_| Error::Lost { what })?;
         let pending = Pending { shared: self, id };
         let reply = match patience {
-            Some(after) => tokio::time::timeout(after, reply).await.map_err(|_| Error::Timeout { what, after })?,
+            Some(after) => {
+                tokio::time::timeout(after, reply).await.map_err(|_| Error::Timeout { what, after })?
+            }
             None => reply.await,
         };
         let answer = reply.map_err(|_| Error::Lost { what })?;
@@ -274,7 +276,8 @@ impl Client {
     /// ([`FailureKind::StartFailed`]).
     pub async fn exec(&self, request: ExecRequest) -> Result<ExecSession> {
         let (tty, with_stdin) = (request.tty, request.stdin);
-        let (outcome, fds) = self.shared.ask("exec", Call::Exec(Box::new(request)), Some(LONG_PATIENCE)).await?;
+        let (outcome, fds) =
+            self.shared.ask("exec", Call::Exec(Box::new(request)), Some(LONG_PATIENCE)).await?;
         let Outcome::ExecStarted(started) = outcome else { return Err(Error::Unexpected { what: "exec" }) };
         let mut fds = fds.into_iter();
         let mut next = |wanted: bool| if wanted { fds.next() } else { None };

@@ -32,7 +32,8 @@ pub(super) fn start(slot: &Slot, request: ExecRequest) -> Result<(i32, Vec<Owned
     process.set_terminal(Some(tty));
     let spec = read_spec(&slot.bundle)?;
     let internal = |error: io::Error| failure(FailureKind::Internal, format!("cannot make pipes: {error}"));
-    let (stdio, mut fds) = if tty { (Stdio::default(), Vec::new()) } else { pipes(stdin).map_err(internal)? };
+    let (stdio, mut fds) =
+        if tty { (Stdio::default(), Vec::new()) } else { pipes(stdin).map_err(internal)? };
     let exec = container::Exec {
         pid: slot.container.pid,
         spec: &spec,

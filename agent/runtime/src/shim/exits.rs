@@ -75,7 +75,12 @@ impl Server {
     /// Records an exit, then tells of it.
     fn stopped(&mut self, index: usize, exit: ExitRecord) {
         let slot = &mut self.slots[index];
-        note!("{}: exited with code {}{}", slot.id, exit.code, if exit.oom_killed { ", out of memory" } else { "" });
+        note!(
+            "{}: exited with code {}{}",
+            slot.id,
+            exit.code,
+            if exit.oom_killed { ", out of memory" } else { "" }
+        );
         slot.stop(exit.clone());
         let event = Event::Exited { id: slot.id.clone(), exit };
         let deleters = std::mem::take(&mut slot.deleters);

@@ -54,8 +54,11 @@ impl Link {
     pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let mut clients = true;
         loop {
-            let interest =
-                if self.output.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+            let interest = if self.output.is_empty() {
+                Interest::READABLE
+            } else {
+                Interest::READABLE | Interest::WRITABLE
+            };
             let result = tokio::select! {
                 order = orders.recv(), if clients => {
                     match order {
@@ -109,8 +112,8 @@ impl Link {
         loop {
             let stream = &self.stream;
             let fds = &mut self.fds;
-            let received = stream
-                .try_io(Interest::READABLE, || shim_io::receive(stream, &mut buffer, fds, MAX_FDS));
+            let received =
+                stream.try_io(Interest::READABLE, || shim_io::receive(stream, &mut buffer, fds, MAX_FDS));
             match received {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(length) => {
@@ -135,13 +138,21 @@ impl Link {
             match serde_json::from_slice(frame) {
                 // Nobody listening is fine.
                 Ok(Message::Event(event)) => drop(self.events.send(event)),
-                Ok(Message::Reply(Reply { id, fds, result })) => answer(&mut self.waiting, &mut self.fds, id, fds, result),
+                Ok(Message::Reply(Reply { id, fds, result })) => {
+                    answer(&mut self.waiting, &mut self.fds, id, fds, result)
+                }
                 Err(error) => match serde_json::from_slice::<Strange>(frame) {
                     // A reply of a newer shim that this side cannot read fails its request only.
                     Ok(Strange { reply: Some(reply) }) => {
                         let message = format!("cannot understand the shim's answer: {error}");
                         let failure = Failure { kind: FailureKind::Unsupported, message };
-                        answer(&mut self.waiting, &mut self.fds, reply.id, reply.fds, Outcome::Error(failure));
+                        answer(
+                            &mut self.waiting,
+                            &mut self.fds,
+                            reply.id,
+                            reply.fds,
+                            Outcome::Error(failure),
+                        );
                     }
                     // An event of a newer shim.
                     Ok(Strange { reply: None }) => {}

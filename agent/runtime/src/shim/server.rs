@@ -26,7 +26,7 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(30);
 /// How much output is read at a time; a pipe holds that much.
 const SCRATCH: usize = 64 << 10;
 
-/// More clients than this at once are refused.
+/// More clients than this at once have to wait.
 const MAX_CONNECTIONS: usize = 64;
 
 /// A shim and all it holds.
@@ -134,8 +134,12 @@ impl Server {
 
     /// Blocks until something is ready. What comes first in the list is handled last.
     fn wait(&self) -> io::Result<Vec<(Token, PollFlags)>> {
-        let mut tokens = vec![Token::Listener];
-        let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        let mut tokens = Vec::new();
+        let mut fds = Vec::new();
+        if self.connections.len() < MAX_CONNECTIONS {
+            tokens.push(Token::Listener);
+            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        }
         for connection in &self.connections {
             let write = if connection.wants_to_write() { PollFlags::POLLOUT } else { PollFlags::empty() };
             tokens.push(Token::Connection(connection.id));
@@ -192,9 +196,11 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        while let Ok((socket, _)) = self.listener.accept() {
+        while self.connections.len() < MAX_CONNECTIONS
+            && let Ok((socket, _)) = self.listener.accept()
+        {
             // Frames go out with MSG_DONTWAIT, but reads must not block either.
-            if self.connections.len() < MAX_CONNECTIONS && socket.set_nonblocking(true).is_ok() {
+            if socket.set_nonblocking(true).is_ok() {
                 self.last_connection += 1;
                 self.connections.push(Connection::new(self.last_connection, socket));
             }
@@ -202,7 +208,9 @@ impl Server {
     }
 
     fn serve(&mut self, id: u64, flags: PollFlags) {
-        let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else { return };
+        let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else {
+            return;
+        };
         if flags.contains(PollFlags::POLLOUT) {
             connection.flush();
         }
@@ -210,7 +218,9 @@ impl Server {
             connection.receive();
         }
         loop {
-            let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else { return };
+            let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else {
+                return;
+            };
             match connection.next_frame() {
                 Ok(Some(frame)) => {
                     let request = serde_json::from_slice(frame).map_err(|error| {
@@ -229,7 +239,9 @@ impl Server {
     }
 
     pub fn reply(&mut self, asker: Asker, result: Outcome, fds: Vec<std::os::fd::OwnedFd>) {
-        if let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == asker.connection) {
+        if let Some(connection) =
+            self.connections.iter_mut().find(|connection| connection.id == asker.connection)
+        {
             connection.reply(asker.request, result, fds);
         }
     }
@@ -253,8 +265,12 @@ impl Server {
 
     /// Forgets the connections that are closed, and what was kept only for them.
     fn drop_broken(&mut self) {
-        let gone: Vec<u64> =
-            self.connections.iter().filter(|connection| connection.broken).map(|connection| connection.id).collect();
+        let gone: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|connection| connection.broken)
+            .map(|connection| connection.id)
+            .collect();
         if gone.is_empty() {
             return;
         }

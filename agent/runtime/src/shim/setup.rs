@@ -89,6 +89,7 @@ fn be_alone(dir: &Path) -> Result<(), String> {
 /// SIGCHLD is read from a descriptor. The others are blocked for good: a shim ends when it is told to on its socket, or
 /// when it is killed, not because a terminal or a service manager says TERM or HUP to a whole group.
 fn take_signals() -> Result<SignalFd, String> {
+    shim_process::reset_libc_signals();
     let mut blocked = SigSet::empty();
     for signal in [
         Signal::SIGCHLD,
@@ -111,7 +112,8 @@ fn take_signals() -> Result<SignalFd, String> {
     blocked.thread_block().map_err(cannot("block signals"))?;
     let mut wanted = SigSet::empty();
     wanted.add(Signal::SIGCHLD);
-    SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(cannot("make a signalfd"))
+    SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(cannot("make a signalfd"))
 }
 
 fn namespaces(args: &Args) -> Result<(), String> {

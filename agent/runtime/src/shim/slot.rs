@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::fcntl::OFlag;
@@ -26,6 +27,9 @@ use crate::sys::terminal;
 /// pipe and writes for ever must not hold up the record of the exit.
 const DRAIN_READS: usize = 256;
 
+/// At most so often a line about what a log lost.
+const LOSS_NOTES: Duration = Duration::from_secs(60);
+
 /// A container, from its creation until it is deleted.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -43,7 +47,7 @@ pub(super) struct Slot {
     pub deleters: Vec<Asker>,
     start_time: u64,
     log: Option<Writer>,
-    losing: bool,
+    loss_noted: Option<Instant>,
     stdin: Option<OwnedFd>,
     stdin_once: bool,
     tty: bool,
@@ -61,8 +65,17 @@ pub(super) fn read_spec(bundle: &Path) -> Result<Spec, Failure> {
 impl Slot {
     /// Makes the container.
     pub fn create(request: CreateRequest) -> Result<Slot, Failure> {
-        let CreateRequest { id, bundle, rootfs, log_path, log_max_size, log_max_files, stdin, stdin_once, tty } =
-            request;
+        let CreateRequest {
+            id,
+            bundle,
+            rootfs,
+            log_path,
+            log_max_size,
+            log_max_files,
+            stdin,
+            stdin_once,
+            tty,
+        } = request;
         let spec = read_spec(&bundle)?;
         let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
         if terminal != tty {
@@ -82,8 +95,8 @@ impl Slot {
         };
         let (stdio, ours) = pipes(stdin, tty).map_err(|error| internal("make pipes", &error))?;
         let create = container::Create { id: &id, spec: &spec, rootfs: &rootfs, stdio, bundle: &bundle };
-        let mut container = container::create(create)
-            .map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
+        let mut container =
+            container::create(create).map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
         for warning in &container.warnings {
             note!("{id}: {warning}");
         }
@@ -91,7 +104,8 @@ impl Slot {
             Some(console) => vec![(console, Stream::Stdout)],
             None => ours.outputs,
         };
-        let sources: io::Result<Vec<_>> = sources.into_iter().map(|(fd, stream)| Source::new(fd, stream)).collect();
+        let sources: io::Result<Vec<_>> =
+            sources.into_iter().map(|(fd, stream)| Source::new(fd, stream)).collect();
         let start_time = record::start_time(container.pid);
         let slot = Slot {
             own_pids: has_own_pids(&spec),
@@ -100,7 +114,7 @@ impl Slot {
             started_at: None,
             exit: None,
             deleters: Vec::new(),
-            losing: false,
+            loss_noted: None,
             stdin: ours.stdin,
             start_time: *start_time.as_ref().unwrap_or(&0),
             sources: Vec::new(),
@@ -141,7 +155,8 @@ impl Slot {
     /// Writes `exit.json`, and only then takes the container for stopped.
     pub fn stop(&mut self, exit: ExitRecord) {
         self.status = Status::Stopped;
-        if let Err(error) = record::replace_json(&self.bundle, "exit.json", &exit).and_then(|()| self.save()) {
+        if let Err(error) = record::replace_json(&self.bundle, "exit.json", &exit).and_then(|()| self.save())
+        {
             note!("{}: cannot record its exit in {}: {error}", self.id, self.bundle.display());
         }
         self.exit = Some(exit);
@@ -162,12 +177,15 @@ impl Slot {
     /// Moves output of one source.
     pub fn pump(&mut self, source: usize, scratch: &mut Vec<u8>) -> Pumped {
         let pumped = self.sources[source].pump(self.log.as_mut(), scratch);
-        self.note_losses();
         if pumped == Pumped::Ended {
             self.sources.remove(source);
-            if self.sources.is_empty() {
-                self.log = None;
-            }
+        }
+        if self.sources.is_empty() {
+            self.loss_noted = None;
+        }
+        self.note_losses();
+        if self.sources.is_empty() {
+            self.log = None;
         }
         pumped
     }
@@ -194,24 +212,30 @@ impl Slot {
         self.sources.clear();
     }
 
-    /// Notes the beginning of a time in which the log cannot be written, not each line.
+    /// Notes what the log lost, the first time at once, then now and then.
     fn note_losses(&mut self) {
         let Some(log) = &mut self.log else { return };
-        match log.take_loss() {
-            Some(loss) if !self.losing => {
-                let path = log.path().display();
-                note!("{}: log {path}: lost {} lines, {} bytes: {}", self.id, loss.records, loss.bytes, loss.error);
-                self.losing = true;
-            }
-            Some(_) => {}
-            None => self.losing = false,
+        if self.loss_noted.is_some_and(|noted| noted.elapsed() < LOSS_NOTES) {
+            return;
+        }
+        if let Some(loss) = log.take_loss() {
+            let path = log.path().display();
+            note!(
+                "{}: log {path}: lost {} lines, {} bytes: {}",
+                self.id,
+                loss.records,
+                loss.bytes,
+                loss.error
+            );
+            self.loss_noted = Some(Instant::now());
         }
     }
 
     /// Sets the size of its terminal.
     pub fn resize(&self, width: u16, height: u16) -> Result<(), Failure> {
         let console = self.sources.first().filter(|_| self.tty);
-        let console = console.ok_or_else(|| failure(FailureKind::Invalid, format!("{} has no terminal", self.id)))?;
+        let console =
+            console.ok_or_else(|| failure(FailureKind::Invalid, format!("{} has no terminal", self.id)))?;
         terminal::resize(console.fd.as_fd(), height, width)
             .map_err(|error| failure(FailureKind::Internal, format!("cannot resize the terminal: {error}")))
     }
@@ -257,7 +281,9 @@ impl Slot {
 fn has_own_pids(spec: &Spec) -> bool {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     namespaces.is_some_and(|namespaces| {
-        namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
+        namespaces
+            .iter()
+            .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
     })
 }
 
