@@ -345,7 +345,13 @@ impl History {
     /// Whether what is, is what should be.
     fn settled(&self) -> bool {
         let busy = self.world.ops.iter().any(|op| !matches!(op.action, Action::Probe { .. }));
-        let steady = self.world.running().all(|instance| instance.exit_at == NEVER);
+        let steady = self
+            .world
+            .running()
+            .all(|instance| instance.exit_at == NEVER && !self.rules.is_stopping(&instance.record.id));
+        if self.removed {
+            return true;
+        }
         if busy || !steady || self.memory.is_none() {
             return false;
         }
@@ -369,7 +375,9 @@ impl History {
             let init = container.name.starts_with("init") && !is_sidecar(container);
             match newest.map(|i| &i.record).map(|record| (record, &record.state)) {
                 Some((_, ContainerState::Exited(exit))) if init => exit.code == 0 && ready,
-                Some((_, ContainerState::Exited(exit))) => !self.restarts(container, exit.code),
+                Some((record, ContainerState::Exited(exit))) => {
+                    !self.restarts(container, exit.code) && !self.rules.spec_changed(&record.id)
+                }
                 Some((record, ContainerState::Running { .. })) => {
                     !init && ready && (is_sidecar(container) || record.spec_hash == spec_hash(container))
                 }

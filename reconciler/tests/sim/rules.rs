@@ -63,6 +63,16 @@ impl Rules {
         self.ensured.insert(container.to_owned(), image.to_owned());
     }
 
+    /// Whether the agent has decided to stop that instance.
+    pub fn is_stopping(&self, id: &str) -> bool {
+        self.stopping.contains_key(id)
+    }
+
+    /// Whether that instance was stopped to start another with a new spec, whatever the restart policy says.
+    pub fn spec_changed(&self, id: &str) -> bool {
+        matches!(self.stopping.get(id), Some((StopCause::SpecChanged, _)))
+    }
+
     pub fn begins(&mut self, moment: &Moment<'_>, action: &Action) -> Result<(), Broken> {
         match action {
             Action::StartContainer(start) => {
