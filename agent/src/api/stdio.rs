@@ -14,9 +14,11 @@ pub struct Stdio(AsyncFd<OwnedFd>);
 
 impl Stdio {
     /// Takes a descriptor, which becomes non-blocking. Must be called inside a tokio runtime.
+    // The unsafe successor asks for a type whose descriptor stays the same and open, as OwnedFd's does.
+    #[expect(deprecated, reason = "sound for OwnedFd, and unsafe code is kept out of this crate")]
     pub fn new(fd: OwnedFd, interest: Interest) -> io::Result<Stdio> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Stdio(AsyncFd::register_with_interest(fd, interest)?))
+        Ok(Stdio(AsyncFd::with_interest(fd, interest)?))
     }
 
     /// Reads some bytes; 0 at the end.

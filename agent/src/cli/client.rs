@@ -71,3 +71,59 @@ pub async fn send_json(
         .body(serde_json::to_vec(body)?)?;
     Ok(client.request(request).await?)
 }
+
+/// GETs JSON from a path; `None` if there is nothing.
+///
+/// # Errors
+/// When the agent does not answer, refuses, or answers something else.
+pub async fn find<T: DeserializeOwned>(client: &kube::Client, path: &str) -> anyhow::Result<Option<T>> {
+    match get(client, path, "application/json").await {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_not_found(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the agent said that the object does not exist.
+pub fn is_not_found(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 404)
+}
+
+/// Whether the agent said that a watch must begin anew.
+pub fn is_gone(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 410)
+}
+
+/// The changes of a watch, one by one.
+pub struct Events {
+    lines: futures::io::Lines<std::pin::Pin<Box<dyn futures::AsyncBufRead + Send>>>,
+}
+
+impl Events {
+    /// Opens a watch; `path` has its parameters already.
+    ///
+    /// # Errors
+    /// When the agent does not answer or refuses.
+    pub async fn open(client: &kube::Client, path: &str, accept: &str) -> anyhow::Result<Events> {
+        let request = Request::get(path).header(header::ACCEPT, accept).body(Vec::new())?;
+        let body: std::pin::Pin<Box<dyn futures::AsyncBufRead + Send>> =
+            Box::pin(client.request_stream(request).await?);
+        Ok(Events { lines: futures::AsyncBufReadExt::lines(body) })
+    }
+
+    /// Type and object of the next change; none when the agent has ended the watch.
+    ///
+    /// # Errors
+    /// When the connection breaks, or the agent reports an error, such as 410 when the watch must begin anew.
+    pub async fn next(&mut self) -> anyhow::Result<Option<(String, Value)>> {
+        let Some(line) = futures::StreamExt::next(&mut self.lines).await else { return Ok(None) };
+        let mut event: Value = serde_json::from_str(&line?)?;
+        let object = event["object"].take();
+        let kind = event["type"].as_str().unwrap_or_default();
+        if kind == "ERROR" {
+            let status: kube::core::Status = serde_json::from_value(object)?;
+            return Err(kube::Error::Api(status.boxed()).into());
+        }
+        Ok(Some((kind.to_owned(), object)))
+    }
+}

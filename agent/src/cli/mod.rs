@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::config::AgentArgs;
@@ -28,13 +29,16 @@ mod resource;
 mod version;
 mod wait;
 
+/// Where the agent is looked for when nothing else is said.
+const DEFAULT_SOCKET: &str = "/run/berth/berth.sock";
+
 /// A Kubernetes node in one binary.
 #[derive(Debug, Parser)]
 #[command(name = "berth", version, propagate_version = false, disable_help_subcommand = true)]
 pub struct Cli {
-    /// Socket of the agent
-    #[arg(long, global = true, value_name = "PATH", env = "BERTH_SOCKET", default_value = "/run/berth/berth.sock")]
-    pub socket: PathBuf,
+    /// Socket of the agent [default: /run/berth/berth.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "BERTH_SOCKET")]
+    pub socket: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -67,4 +71,58 @@ pub enum Command {
     Version(version::VersionArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
+}
+
+/// The program: parses the words of this process and does what they say.
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => run(cli),
+        Err(error) => {
+            // A reader that has left does not want the help text any more.
+            let _ = error.print();
+            match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(2),
+            }
+        }
+    }
+}
+
+/// Does what was asked and gives the exit code: 0 done, 1 failed, 2 wrong words; that of the command for `exec`.
+pub fn run(cli: Cli) -> ExitCode {
+    let socket = cli.socket.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+    let result = match cli.command {
+        Command::Agent(args) => {
+            crate::serve::run(&AgentArgs { socket: cli.socket, ..*args }).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Check(args) => check::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Image(args) => image::run(args, &socket),
+        other => client_verb(&socket, other),
+    };
+    result.unwrap_or_else(|error| failure::report(&error))
+}
+
+/// Runs a verb that talks to the agent.
+fn client_verb(socket: &std::path::Path, command: Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let client = client::connect(socket);
+        match command {
+            Command::Apply(args) => apply::run(&client, &args).await,
+            Command::Delete(args) => delete::run(&client, &args).await,
+            Command::Get(args) => get::run(&client, &args).await,
+            Command::Describe(args) => describe::run(&client, &args).await,
+            Command::Logs(args) => logs::run(&client, &args).await,
+            Command::Exec(args) => exec::run(&client, &args).await,
+            Command::Wait(args) => wait::run(&client, &args).await,
+            Command::Version(args) => version::run(&client, &args).await,
+            Command::Agent(_) | Command::Check(_) | Command::Completions(_) | Command::Image(_) => {
+                unreachable!("done by run() without a client")
+            }
+        }
+    });
+    // A read of standard input that nobody waits for any more must not keep the process.
+    runtime.shutdown_background();
+    result
 }
