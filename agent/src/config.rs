@@ -84,7 +84,6 @@ struct File {
     resolv_conf: Option<PathBuf>,
     seccomp_default: Option<bool>,
     crash_loop_back_off: Option<CrashLoopBackOff>,
-    allowed_unsafe_sysctls: Option<Vec<String>>,
     // Berth's own.
     manifests: Option<Vec<PathBuf>>,
     root: Option<PathBuf>,
@@ -156,8 +155,6 @@ pub struct Config {
     pub seccomp_default: bool,
     /// Longest back-off between restarts.
     pub max_restart_period: Duration,
-    /// Sysctls beyond the safe ones that pods may set; a trailing `*` matches a prefix.
-    pub allowed_unsafe_sysctls: Vec<String>,
     /// Remove everything on exit.
     pub cleanup_on_exit: bool,
 }
@@ -233,7 +230,6 @@ impl Config {
                 file.crash_loop_back_off.unwrap_or_default().max_container_restart_period.as_deref(),
                 Duration::from_secs(300),
             )?,
-            allowed_unsafe_sysctls: file.allowed_unsafe_sysctls.unwrap_or_default(),
             cleanup_on_exit: args.cleanup_on_exit,
         };
         Ok(config)

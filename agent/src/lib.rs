@@ -18,5 +18,6 @@ pub mod metrics;
 pub mod node;
 pub mod oci;
 pub mod serve;
+mod shared;
 pub mod store;
 pub mod volumes;

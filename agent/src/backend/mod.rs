@@ -112,7 +112,7 @@ impl Backend for AgentBackend {
     async fn create_pod(&self, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError> {
         let name = name_of(&pod);
         let checked =
-            manifest::check_pod(pod, &self.context).map_err(|errors| refused(Kind::Pod, &name, errors))?;
+            manifest::check_pod(&pod, &self.context).map_err(|errors| refused(Kind::Pod, &name, errors))?;
         let pod = Arc::new(manifest::admit(checked, Source::Api, &self.node.config.node_name));
         if self.view(pod.namespace(), pod.name()).is_some() {
             return Err(ApiError::already_exists(Kind::Pod, pod.name()));
@@ -134,7 +134,7 @@ impl Backend for AgentBackend {
             return Err(ApiError::conflict(Kind::Pod, name, "the uid in the object is not that of the pod that exists"));
         }
         let mut new =
-            manifest::check_pod(pod, &self.context).map_err(|errors| refused(Kind::Pod, name, errors))?;
+            manifest::check_pod(&pod, &self.context).map_err(|errors| refused(Kind::Pod, name, errors))?;
         manifest::pod_update_allowed(old, &new).map_err(|errors| refused(Kind::Pod, name, errors))?;
         new.metadata.uid.clone_from(&old.metadata.uid);
         new.metadata.creation_timestamp.clone_from(&old.metadata.creation_timestamp);
@@ -181,7 +181,7 @@ impl Backend for AgentBackend {
     async fn put_config(&self, kind: Kind, object: Value, create_only: bool, dry_run: bool) -> Result<Value, ApiError> {
         let name = name_of(&object);
         let checked =
-            manifest::check(object, &self.context).map_err(|errors| refused(kind, &name, errors))?;
+            manifest::check(&object, &self.context).map_err(|errors| refused(kind, &name, errors))?;
         let mut object = match checked {
             manifest::Object::ConfigMap(o) => Object::ConfigMap(Arc::new(*o)),
             manifest::Object::Secret(o) => Object::Secret(Arc::new(*o)),

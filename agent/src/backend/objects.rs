@@ -17,6 +17,7 @@ use crate::store::Kind;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StoredPod {
     /// The pod.
+    #[serde(with = "crate::shared")]
     pub pod: Arc<Pod>,
     /// Its deletion, once asked for.
     #[serde(default)]

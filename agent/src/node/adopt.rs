@@ -59,14 +59,13 @@ impl AgentNode {
         };
         match (record, connected, listed) {
             (Some(record), Some((client, events)), Some(listed)) => {
-                let pid = client.welcome().pid;
                 {
                     let mut state = entry.state();
                     state.instances = load_instances(entry, &pod, Some(&listed));
                     state.attachment = record.attachment;
                     state.sandbox = Sandbox::Ready { ips: record.ips, created_at: record.created_at };
                 }
-                shims::follow(self, entry, client, pid, events);
+                shims::follow(self, entry, client, events);
                 if let Err(error) = self.kubepods.create(&pod) {
                     tracing::warn!(pod = pod.full_name(), %error, "cannot restore the pod's cgroup limits");
                 }

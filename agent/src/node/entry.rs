@@ -51,6 +51,7 @@ pub(crate) struct SandboxRecord {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodRecord {
     /// The pod as it was accepted.
+    #[serde(with = "crate::shared")]
     pub pod: Arc<Pod>,
     /// Its deletion, once asked for.
     #[serde(default)]
@@ -61,7 +62,6 @@ pub(crate) struct PodRecord {
 #[derive(Clone, Debug)]
 pub(crate) struct Shim {
     pub client: Client,
-    pub pid: i32,
     /// Tells one connection from a later one.
     pub generation: u64,
 }
@@ -130,12 +130,6 @@ impl Entry {
 
     pub fn instance(&self, id: &str) -> Option<Instance> {
         self.state().instances.iter().find(|i| i.record.id == id).cloned()
-    }
-
-    /// The newest instance of a container.
-    pub fn newest(&self, container: &str) -> Option<Instance> {
-        let state = self.state();
-        state.instances.iter().filter(|i| i.record.name == container).max_by_key(|i| i.record.attempt).cloned()
     }
 
     /// The running instance of a container.

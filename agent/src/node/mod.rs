@@ -129,12 +129,6 @@ impl AgentNode {
         let _ = self.reconciler.set(reconciler);
     }
 
-    fn wake(&self, uid: &str) {
-        if let Some(reconciler) = self.reconciler.get() {
-            reconciler.wake(uid);
-        }
-    }
-
     fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -73,7 +73,7 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     let exe = node.exe.clone();
     let shim = blocking(move || spawn(&exe, &options)).await.map_err(failed)?;
     let (client, events) = Client::connect(&entry.dir.join("shim.sock")).await.map_err(failed)?;
-    shims::follow(node, entry, client, shim.pid, events);
+    shims::follow(node, entry, client, events);
     let (ips, attachment) = if host_network {
         (node.facts.ips.clone(), None)
     } else {

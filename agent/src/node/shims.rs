@@ -26,14 +26,13 @@ pub(super) fn follow(
     node: &AgentNode,
     entry: &Arc<Entry>,
     client: Client,
-    pid: i32,
     mut events: UnboundedReceiver<Event>,
 ) {
     let generation = {
         let mut state = entry.state();
         state.generation += 1;
         state.closing = false;
-        state.shim = Some(Shim { client, pid, generation: state.generation });
+        state.shim = Some(Shim { client, generation: state.generation });
         state.generation
     };
     let entry = entry.clone();

@@ -166,8 +166,9 @@ fn seccomp(inputs: &Inputs<'_>, privileged: bool) -> Option<LinuxSeccomp> {
         None => inputs.config.seccomp_default && !privileged,
     };
     default.then(|| {
-        let names = capability_names(inputs.container, privileged);
-        berth_runtime::container::seccomp::default_profile(&names)
+        let capabilities = serde_json::from_value(capabilities(inputs.container, privileged))
+            .expect("names of capabilities that the OCI specification knows");
+        berth_runtime::container::seccomp::default_profile(&capabilities)
     })
 }
 
