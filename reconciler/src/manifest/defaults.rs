@@ -78,7 +78,8 @@ fn container(container: &mut v1::Container, host_network: bool) {
     }
     if let Some(limits) = &resources.limits {
         let requests = resources.requests.get_or_insert_default();
-        for (name, limit) in limits {
+        // A limit that is no quantity is reported once, as a limit.
+        for (name, limit) in limits.iter().filter(|(_, limit)| Quantity::of(limit).is_ok()) {
             requests.entry(name.clone()).or_insert_with(|| limit.clone());
         }
     }

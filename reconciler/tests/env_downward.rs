@@ -1,0 +1,186 @@
+//! Environments and the downward API.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use berth_reconciler::env::*;
+use berth_reconciler::manifest::{Context, admit, check_pod, pod_update_allowed};
+use berth_reconciler::pod::{Pod, Source};
+use k8s_openapi::api::core::v1;
+use serde_json::json;
+
+#[derive(Default)]
+struct Objects {
+    maps: BTreeMap<String, Arc<v1::ConfigMap>>,
+    secrets: BTreeMap<String, Arc<v1::Secret>>,
+}
+
+impl Lookup for Objects {
+    fn config_map(&self, _: &str, name: &str) -> Option<Arc<v1::ConfigMap>> {
+        self.maps.get(name).cloned()
+    }
+    fn secret(&self, _: &str, name: &str) -> Option<Arc<v1::Secret>> {
+        self.secrets.get(name).cloned()
+    }
+}
+
+fn objects() -> Objects {
+    let mut objects = Objects::default();
+    let map = serde_json::from_value(json!({"data": {"A": "from-map", "B": "b"}})).unwrap();
+    objects.maps.insert("map".to_owned(), Arc::new(map));
+    let secret = serde_json::from_value(json!({"data": {"P": "c2VjcmV0", "X": "/w=="}})).unwrap();
+    objects.secrets.insert("secret".to_owned(), Arc::new(secret));
+    objects
+}
+
+fn facts() -> Facts {
+    Facts {
+        node_name: "n".to_owned(),
+        host_ips: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        pod_ips: vec!["10.85.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+        allocatable_cpu_milli: 3500,
+        allocatable_memory: 4 << 30,
+        allocatable_ephemeral_storage: 10 << 30,
+    }
+}
+
+fn pod(container: serde_json::Value) -> Pod {
+    let mut c = json!({"name": "c", "image": "i"});
+    c.as_object_mut().unwrap().extend(container.as_object().unwrap().clone());
+    let value = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "p", "labels": {"a": "1", "b.c/d": "x"}, "annotations": {"note": "say \"hi\"\n\u{e9}"}},
+        "spec": {"serviceAccountName": "sa", "containers": [c]}});
+    admit(check_pod(&value, &Context::default()).unwrap(), Source::Api, "n")
+}
+
+fn env(container: serde_json::Value) -> Result<Vec<(String, String)>, String> {
+    let pod = pod(container);
+    container_env(&pod, &pod.spec().containers[0], &facts(), &objects()).map_err(|e| e.to_string())
+}
+
+fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+#[test]
+fn later_variables_win_and_see_earlier_ones() {
+    let got = env(json!({
+        "envFrom": [{"configMapRef": {"name": "map"}}, {"prefix": "S_", "configMapRef": {"name": "map"}}, {"secretRef": {"name": "none", "optional": true}}],
+        "env": [{"name": "A", "value": "own"}, {"name": "C", "value": "$(A) $(B) $(LATER) $$(A) $x $("}, {"name": "LATER", "value": "1"}, {"name": "E"}]
+    }));
+    let expected = [
+        ("A", "own"),
+        ("B", "b"),
+        ("S_A", "from-map"),
+        ("S_B", "b"),
+        ("C", "own b $(LATER) $(A) $x $("),
+        ("LATER", "1"),
+        ("E", ""),
+    ];
+    assert_eq!(got.unwrap(), pairs(&expected));
+}
+
+#[test]
+fn references_lead_somewhere_or_are_optional() {
+    let key = |kind: &str, name: &str, key: &str, optional: bool| json!({"env": [{"name": "V", "valueFrom": {kind: {"name": name, "key": key, "optional": optional}}}]});
+    assert_eq!(env(key("secretKeyRef", "secret", "P", false)).unwrap(), pairs(&[("V", "secret")]));
+    assert_eq!(env(key("configMapKeyRef", "map", "B", false)).unwrap(), pairs(&[("V", "b")]));
+    assert_eq!(env(key("configMapKeyRef", "none", "B", true)).unwrap(), []);
+    assert_eq!(env(key("configMapKeyRef", "map", "none", true)).unwrap(), []);
+    assert_eq!(env(key("configMapKeyRef", "none", "B", false)).unwrap_err(), "configmap \"none\" not found");
+    assert_eq!(env(key("secretKeyRef", "none", "B", false)).unwrap_err(), "secret \"none\" not found");
+    assert_eq!(
+        env(key("configMapKeyRef", "map", "Z", false)).unwrap_err(),
+        "couldn't find key Z in ConfigMap default/map"
+    );
+    assert!(env(key("secretKeyRef", "secret", "X", false)).unwrap_err().contains("not UTF-8"));
+    assert_eq!(
+        env(json!({"envFrom": [{"secretRef": {"name": "none"}}]})).unwrap_err(),
+        "secret \"none\" not found"
+    );
+}
+
+#[test]
+fn every_field() {
+    let pod = pod(json!({}));
+    let field = |path: &str| field_ref(&pod, &facts(), path).unwrap();
+    assert_eq!(field("metadata.name"), "p");
+    assert_eq!(field("metadata.namespace"), "default");
+    assert_eq!(field("metadata.uid"), pod.uid());
+    assert_eq!(field("metadata.labels['b.c/d']"), "x");
+    assert_eq!(field("metadata.labels['none']"), "");
+    assert_eq!(field("metadata.labels"), "a=\"1\"\nb.c/d=\"x\"");
+    assert!(field("metadata.annotations").contains("note=\"say \\\"hi\\\"\\n\u{e9}\""));
+    assert_eq!(field("spec.nodeName"), "n");
+    assert_eq!(field("spec.serviceAccountName"), "sa");
+    assert_eq!(field("status.hostIP"), "192.0.2.1");
+    assert_eq!(field("status.hostIPs"), "192.0.2.1,2001:db8::1");
+    assert_eq!(field("status.podIP"), "10.85.0.2");
+    assert_eq!(field("status.podIPs"), "10.85.0.2,fd00::2");
+    assert!(field_ref(&pod, &facts(), "spec.foo").is_err());
+}
+
+#[test]
+fn every_resource_with_divisors() {
+    let pod = pod(
+        json!({"resources": {"limits": {"cpu": "1500m", "memory": "100Mi"}, "requests": {"cpu": "250m"}}}),
+    );
+    let resource = |resource: &str, divisor: &str| {
+        let selector = serde_json::from_value(json!({"resource": resource, "divisor": divisor})).unwrap();
+        resource_ref(&pod, "c", &selector, &facts()).unwrap()
+    };
+    assert_eq!(resource("limits.cpu", ""), "2");
+    assert_eq!(resource("limits.cpu", "1m"), "1500");
+    assert_eq!(resource("requests.cpu", "1m"), "250");
+    assert_eq!(resource("limits.memory", "1"), "104857600");
+    assert_eq!(resource("limits.memory", "1Gi"), "1");
+    assert_eq!(resource("requests.memory", "1Mi"), "100");
+    assert_eq!(resource("limits.ephemeral-storage", "1Gi"), "10");
+    assert_eq!(resource("requests.ephemeral-storage", "1"), "0");
+    assert_eq!(resource("limits.hugepages-2Mi", "1"), "0");
+    let plain = self::pod(json!({}));
+    let selector = serde_json::from_value(json!({"resource": "limits.cpu"})).unwrap();
+    assert_eq!(resource_ref(&plain, "c", &selector, &facts()).unwrap(), "4", "allocatable, rounded up");
+}
+
+#[test]
+fn strict_expansion_wants_every_variable() {
+    let env = pairs(&[("A", "a")]);
+    assert_eq!(expand_strict("x/$(A)", &env).unwrap(), "x/a");
+    assert_eq!(expand_strict("x/$(B)", &env).unwrap_err().to_string(), "missing value for \"B\"");
+}
+
+#[test]
+fn updates_keep_to_the_mutable_fields() {
+    let old = pod(json!({})).object;
+    let mut new = old.clone();
+    new.spec.as_mut().unwrap().containers[0].image = Some("j".to_owned());
+    new.spec.as_mut().unwrap().active_deadline_seconds = Some(5);
+    assert_eq!(pod_update_allowed(&old, &new), Ok(()));
+    new.spec.as_mut().unwrap().containers[0].args = Some(vec!["x".to_owned()]);
+    let errors = pod_update_allowed(&old, &new).unwrap_err();
+    assert!(
+        errors[0].to_string().starts_with("spec: Forbidden: pod updates may not change fields other than"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn identity_of_file_and_api_pods() {
+    let raw = check_pod(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}), &Context::default()).unwrap();
+    let file = |path: &str, node: &str| admit(raw.clone(), Source::File(path.into()), node);
+    let a = file("/m/a.yaml", "Node-1");
+    assert_eq!(a.name(), "p-node-1");
+    assert_eq!(a.uid(), file("/m/a.yaml", "Node-1").uid());
+    assert_ne!(a.uid(), file("/m/b.yaml", "Node-1").uid());
+    assert_ne!(a.uid(), file("/m/a.yaml", "Node-2").uid());
+    assert!(uuid::Uuid::parse_str(a.uid()).is_ok());
+    assert_eq!(a.object.metadata.annotations.as_ref().unwrap()["kubernetes.io/config.source"], "file");
+    let api = |value: &v1::Pod| admit(value.clone(), Source::Api, "n");
+    assert_ne!(api(&raw).uid(), api(&raw).uid());
+    let mut generated = raw.clone();
+    generated.metadata.name = None;
+    generated.metadata.generate_name = Some("job-".to_owned());
+    assert!(api(&generated).name().starts_with("job-") && api(&generated).name().len() == 9);
+}
