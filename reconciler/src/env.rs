@@ -346,7 +346,7 @@ fn go_quote(text: &str) -> String {
                 let _ = match code {
                     0..=0x7f => write!(out, "\\x{code:02x}"),
                     _ if is_printable(c) => write!(out, "{c}"),
-                    ..=0xffff => write!(out, "\\u{code:04x}"),
+                    0x80..=0xffff => write!(out, "\\u{code:04x}"),
                     _ => write!(out, "\\U{code:08x}"),
                 };
             }

@@ -217,11 +217,10 @@ impl<'input> Builder<'input> {
     ) -> Result<(), Fault> {
         self.weight += NODE_WEIGHT + text.len();
         let plain = style == ScalarStyle::Plain;
-        if plain && tag.is_none() && text == "<<" && anchor == 0 {
-            if let Some(Frame::Map { pending: pending @ None, .. }) = self.frames.last_mut() {
-                *pending = Some(Key::Merge(at));
-                return Ok(());
-            }
+        let merge = plain && tag.is_none() && text == "<<" && anchor == 0;
+        if let (true, Some(Frame::Map { pending: pending @ None, .. })) = (merge, self.frames.last_mut()) {
+            *pending = Some(Key::Merge(at));
+            return Ok(());
         }
         let value = match tag {
             Some(tag) => tagged(&tag, text).map_err(|reason| Fault::new(at, reason))?,

@@ -121,7 +121,8 @@ fn check_restart(container: &v1::Container, init: bool, path: &FieldPath, issues
     }
     for (i, rule) in rules.iter().enumerate() {
         let path = at_rules.index(i);
-        issues.one_of(&path.field("action"), Some(&rule.action), &["Restart", "RestartAllContainers"]);
+        // Kubernetes also has RestartAllContainers (alpha), which the planner does not know.
+        issues.one_of(&path.field("action"), Some(&rule.action), &["Restart"]);
         match &rule.exit_codes {
             None => {
                 issues.required(&path.field("exitCodes"), "must be specified");

@@ -46,10 +46,9 @@ pub(crate) fn check(probe: &v1::Probe, kind: Kind, path: &FieldPath, issues: &mu
     issues.at_least(&path.field("periodSeconds"), probe.period_seconds, 0);
     issues.at_least(&path.field("successThreshold"), probe.success_threshold, 0);
     issues.at_least(&path.field("failureThreshold"), probe.failure_threshold, 0);
-    if kind != Kind::Readiness {
-        if let Some(threshold) = probe.success_threshold.filter(|threshold| *threshold != 1) {
-            issues.invalid(&path.field("successThreshold"), threshold, "must be 1");
-        }
+    let wrong = probe.success_threshold.filter(|threshold| kind != Kind::Readiness && *threshold != 1);
+    if let Some(threshold) = wrong {
+        issues.invalid(&path.field("successThreshold"), threshold, "must be 1");
     }
     if let Some(seconds) = probe.termination_grace_period_seconds {
         let path = path.field("terminationGracePeriodSeconds");
@@ -82,11 +81,9 @@ fn check_hook(handler: &v1::LifecycleHandler, grace: i64, path: &FieldPath, issu
     if let Some(get) = &handler.http_get {
         check_http(get, &path.field("httpGet"), issues);
     }
-    if let Some(sleep) = &handler.sleep {
-        if sleep.seconds < 0 || sleep.seconds > grace {
-            let detail = format!("must be non-negative and at most terminationGracePeriodSeconds ({grace})");
-            issues.invalid(&path.field("sleep").field("seconds"), sleep.seconds, &detail);
-        }
+    if let Some(sleep) = handler.sleep.as_ref().filter(|sleep| !(0..=grace).contains(&sleep.seconds)) {
+        let detail = format!("must be non-negative and at most terminationGracePeriodSeconds ({grace})");
+        issues.invalid(&path.field("sleep").field("seconds"), sleep.seconds, &detail);
     }
 }
 
