@@ -50,11 +50,13 @@ async fn measure(count: usize) -> Result<(), Box<dyn Error>> {
     let mut times = Times::default();
     let result = run(&dir, &cgroup, count, &mut clients, &mut times).await;
     if result.is_ok() {
-        let pss: Result<Vec<u64>, _> =
-            clients.iter().map(|client: &Client| pss(client.welcome().pid)).collect();
-        let pss = pss?;
         println!("{count} idle shims of one container each");
-        println!("PSS per shim            {:>8} KiB", pss.iter().sum::<u64>() / pss.len().max(1) as u64);
+        for (what, field) in [("PSS per shim", "Pss:"), ("of it not file-backed", "Pss_Anon:")] {
+            let sizes: Result<Vec<u64>, _> =
+                clients.iter().map(|client: &Client| size(client.welcome().pid, field)).collect();
+            let sizes = sizes?;
+            println!("{what:<23} {:>8} KiB", sizes.iter().sum::<u64>() / sizes.len().max(1) as u64);
+        }
         for client in &clients {
             let before = Instant::now();
             client.delete("one").await?;
@@ -159,9 +161,9 @@ fn spec(cgroup: &str) -> serde_json::Value {
     })
 }
 
-/// The proportional set size of a process in KiB.
-fn pss(pid: i32) -> Result<u64, Box<dyn Error>> {
+/// A figure of a process in KiB.
+fn size(pid: i32, field: &str) -> Result<u64, Box<dyn Error>> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = rollup.lines().find(|line| line.starts_with("Pss:")).ok_or("no Pss")?;
+    let line = rollup.lines().find(|line| line.starts_with(field)).ok_or("no such field")?;
     Ok(line.split_whitespace().nth(1).ok_or("no figure")?.parse()?)
 }

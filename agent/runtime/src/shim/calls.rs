@@ -18,7 +18,7 @@ use super::record::note;
 use super::server::{Ending, Server};
 use super::slot::Slot;
 use crate::sys::process::pidfd_kill;
-use crate::sys::shim_process::release_heap;
+use crate::sys::shim_process::release_memory;
 
 /// How long a shutdown waits for processes that do not die of SIGKILL.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
@@ -135,7 +135,7 @@ impl Server {
         }
         let slot = Slot::create(request);
         // The configuration's many small pieces are gone now.
-        release_heap();
+        release_memory();
         let slot = slot?;
         let pid = slot.container.pid;
         note!("{}: created, pid {pid}", slot.id);
@@ -214,7 +214,7 @@ impl Server {
             return Err(failure(FailureKind::Invalid, format!("container {} is not running", slot.id)));
         }
         let started = execs::start(slot, request);
-        release_heap();
+        release_memory();
         let (pid, fds) = started?;
         self.last_exec += 1;
         let exec_id = self.last_exec;

@@ -8,7 +8,7 @@ use super::failure;
 use super::proto::{Event, ExecExited, ExitRecord, Failure, FailureKind, Outcome, Status};
 use super::record::note;
 use super::server::Server;
-use crate::sys::shim_process::{Ended, reap, release_heap};
+use crate::sys::shim_process::{Ended, reap, release_memory};
 
 impl Server {
     /// Takes note of all children that have ended, those included that were handed to us when their parents ended.
@@ -94,7 +94,7 @@ impl Server {
                 self.reply(deleter, outcome.clone(), Vec::new());
             }
         }
-        release_heap();
+        release_memory();
     }
 
     /// Kills a container's processes; its exit is seen later.
@@ -116,7 +116,7 @@ impl Server {
             failure(FailureKind::Internal, format!("cannot remove the cgroup of {}: {error}", slot.id))
         })?;
         self.slots.remove(index);
-        release_heap();
+        release_memory();
         Ok(())
     }
 

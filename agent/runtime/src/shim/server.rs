@@ -281,6 +281,6 @@ impl Server {
             exec.waiters.retain(|waiter| !gone.contains(&waiter.connection));
         }
         self.execs.retain(|exec| exec.owner.is_some() || exec.code.is_none());
-        crate::sys::shim_process::release_heap();
+        crate::sys::shim_process::release_memory();
     }
 }

@@ -64,10 +64,22 @@ pub fn frugal_heap() {
     }
 }
 
-/// Gives free heap memory back to the kernel.
-pub fn release_heap() {
-    // SAFETY: malloc_trim has no preconditions.
-    unsafe { libc::malloc_trim(0) };
+/// Gives free memory back to the kernel: the heap's, and the pages of the stack that a deep call, such as the parsing of a
+/// configuration, has left behind. For the main thread of a process with one thread.
+pub fn release_memory() {
+    /// Left alone below this frame, for the frames of the calls made here.
+    const MARGIN: usize = 16 << 10;
+    /// How far down is looked. The kernel keeps more than that free below a main thread's stack.
+    const DEPTH: usize = 1 << 20;
+    const PAGE: usize = 4 << 10;
+    let here = 0_u8;
+    let end = (&raw const here as usize - MARGIN) & !(PAGE - 1);
+    // SAFETY: malloc_trim has no preconditions. Below the margin under the current frame nothing of the stack is live, and
+    // no signal handler is installed that could run there; parts of the range that are not mapped are passed over.
+    unsafe {
+        libc::malloc_trim(0);
+        libc::madvise((end - DEPTH) as *mut libc::c_void, DEPTH, libc::MADV_DONTNEED);
+    }
 }
 
 /// Makes reads and writes of what `fd` refers to return at once.
