@@ -51,7 +51,11 @@ fn import(
     let mut told = reporter.counter(Status::Downloading, 0);
     let watched = Watched::new(tar, Arc::new(AtomicBool::new(false)), Box::new(move |n| told(n)));
     writer.fill(watched, &what)?;
-    let blob = session.keep(writer.finish())?;
+    let blob = writer.finish();
+    if blob.blob.size == 0 {
+        return Err(Error::corrupt(what, "there is nothing to read"));
+    }
+    let blob = session.keep(blob)?;
     let mut told = reporter.counter(Status::Extracting, blob.size);
     let file = open_blob(layout, &blob.digest)?;
     let watched = Watched::new(file, Arc::new(AtomicBool::new(false)), Box::new(move |n| told(n)));

@@ -14,6 +14,10 @@ pub(crate) fn parse(reference: &str) -> Result<Reference> {
     }
     let parsed: Reference =
         reference.parse().map_err(|e: oci_client::ParseError| invalid(explain(reference, &e)))?;
+    if parsed.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+        // The parser takes `TEAM/app` for a name on Docker Hub, which has no such names.
+        return Err(invalid("repository name must be lowercase".to_owned()));
+    }
     Ok(match parsed.digest() {
         Some(digest) => Reference::with_digest(
             parsed.registry().to_owned(),

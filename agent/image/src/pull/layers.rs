@@ -27,11 +27,11 @@ impl Drop for StopOnDrop {
 }
 
 /// One layer of the image.
-struct Layer<'a> {
-    blob: &'a Descriptor,
-    diff_id: &'a str,
+struct Layer {
+    blob: Descriptor,
+    diff_id: String,
     /// Its chain id last, those below before it.
-    chain: &'a [String],
+    chain: Vec<String>,
     reporter: Reporter,
     /// Says that the layer below is in its place.
     below: oneshot::Receiver<()>,
@@ -57,7 +57,14 @@ pub(super) async fn fetch(
         let reporter = Reporter::new(pull.options.progress.clone(), &blob.digest);
         reporter.tell(Status::PullingFsLayer, 0, blob.size);
         let below = std::mem::replace(&mut below, next);
-        layers.push(Layer { blob, diff_id: &diff_ids[at], chain: &chain[..=at], reporter, below, placed });
+        layers.push(Layer {
+            blob: blob.clone(),
+            diff_id: diff_ids[at].clone(),
+            chain: chain[..=at].to_vec(),
+            reporter,
+            below,
+            placed,
+        });
     }
     // In order: a layer waits for the one below, which has always been started before it.
     futures::stream::iter(layers.into_iter().map(|layer| layer.get(pull, registry, &stop.0)))
@@ -66,9 +73,10 @@ pub(super) async fn fetch(
         .await
 }
 
-impl Layer<'_> {
+impl Layer {
     async fn get(mut self, pull: &Pull, registry: &Registry, stop: &Arc<AtomicBool>) -> Result<()> {
-        let Some((id, below)) = self.chain.split_last() else { return Ok(()) };
+        let chain = std::mem::take(&mut self.chain);
+        let Some((id, below)) = chain.split_last() else { return Ok(()) };
         let layout = pull.session.layout();
         pull.session.pin(id);
         pull.session.pin(&self.blob.digest);
@@ -76,7 +84,7 @@ impl Layer<'_> {
         if layer_size(layout, id)?.is_some() && blob_size(layout, &self.blob.digest)?.is_some() {
             self.reporter.tell(Status::AlreadyExists, self.blob.size, self.blob.size);
         } else {
-            let blob = download::fetch(pull, registry, self.blob, &self.reporter).await?;
+            let blob = download::fetch(pull, registry, &self.blob, &self.reporter).await?;
             if layer_size(layout, id)?.is_none() {
                 self.unpack(pull, stop, id, below, blob.size).await?;
             }
@@ -88,7 +96,7 @@ impl Layer<'_> {
     }
 }
 
-impl Layer<'_> {
+impl Layer {
     async fn unpack(
         &mut self,
         pull: &Pull,
@@ -98,7 +106,7 @@ impl Layer<'_> {
         size: u64,
     ) -> Result<()> {
         let (layout, digest) = (pull.session.layout().clone(), self.blob.digest.clone());
-        let (diff_id, stop) = (self.diff_id.to_owned(), Arc::clone(stop));
+        let (diff_id, stop) = (self.diff_id.clone(), Arc::clone(stop));
         let mut told = self.reporter.counter(Status::Extracting, size);
         let pending = blocking(move || {
             let watched = Watched::new(open_blob(&layout, &digest)?, stop, Box::new(move |n| told(n)));

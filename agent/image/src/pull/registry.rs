@@ -57,7 +57,7 @@ fn client(registry: &str, options: &PullOptions) -> std::result::Result<Client, 
             // A proxy from the environment cannot reach this machine's loopback. Naming one, for no host, turns the
             // environment's off.
             config.http_proxy = Some("http://localhost".to_owned());
-            config.no_proxy = Some("*".to_owned());
+            config.no_proxy = Some("*,0.0.0.0/0,::/0".to_owned());
         }
         config
     };

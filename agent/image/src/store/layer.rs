@@ -76,7 +76,7 @@ impl Pending {
     /// Returns whether it was new.
     pub(crate) fn place(self, layout: &Layout, chain: &str, below: &[String]) -> Result<bool> {
         let lowers: Vec<PathBuf> = below.iter().rev().map(|c| layout.diff(c)).collect::<Result<_>>()?;
-        unpack::inherit(&self.dir.path().join("diff"), &self.unpacked.implied, &lowers)?;
+        unpack::settle(&self.dir.path().join("diff"), &self.unpacked, &lowers)?;
         let facts = Facts { diff_id: self.unpacked.diff_id, size: self.unpacked.size };
         let facts_path = self.dir.path().join("layer.json");
         let text = serde_json::to_vec(&facts).map_err(std::io::Error::from).context("write", &facts_path)?;

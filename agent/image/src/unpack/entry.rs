@@ -1,5 +1,6 @@
 //! Writes members into the layer's folder, in the order of the archive.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -30,7 +31,16 @@ pub(super) struct Writer<'a> {
     what: &'a str,
     /// Folders and their times, set at the end because every file made in them changes them.
     dirs: Vec<(Vec<u8>, Timespec)>,
+    /// What this layer hides, as clean paths.
+    whiteouts: BTreeSet<Vec<u8>>,
     size: u64,
+}
+
+/// What a layer turned out to be.
+pub(super) struct Written {
+    pub(super) size: u64,
+    pub(super) implied: Vec<Vec<u8>>,
+    pub(super) whiteouts: Vec<Vec<u8>>,
 }
 
 fn times(mtime: Timespec) -> Timestamps {
@@ -40,7 +50,7 @@ fn times(mtime: Timespec) -> Timestamps {
 impl<'a> Writer<'a> {
     pub(super) fn new(dir: &Path, what: &'a str) -> Result<Writer<'a>> {
         let tree = Tree::new(dir).context("open", dir)?;
-        Ok(Writer { tree, what, dirs: Vec::new(), size: 0 })
+        Ok(Writer { tree, what, dirs: Vec::new(), whiteouts: BTreeSet::new(), size: 0 })
     }
 
     fn broken(&self, path: &[u8], reason: impl std::fmt::Display) -> Error {
@@ -68,7 +78,7 @@ impl<'a> Writer<'a> {
         let (above, name) = split(&member.path);
         let dir = self.tree.dir(above).map_err(|e| self.refused(&member.path, e))?;
         if name.starts_with(WHITEOUT) {
-            return self.whiteout(&dir, name).map_err(|e| self.refused(&member.path, e));
+            return self.whiteout(&dir, above, name).map_err(|e| self.refused(&member.path, e));
         }
         let opaque = if name.is_empty() { false } else { self.make_room(&dir, name, &member)? };
         self.create(entry, &member, &dir, name)?;
@@ -78,7 +88,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn whiteout(&mut self, dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    fn whiteout(&mut self, dir: &OwnedFd, above: &[u8], name: &[u8]) -> io::Result<()> {
         if name == OPAQUE_WHITEOUT {
             return self.tree.set_opaque(dir, b"");
         }
@@ -91,7 +101,12 @@ impl<'a> Writer<'a> {
         }
         // A whiteout speaks of the layers below only, so what this layer has under that name stays.
         match self.tree.lstat(dir, hidden)? {
-            None => Ok(mknodat(dir, hidden, FileType::CharacterDevice, Mode::empty(), 0)?),
+            None => {
+                mknodat(dir, hidden, FileType::CharacterDevice, Mode::empty(), 0)?;
+                let path = if above.is_empty() { hidden.to_vec() } else { [above, b"/", hidden].concat() };
+                self.whiteouts.insert(path);
+                Ok(())
+            }
             Some(stat) if is_dir(&stat) => self.tree.set_opaque(dir, hidden),
             Some(_) => Ok(()),
         }
@@ -99,8 +114,8 @@ impl<'a> Writer<'a> {
 
     /// Removes what has the member's name already. Returns whether a folder made now must hide those below.
     fn make_room(&mut self, dir: &OwnedFd, name: &[u8], member: &Member) -> Result<bool> {
-        let refused = |e| Error::io("unpack", format!("{}: {}", self.what, shown(&member.path)), e);
-        let Some(stat) = self.tree.lstat(dir, name).map_err(refused)? else { return Ok(false) };
+        let found = self.tree.lstat(dir, name).map_err(|e| self.refused(&member.path, e))?;
+        let Some(stat) = found else { return Ok(false) };
         if is_dir(&stat) && member.kind == Kind::Dir {
             return Ok(false);
         }
@@ -109,7 +124,7 @@ impl<'a> Writer<'a> {
         {
             return Err(self.broken(&member.path, "hard link to itself"));
         }
-        self.tree.remove(dir, name, &stat).map_err(refused)?;
+        self.tree.remove(dir, name, &stat).map_err(|e| self.refused(&member.path, e))?;
         Ok(is_whiteout(&stat) && member.kind == Kind::Dir)
     }
 
@@ -207,8 +222,8 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Sets the folders' times. Returns the bytes of content and the folders without an entry.
-    pub(super) fn finish(self) -> Result<(u64, Vec<Vec<u8>>)> {
+    /// Sets the folders' times.
+    pub(super) fn finish(self) -> Result<Written> {
         let root = self.tree.root();
         for (path, mtime) in self.dirs.iter().rev() {
             let (above, name) = split(path);
@@ -220,6 +235,7 @@ impl<'a> Writer<'a> {
                 set.map_err(|e| self.refused(path, e.into()))?;
             }
         }
-        Ok((self.size, self.tree.implied.into_iter().collect()))
+        let implied = self.tree.implied.into_iter().collect();
+        Ok(Written { size: self.size, implied, whiteouts: self.whiteouts.into_iter().collect() })
     }
 }

@@ -1,20 +1,20 @@
 //! A layer's tar becomes a folder that overlayfs can take as a lower layer (OCI image spec, `layer.md`).
 
 mod entry;
-mod inherit;
 mod member;
 mod path;
+mod settle;
 mod sparse;
 mod tree;
 
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::stream::{Bounded, Hashing, decompress};
 use crate::{Error, Result};
 
-pub(crate) use inherit::inherit;
 pub(crate) use path::clean;
+pub(crate) use settle::settle;
 
 /// What one layer may unpack to. Real ones stay far below; a compression bomb does not fill every disk.
 const MAX_LAYER: u64 = 256 << 30;
@@ -29,7 +29,9 @@ pub(crate) struct Unpacked {
     /// Bytes of file content.
     pub(crate) size: u64,
     /// Folders that have no entry of their own, as clean paths, sorted.
-    pub(crate) implied: Vec<Vec<u8>>,
+    implied: Vec<Vec<u8>>,
+    /// What the layer hides, as clean paths, sorted.
+    whiteouts: Vec<Vec<u8>>,
 }
 
 /// Unpacks `blob`, compressed or not, into the existing and empty folder `dir`.
@@ -40,7 +42,6 @@ pub(crate) fn unpack(blob: impl Read, dir: &Path, what: &str) -> Result<Unpacked
     let (_, plain) = decompress(blob).map_err(broken)?;
     let (mut stream, allowance) = Bounded::new(Hashing::new(plain), MAX_LAYER);
     let mut writer = entry::Writer::new(dir, what)?;
-    let mut members = 0_u64;
     {
         let mut archive = tar::Archive::new(&mut stream);
         let mut entries = archive.entries().map_err(broken)?;
@@ -51,17 +52,10 @@ pub(crate) fn unpack(blob: impl Read, dir: &Path, what: &str) -> Result<Unpacked
             writer.apply(&mut member)?;
             // The rest of the data, so that the next step reads headers only.
             io::copy(&mut member, &mut io::sink()).map_err(broken)?;
-            members += 1;
         }
     }
     allowance.grant(u64::MAX);
-    let rest = io::copy(&mut stream, &mut io::sink()).map_err(broken)?;
-    if members == 0 && rest > 0 && stream.get_ref().digest() == crate::stream::digest_of(&[]) {
-        return Err(Error::corrupt(what, "no tar archive"));
-    }
-    let (size, implied) = writer.finish()?;
-    Ok(Unpacked { diff_id: stream.get_ref().digest(), size, implied })
+    io::copy(&mut stream, &mut io::sink()).map_err(broken)?;
+    let entry::Written { size, implied, whiteouts } = writer.finish()?;
+    Ok(Unpacked { diff_id: stream.get_ref().digest(), size, implied, whiteouts })
 }
-
-/// A folder of a lower layer, top first, and how to name it in messages.
-pub(crate) type Lowers<'a> = &'a [PathBuf];
