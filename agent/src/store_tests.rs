@@ -114,7 +114,7 @@ proptest! {
             while let Some(change) = watch.try_next().unwrap() {
                 prop_assert!(change.version > last);
                 last = change.version;
-                prop_assert_eq!(change.last.value()["metadata"]["resourceVersion"].as_str(), Some(last.to_string().as_str()));
+                prop_assert_eq!(&change.last.value()["metadata"]["resourceVersion"], &json!(last.to_string()));
                 let before = match &change.after {
                     Some(after) => state.insert(after.name.clone(), after.value()),
                     None => state.remove(&change.last.name),

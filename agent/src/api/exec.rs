@@ -4,6 +4,8 @@
 //! message is the channel, 0 input, 1 output, 2 errors, 3 the result as a `metav1.Status`, 4 the terminal's size;
 //! v5 adds 255, whose payload is the channel that the sender closes.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +13,14 @@ use axum::extract::WebSocketUpgrade;
 use axum::extract::ws::{Message, WebSocket};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::Interest;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::params::Params;
 use super::stdio::Stdio;
@@ -58,15 +62,17 @@ pub fn respond(
     let (backend, target) = (api.backend.clone(), target.clone());
     Ok(upgrade.on_upgrade(async move |socket| {
         let (mut sink, stream) = socket.split();
-        let status = match backend.exec(&target.namespace, &target.name, request).await {
+        match backend.exec(&target.namespace, &target.name, request).await {
             Ok(streams) => run(&mut sink, stream, streams).await,
-            Err(error) => Some(error.status()),
-        };
-        if let Some(status) = status {
-            let _ = sink.send(frame(STATUS, status.to_string().as_bytes())).await;
+            Err(error) => finish(&mut sink, &error.status()).await,
         }
-        let _ = sink.close().await;
     }))
+}
+
+/// Sends the result and says goodbye. A caller that has gone misses nothing.
+async fn finish(sink: &mut SplitSink<WebSocket, Message>, status: &Value) {
+    let _ = sink.send(frame(STATUS, status.to_string().as_bytes())).await;
+    let _ = sink.close().await;
 }
 
 fn request(api: &Api, target: &Target, params: &Params) -> Result<ExecRequest, ApiError> {
@@ -97,51 +103,57 @@ fn frame(channel: u8, bytes: &[u8]) -> Message {
     Message::Binary(message.freeze())
 }
 
-/// Both directions until the command has ended. Gives its result, or nothing when the caller has gone.
-async fn run(
-    sink: &mut SplitSink<WebSocket, Message>,
-    stream: SplitStream<WebSocket>,
-    streams: ExecStreams,
-) -> Option<Value> {
+/// Both directions until the command has ended or the caller has gone.
+async fn run(sink: &mut SplitSink<WebSocket, Message>, stream: SplitStream<WebSocket>, streams: ExecStreams) {
     let ends = match Ends::new(streams.stdin, streams.stdout, streams.stderr, streams.console) {
         Ok(ends) => ends,
-        Err(error) => return Some(ApiError::internal(format!("open the command's streams: {error}")).status()),
-    };
-    let (sender, mut output) = mpsc::channel::<(u8, Bytes)>(4);
-    let readers: Vec<_> = ends.outputs.into_iter().map(|(ch, from)| tokio::spawn(pump(ch, from, sender.clone()))).collect();
-    drop(sender);
-    let mut input = tokio::spawn(receive(stream, ends.input, ends.console));
-    let mut exit = streams.exit;
-    let mut result = None;
-    let gone = loop {
-        tokio::select! {
-            biased;
-            chunk = output.recv() => match chunk {
-                Some((channel, bytes)) => {
-                    if sink.send(frame(channel, &bytes)).await.is_err() {
-                        break true;
-                    }
-                }
-                // Every output has ended; only the result is missing.
-                None => {
-                    let last = match result.take() {
-                        Some(known) => known,
-                        None => tokio::select! { code = &mut exit => code, _ = &mut input => break true },
-                    };
-                    result = Some(last);
-                    break false;
-                }
-            },
-            code = &mut exit, if result.is_none() => result = Some(code),
-            _ = &mut input => break true,
-            () = tokio::time::sleep(DRAIN), if result.is_some() => break false,
+        Err(error) => {
+            let error = ApiError::internal(format!("open the command's streams: {error}"));
+            return finish(sink, &error.status()).await;
         }
     };
-    input.abort();
-    for reader in readers {
-        reader.abort();
+    let (sender, mut output) = mpsc::channel::<(u8, Bytes)>(4);
+    let mut readers = JoinSet::new();
+    for (channel, from) in ends.outputs {
+        readers.spawn(pump(channel, from, sender.clone()));
     }
-    if gone { None } else { result.map(outcome) }
+    drop(sender);
+    let (ended, ending) = oneshot::channel();
+    let mut input = tokio::spawn(receive(stream, ends.input, ends.console, ending));
+    if let Some(exit) = pass_on(sink, &mut output, &mut input, streams.exit).await {
+        drop(ended);
+        finish(sink, &outcome(exit)).await;
+        // What the caller still sends is read, or it would see a broken connection instead of the result.
+        let _ = tokio::time::timeout(DRAIN, &mut input).await;
+    }
+    input.abort();
+}
+
+/// Sends output until the command's end; gives its exit, none when the caller has gone.
+async fn pass_on(
+    sink: &mut SplitSink<WebSocket, Message>,
+    output: &mut mpsc::Receiver<(u8, Bytes)>,
+    input: &mut JoinHandle<()>,
+    mut exit: BoxFuture<'static, Result<i32, String>>,
+) -> Option<Result<i32, String>> {
+    let mut result = None;
+    loop {
+        tokio::select! {
+            biased;
+            chunk = output.recv() => match (chunk, result.take()) {
+                (Some((channel, bytes)), known) => {
+                    result = known;
+                    sink.send(frame(channel, &bytes)).await.ok()?;
+                }
+                // Every output has ended; only the result may be missing.
+                (None, Some(known)) => return Some(known),
+                (None, None) => return tokio::select! { code = &mut exit => Some(code), _ = &mut *input => None },
+            },
+            code = &mut exit, if result.is_none() => result = Some(code),
+            _ = &mut *input => return None,
+            () = tokio::time::sleep(DRAIN), if result.is_some() => return result,
+        }
+    }
 }
 
 /// The command's ends, by what is done with them.
@@ -153,11 +165,11 @@ struct Ends {
 
 impl Ends {
     fn new(
-        stdin: Option<std::os::fd::OwnedFd>,
-        stdout: Option<std::os::fd::OwnedFd>,
-        stderr: Option<std::os::fd::OwnedFd>,
-        console: Option<std::os::fd::OwnedFd>,
-    ) -> std::io::Result<Ends> {
+        stdin: Option<OwnedFd>,
+        stdout: Option<OwnedFd>,
+        stderr: Option<OwnedFd>,
+        console: Option<OwnedFd>,
+    ) -> io::Result<Ends> {
         let open = |fd, interest| Stdio::new(fd, interest).map(Arc::new);
         let console = console.map(|fd| open(fd, Interest::READABLE | Interest::WRITABLE)).transpose()?;
         let input = stdin.map(|fd| open(fd, Interest::WRITABLE)).transpose()?;
@@ -191,8 +203,14 @@ struct Size {
     height: u16,
 }
 
-/// Handles what the caller sends, until it goes. What it closes or sends wrongly disturbs nothing else.
-async fn receive(mut stream: SplitStream<WebSocket>, mut input: Option<Arc<Stdio>>, console: Option<Arc<Stdio>>) {
+/// Handles what the caller sends, until it goes; once the command has ended its input is thrown away. What the caller sends
+/// wrongly disturbs nothing else.
+async fn receive(
+    mut stream: SplitStream<WebSocket>,
+    mut input: Option<Arc<Stdio>>,
+    console: Option<Arc<Stdio>>,
+    mut ended: oneshot::Receiver<()>,
+) {
     while let Some(Ok(message)) = stream.next().await {
         let bytes = match message {
             Message::Binary(bytes) => bytes,
@@ -202,7 +220,10 @@ async fn receive(mut stream: SplitStream<WebSocket>, mut input: Option<Arc<Stdio
         match (bytes.first().copied(), bytes.get(1..).unwrap_or_default()) {
             (Some(STDIN), data) => {
                 let failed = match &input {
-                    Some(input) => input.write_all(data).await.is_err(),
+                    Some(input) => tokio::select! {
+                        result = input.write_all(data) => result.is_err(),
+                        _ = &mut ended => true,
+                    },
                     None => false,
                 };
                 // The command does not read any more; it may still write.

@@ -1,0 +1,86 @@
+//! `berth exec`.
+
+mod session;
+mod terminal;
+
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use http::Request;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+
+use super::{client, logs, resource};
+use crate::store::Kind;
+use terminal::Raw;
+
+/// Words of `berth exec`.
+#[derive(Args, Debug)]
+pub struct ExecArgs {
+    /// The pod
+    pod: String,
+    /// The container; the pod's first if not given
+    #[arg(short, long)]
+    container: Option<String>,
+    #[command(flatten)]
+    namespace: resource::Namespace,
+    /// Pass standard input on to the command
+    #[arg(short = 'i', long)]
+    stdin: bool,
+    /// Run the command on a terminal
+    #[arg(short = 't', long)]
+    tty: bool,
+    /// Program and arguments, after --
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs a command in a container; its exit code becomes ours.
+pub async fn run(client: &kube::Client, args: &ExecArgs) -> anyhow::Result<ExitCode> {
+    let name = resource::pod_name(&args.pod)?;
+    let path = resource::path(Kind::Pod, Some(args.namespace.name()), Some(name));
+    let pod: Pod = client::get(client, &path, "application/json").await?;
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+    if matches!(phase, "Succeeded" | "Failed") {
+        bail!("cannot exec into a container in a completed pod; current phase is {phase}");
+    }
+    let container = args.container.clone().unwrap_or_else(|| logs::default_container(&pod));
+    let mut tty = args.tty;
+    if tty && !io::stdin().is_terminal() {
+        eprintln!("Unable to use a TTY - input is not a terminal or the right kind of file");
+        tty = false;
+    }
+    let mut query: Vec<(&str, &str)> = args.command.iter().map(|word| ("command", word.as_str())).collect();
+    query.extend([("container", container.as_str()), ("stdout", "true")]);
+    let flags = [("stdin", args.stdin), ("tty", tty), ("stderr", !tty)];
+    query.extend(flags.iter().filter(|(_, set)| *set).map(|(name, _)| (*name, "true")));
+    let request = Request::get(resource::with_query(&format!("{path}/exec"), &query)).body(Vec::new())?;
+    let connection = client.connect(request).await?;
+    let raw = if tty && args.stdin {
+        Some(Raw::enter().context("cannot set the terminal to raw mode")?)
+    } else {
+        None
+    };
+    let result = session::run(connection, args.stdin, tty).await;
+    // Before anything is printed.
+    drop(raw);
+    exit_code(result?)
+}
+
+fn exit_code(status: Status) -> anyhow::Result<ExitCode> {
+    if status.status.as_deref() == Some("Success") {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let causes = status.details.and_then(|details| details.causes).unwrap_or_default();
+    let code =
+        causes.iter().find(|c| c.reason.as_deref() == Some("ExitCode")).and_then(|c| c.message.as_deref());
+    match code.and_then(|code| code.parse::<u8>().ok()) {
+        Some(code) => {
+            eprintln!("command terminated with exit code {code}");
+            Ok(ExitCode::from(code))
+        }
+        None => bail!(status.message.unwrap_or_else(|| "the command failed for an unknown reason".to_owned())),
+    }
+}
