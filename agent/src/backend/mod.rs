@@ -2,7 +2,6 @@
 
 pub mod objects;
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
+use tokio::net::unix::pipe::Receiver;
 
 use crate::api::{ApiError, Backend, Cause, ExecRequest, ExecStreams, LogSource};
 use crate::configs::{Object, ObjectKey, Owner};
@@ -248,8 +248,8 @@ impl Backend for AgentBackend {
                 return fd;
             }
             // A closed pipe would kill the command with SIGPIPE: what nobody wants is read and dropped.
-            if let Some(fd) = fd {
-                std::thread::spawn(move || std::io::copy(&mut File::from(fd), &mut std::io::sink()));
+            if let Some(mut pipe) = fd.and_then(|fd| Receiver::from_owned_fd(fd).ok()) {
+                tokio::spawn(async move { tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await });
             }
             None
         };

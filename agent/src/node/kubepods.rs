@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use berth_reconciler::pod::Pod;
 use berth_reconciler::resources::{self, QosClass};
-use berth_runtime::cgroup::{Cgroups, Error};
+use berth_runtime::cgroup::{Cgroups, CpuWeight, Error};
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
 
@@ -31,7 +31,8 @@ fn typed(value: Value) -> LinuxResources {
 impl Tree {
     pub fn new(cgroups: Cgroups, config: &Config) -> Self {
         Self {
-            cgroups,
+            // Pods and tiers get the weights that a kubelet gives them, containers those of newer runtimes.
+            cgroups: cgroups.with_cpu_weight(CpuWeight::Linear),
             root: format!("{}/kubepods", config.cgroup_parent),
             pids_limit: config.pod_pids_limit,
             burstable: Mutex::default(),
@@ -126,9 +127,17 @@ impl Tree {
         removed
     }
 
-    /// Removes the whole tree.
+    /// Removes the whole tree, and the configured parent if nothing else is in it.
     pub fn remove_all(&self) -> Result<(), Error> {
-        self.cgroups.remove(&self.root)
+        self.cgroups.remove(&self.root)?;
+        let parent = self.root.trim_end_matches("/kubepods");
+        let empty = |path: &str| {
+            self.cgroups.list(path).is_empty() && self.cgroups.pids(path).is_ok_and(|pids| pids.is_empty())
+        };
+        if parent.is_empty() || !empty(parent) {
+            return Ok(());
+        }
+        self.cgroups.remove(parent)
     }
 }
 

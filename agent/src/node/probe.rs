@@ -1,7 +1,5 @@
 //! Probes and lifecycle hooks.
 
-use std::fs::File;
-use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,10 +12,11 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::net::unix::pipe::Receiver;
 
 use super::entry::{Entry, Instance};
-use super::sandbox::blocking;
 use super::{AgentNode, ExecSpec, exec};
 
 /// Most of an answer that is read (kubelet: 10 KiB).
@@ -72,13 +71,13 @@ async fn run_command(
     let spec = ExecSpec { command: command.to_vec(), tty: false, stdin: false };
     let (client, session) = exec::run(entry, instance, &spec).await?;
     let outputs = [session.stdout, session.stderr];
-    let reading = blocking(move || read_outputs(outputs));
+    let reading = tokio::spawn(read_outputs(outputs));
     let exec_id = session.exec_id;
     match tokio::time::timeout(timeout, client.wait_exec(exec_id)).await {
         Ok(Ok(code)) => {
             // A child of the command may hold the pipe for ever.
-            let text = tokio::time::timeout(Duration::from_millis(100), reading).await.unwrap_or_default();
-            Ok((code, text))
+            let text = tokio::time::timeout(Duration::from_millis(100), reading).await;
+            Ok((code, text.ok().and_then(Result::ok).unwrap_or_default()))
         }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => {
@@ -89,11 +88,22 @@ async fn run_command(
     }
 }
 
-fn read_outputs(outputs: [Option<OwnedFd>; 2]) -> String {
-    let mut text = Vec::new();
-    for fd in outputs.into_iter().flatten() {
-        let _ = File::from(fd).take(BODY_MAX as u64).read_to_end(&mut text);
-    }
+/// Reads the beginning of each pipe and drops the rest, so that the command never waits for a reader.
+async fn read_outputs(outputs: [Option<OwnedFd>; 2]) -> String {
+    let read = |fd: Option<OwnedFd>| async move {
+        let mut text = Vec::new();
+        if let Some(fd) = fd
+            && let Ok(pipe) = Receiver::from_owned_fd(fd)
+        {
+            let mut beginning = pipe.take(BODY_MAX as u64);
+            let _ = beginning.read_to_end(&mut text).await;
+            let _ = tokio::io::copy(&mut beginning.into_inner(), &mut tokio::io::sink()).await;
+        }
+        text
+    };
+    let [first, second] = outputs;
+    let (mut text, more) = tokio::join!(read(first), read(second));
+    text.extend(more);
     String::from_utf8_lossy(&text).into_owned()
 }
 

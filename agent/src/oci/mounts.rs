@@ -103,7 +103,9 @@ fn volume_mount(inputs: &Inputs<'_>, mount: &v1::VolumeMount, held: &mut Vec<Own
     })?;
     let sub = match (&mount.sub_path, &mount.sub_path_expr) {
         (Some(sub), _) if !sub.is_empty() => Some(sub.clone()),
-        (_, Some(expr)) if !expr.is_empty() => Some(env::expand(expr, inputs.env)),
+        (_, Some(expr)) if !expr.is_empty() => {
+            Some(env::expand_strict(expr, inputs.env).map_err(|e| super::config_error(e.to_string()))?)
+        }
         _ => None,
     };
     let source = match sub {

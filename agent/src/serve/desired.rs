@@ -121,11 +121,25 @@ impl Desired {
         }
         for (uid, pod) in new {
             self.found.remove(&uid);
-            self.reconciler.apply(pod);
+            self.reconciler.apply(self.first_seen(pod));
         }
         self.keep_found(file, broken, &mut wanted);
         self.files.insert(file.to_owned(), wanted);
         self.report(file, errors);
+    }
+
+    /// The pod with the times at which it was seen first, if it is known already: reading its file again, as every
+    /// new agent does, does not make it younger.
+    fn first_seen(&self, pod: Arc<Pod>) -> Arc<Pod> {
+        const SEEN: &str = "kubernetes.io/config.seen";
+        let Some(known) = self.reconciler.get(pod.uid()) else { return pod };
+        let old = &known.pod.object.metadata;
+        let mut pod = Arc::unwrap_or_clone(pod);
+        pod.object.metadata.creation_timestamp.clone_from(&old.creation_timestamp);
+        if let Some(seen) = old.annotations.as_ref().and_then(|a| a.get(SEEN)) {
+            pod.object.metadata.annotations.get_or_insert_default().insert(SEEN.into(), seen.clone());
+        }
+        Arc::new(pod)
     }
 
     /// Pods of an earlier agent whose file has turned bad meanwhile are kept as well; those of a good file that

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use berth_reconciler::env::{Facts, Lookup};
 use berth_reconciler::node::Failure;
 use berth_reconciler::pod::Pod;
-use berth_reconciler::quantity::Quantity;
+use berth_reconciler::resources;
 use k8s_openapi::api::core::v1;
 
 /// Where the volumes of one pod lie.
@@ -46,7 +46,9 @@ pub fn set_up(
             host_path(&volume.name, host)?
         } else if let Some(empty) = &volume.empty_dir {
             let path = folders.data.join(&volume.name);
-            empty_dir(&volume.name, empty, &path, fs_group)?;
+            let size = resources::memory_volume_size(empty.size_limit.as_ref(), pod.spec(), facts.allocatable_memory);
+            let memory = (empty.medium.as_deref() == Some("Memory")).then_some(size);
+            empty_dir(&volume.name, memory, &path, fs_group)?;
             path
         } else {
             let path = folders.objects.join(&volume.name);
@@ -91,7 +93,7 @@ pub fn remove_tree(dir: &Path) -> std::io::Result<()> {
 
 fn empty_dir(
     name: &str,
-    spec: &v1::EmptyDirVolumeSource,
+    memory: Option<u64>,
     path: &Path,
     fs_group: Option<u32>,
 ) -> Result<(), Failure> {
@@ -100,10 +102,8 @@ fn empty_dir(
     }
     let make = || -> std::io::Result<()> {
         std::fs::create_dir_all(path)?;
-        if spec.medium.as_deref() == Some("Memory") {
-            let limit = spec.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
-            let bytes = limit.and_then(|q| u64::try_from(q.value()).ok()).filter(|b| *b > 0);
-            berth_runtime::tmpfs::mount(path, bytes)?;
+        if let Some(bytes) = memory {
+            berth_runtime::tmpfs::mount(path, Some(bytes).filter(|b| *b > 0))?;
         }
         let mode = if let Some(group) = fs_group {
             chown(path, None, Some(group))?;
