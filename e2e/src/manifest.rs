@@ -91,7 +91,7 @@ impl Builder {
             .map(|line| format!("      command: {}\n", serde_json::json!(["sh", "-c", line])));
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels: {labels}\nspec:\n  restartPolicy: {restart}\n  \
-             terminationGracePeriodSeconds: {grace}\n{pod_extra}  containers:\n    - name: main\n      image: {image}\n      \
+             terminationGracePeriodSeconds: {grace}\n{pod_extra}  containers:\n    - name: main\n      image: {image:?}\n      \
              imagePullPolicy: {pull}\n{}{extra}",
             command.unwrap_or_default()
         )

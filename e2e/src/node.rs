@@ -48,6 +48,7 @@ pub struct Node {
     /// The running agent: `nsenter` that started it, and its PID on the machine.
     agent: Option<(Child, i32)>,
     mounts: Vec<String>,
+    /// Whether nothing is left to be checked at the end: no agent has run, or it has been done.
     checked: bool,
 }
 
@@ -88,7 +89,7 @@ impl Node {
         let machine = Arc::new(Machine::new()?);
         let mounts = machine.mounts()?;
         let extra = flags.iter().map(ToString::to_string).collect();
-        let node = Self { machine, dir, cgroup_parent, extra, agent: None, mounts, checked: false };
+        let node = Self { machine, dir, cgroup_parent, extra, agent: None, mounts, checked: true };
         let tar = tools::demo_rootfs()?;
         node.berth(&["image", "import", &tar.to_string_lossy(), manifest::IMAGE])?.ok()?;
         Ok(node)
@@ -159,7 +160,10 @@ impl Node {
             Ok(pid.map(Ok))
         });
         match found.map_err(|e| e.to_string()).and_then(|found| found) {
-            Ok(pid) => self.agent = Some((child, pid)),
+            Ok(pid) => {
+                self.agent = Some((child, pid));
+                self.checked = false;
+            }
             Err(why) => bail!("{why}\n{}", self.agent_log()),
         }
         Ok(())

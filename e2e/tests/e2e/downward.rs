@@ -31,7 +31,8 @@ fn every_field_and_resource_reaches_the_environment() {
         ("LABEL", "downward"),
         ("ANNOTATION", "harbour"),
         ("NODE", "n1"),
-        ("SERVICE_ACCOUNT", "default"),
+        // A file pod has none: nobody admits it.
+        ("SERVICE_ACCOUNT", ""),
         ("HOST_IP", ADDRESS),
         ("HOST_IPS", ADDRESS),
         // Half a CPU is rounded up to one.
