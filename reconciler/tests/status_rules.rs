@@ -1,0 +1,226 @@
+//! The Pod status, one test per rule.
+
+#![allow(clippy::unwrap_used)]
+
+mod planner_fixture;
+
+use std::time::Duration;
+
+use berth_reconciler::node::Sandbox;
+use berth_reconciler::planner::{Limits, Memory};
+use k8s_openapi::api::core::v1;
+use planner_fixture::{Bench, at, one, pod};
+use serde_json::json;
+
+fn condition<'a>(status: &'a v1::PodStatus, type_: &str) -> &'a v1::PodCondition {
+    status.conditions.iter().flatten().find(|condition| condition.type_ == type_).unwrap()
+}
+
+fn truth(status: &v1::PodStatus, type_: &str) -> (String, String) {
+    let condition = condition(status, type_);
+    (condition.status.clone(), condition.reason.clone().unwrap_or_default())
+}
+
+fn main_status(status: &v1::PodStatus) -> &v1::ContainerStatus {
+    &status.container_statuses.as_ref().unwrap()[0]
+}
+
+fn waiting(status: &v1::PodStatus) -> (String, String) {
+    let waiting = main_status(status).state.as_ref().unwrap().waiting.as_ref().unwrap();
+    (waiting.reason.clone().unwrap(), waiting.message.clone().unwrap_or_default())
+}
+
+fn phase(bench: &Bench) -> String {
+    bench.status(None).phase.unwrap()
+}
+
+#[test]
+fn status_of_a_new_pod_is_pending_and_creating() {
+    let bench = Bench::new(one(json!({}), json!({})));
+    let status = bench.status(None);
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
+    assert_eq!(waiting(&status), ("ContainerCreating".to_owned(), String::new()));
+    assert_eq!(truth(&status, "PodScheduled").0, "True");
+    assert_eq!(truth(&status, "PodReadyToStartContainers").0, "False");
+    assert_eq!(truth(&status, "Initialized").0, "True");
+    assert_eq!(truth(&status, "Ready"), ("False".to_owned(), "ContainersNotReady".to_owned()));
+    let message = condition(&status, "ContainersReady").message.as_deref();
+    assert_eq!(message, Some("containers with unready status: [c]"));
+    assert_eq!(status.start_time.unwrap().0, at(0));
+    assert_eq!(status.host_ip.as_deref(), Some("192.0.2.1"));
+    assert_eq!(status.observed_generation, Some(1));
+    assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
+}
+
+#[test]
+fn status_of_a_running_pod_is_ready_with_address_and_ids() {
+    let mut bench = Bench::up(one(json!({}), json!({})));
+    bench.running("c", 2, 5);
+    let status = bench.status(None);
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    assert_eq!(status.pod_ip.as_deref(), Some("10.85.0.9"));
+    assert_eq!(truth(&status, "Ready"), ("True".to_owned(), String::new()));
+    let container = main_status(&status);
+    assert_eq!(container.container_id.as_deref(), Some("berth://c-2"));
+    assert_eq!((container.ready, container.started, container.restart_count), (true, Some(true), 2));
+    let running = container.state.as_ref().unwrap().running.as_ref().unwrap();
+    assert_eq!(running.started_at.as_ref().unwrap().0, at(5));
+}
+
+#[test]
+fn status_waits_for_init_containers() {
+    let mut bench = Bench::up(pod(json!({
+        "initContainers": [{ "name": "a", "image": "i" }],
+        "containers": [{ "name": "c", "image": "i" }],
+    })));
+    bench.running("a", 0, 1);
+    let status = bench.status(None);
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
+    assert_eq!(waiting(&status).0, "PodInitializing");
+    assert_eq!(truth(&status, "Initialized").1, "ContainersNotInitialized");
+    let message = condition(&status, "Initialized").message.as_deref();
+    assert_eq!(message, Some("containers with incomplete status: [a]"));
+    bench.exited("a", 0, 1, 2, 0);
+    let status = bench.status(None);
+    assert_eq!(truth(&status, "Initialized").0, "True");
+    assert!(status.init_container_statuses.unwrap()[0].ready);
+}
+
+#[test]
+fn status_shows_crash_loop_backoff_with_the_last_state() {
+    let mut bench = Bench::up(one(json!({}), json!({})));
+    bench.exited("c", 1, 0, 3, 7).delay = Some(Duration::ZERO);
+    bench.time(4);
+    let status = bench.status(None);
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    let text = "back-off 10s restarting failed container=c pod=web_default(u1)";
+    assert_eq!(waiting(&status), ("CrashLoopBackOff".to_owned(), text.to_owned()));
+    let last = main_status(&status).last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref()), (7, Some("Error")));
+    assert_eq!(last.container_id.as_deref(), Some("berth://c-1"));
+}
+
+#[test]
+fn status_shows_a_failed_pull_then_its_backoff() {
+    let mut bench = Bench::up(one(json!({}), json!({})));
+    let pull = bench.step();
+    bench.fail(&pull[0], "ErrImagePull", "no such host");
+    assert_eq!(waiting(&bench.status(None)), ("ErrImagePull".to_owned(), "no such host".to_owned()));
+    bench.time(2);
+    let text = "Back-off pulling image \"i\": ErrImagePull: no such host";
+    assert_eq!(waiting(&bench.status(None)), ("ImagePullBackOff".to_owned(), text.to_owned()));
+}
+
+#[test]
+fn status_shows_why_a_container_cannot_be_made() {
+    for (reason, step) in
+        [("InvalidImageName", 0), ("ErrImageNeverPull", 0), ("CreateContainerConfigError", 1)]
+    {
+        let mut bench = Bench::up(one(json!({}), json!({})));
+        for _ in 0..step {
+            bench.take();
+        }
+        let actions = bench.step();
+        bench.fail(&actions[0], reason, "why");
+        bench.time(600);
+        assert_eq!(waiting(&bench.status(None)), (reason.to_owned(), "why".to_owned()));
+    }
+}
+
+#[test]
+fn status_of_ended_pods_is_final() {
+    for (codes, expected) in [([0, 0], "Succeeded"), ([0, 3], "Failed")] {
+        let containers = json!([{ "name": "c", "image": "i" }, { "name": "d", "image": "i" }]);
+        let mut bench = Bench::up(pod(json!({ "restartPolicy": "Never", "containers": containers })));
+        bench.exited("c", 0, 1, 2, codes[0]);
+        bench.running("d", 0, 1);
+        assert_eq!(phase(&bench), "Running");
+        bench.exited("d", 0, 1, 3, codes[1]);
+        let status = bench.status(None);
+        assert_eq!(status.phase.as_deref(), Some(expected));
+        let reason = if expected == "Succeeded" { "PodCompleted" } else { "PodFailed" };
+        assert_eq!(truth(&status, "Ready"), ("False".to_owned(), reason.to_owned()));
+        let mut next = Bench::new(bench.pod);
+        next.memory = Memory::new(Limits::default(), Some(&status), at(99));
+        assert_eq!(next.status(Some(&status)).phase.as_deref(), Some(expected));
+        assert_eq!(next.plan().actions, []);
+    }
+}
+
+#[test]
+fn status_of_a_job_to_be_repeated_stays_running() {
+    let mut bench = Bench::up(one(json!({}), json!({ "restartPolicy": "OnFailure" })));
+    bench.exited("c", 0, 1, 2, 1);
+    assert_eq!(phase(&bench), "Running");
+    bench.exited("c", 0, 1, 2, 0);
+    assert_eq!(phase(&bench), "Succeeded");
+}
+
+#[test]
+fn status_keeps_transition_times_and_foreign_conditions() {
+    let gate = json!({ "readinessGates": [{ "conditionType": "example.org/gate" }] });
+    let mut bench = Bench::up(one(json!({}), gate));
+    bench.running("c", 0, 1);
+    let mut first = bench.status(None);
+    let text = "corresponding condition of pod readiness gate \"example.org/gate\" does not exist.";
+    assert_eq!(condition(&first, "Ready").message.as_deref(), Some(text));
+    first.conditions.as_mut().unwrap().push(v1::PodCondition {
+        type_: "example.org/gate".to_owned(),
+        status: "True".to_owned(),
+        ..v1::PodCondition::default()
+    });
+    bench.time(50);
+    let second = bench.status(Some(&first));
+    assert_eq!(truth(&second, "Ready").0, "True");
+    assert_eq!(condition(&second, "Ready").last_transition_time.as_ref().unwrap().0, at(50));
+    assert_eq!(condition(&second, "PodScheduled").last_transition_time.as_ref().unwrap().0, at(0));
+    assert_eq!(condition(&second, "example.org/gate").status, "True");
+}
+
+#[test]
+fn status_does_not_regress_when_the_agent_starts_anew() {
+    let probes = json!({ "readinessProbe": { "exec": {} }, "startupProbe": { "exec": {} } });
+    let mut bench = Bench::up(one(probes, json!({})));
+    bench.running("c", 1, 1);
+    bench.time(1).take();
+    bench.take();
+    let before = bench.status(None);
+    assert!(main_status(&before).ready);
+    bench.memory = Memory::new(Limits::default(), Some(&before), at(500));
+    bench.time(500);
+    assert_eq!(bench.status(Some(&before)), before);
+}
+
+#[test]
+fn status_shows_unready_containers_by_probe() {
+    let mut bench = Bench::up(one(json!({ "readinessProbe": { "exec": {} } }), json!({})));
+    bench.running("c", 0, 1);
+    let container = main_status(&bench.status(None)).clone();
+    assert_eq!((container.ready, container.started), (false, Some(true)));
+}
+
+#[test]
+fn status_keeps_the_address_of_a_sandbox_that_is_gone() {
+    let mut bench = Bench::up(one(json!({}), json!({})));
+    let before = bench.status(None);
+    bench.seen.sandbox = Sandbox::Dead;
+    let after = bench.status(Some(&before));
+    assert_eq!(after.pod_ips, before.pod_ips);
+    assert_eq!(truth(&after, "PodReadyToStartContainers").0, "False");
+}
+
+#[test]
+fn status_shows_resources_and_mounts() {
+    let container = json!({
+        "resources": { "requests": { "cpu": "100m" }, "limits": { "cpu": "1" } },
+        "volumeMounts": [{ "name": "v", "mountPath": "/v", "readOnly": true }],
+    });
+    let mut bench = Bench::up(one(container, json!({})));
+    bench.running("c", 0, 1);
+    let status = bench.status(None);
+    let container = main_status(&status);
+    assert_eq!(container.allocated_resources.as_ref().unwrap()["cpu"].0, "100m");
+    assert_eq!(container.resources.as_ref().unwrap().limits.as_ref().unwrap()["cpu"].0, "1");
+    let mount = &container.volume_mounts.as_ref().unwrap()[0];
+    assert_eq!((mount.read_only, mount.recursive_read_only.as_deref()), (Some(true), Some("Disabled")));
+}
