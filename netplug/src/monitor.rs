@@ -10,6 +10,8 @@ use crate::nft::encode::{DEL_CHAIN, DEL_ELEMENT, DEL_RULE, DEL_SET, DEL_TABLE};
 use crate::nft::wire::NF_TABLES;
 use crate::sys::netlink::{self, Frame, Socket, attribute, text};
 
+/// Bytes of unread notices: a hundred pods that start at once cause some thousand of about a kilobyte.
+const ROOM: usize = 4 << 20;
 const LINKS: u32 = 1;
 const TABLES: u32 = 7;
 const DEL_LINK: u16 = 17;
@@ -24,6 +26,8 @@ pub(crate) struct News {
     pub link: bool,
     /// A part of the table was deleted by somebody else.
     pub table: bool,
+    /// Notices were lost, so that everything has to be looked at.
+    pub lost: bool,
 }
 
 /// Two sockets that hear of changes in the namespace where they were opened.
@@ -42,6 +46,7 @@ impl Monitor {
         let listen = |protocol, group| -> io::Result<AsyncFd<Socket>> {
             let socket = Socket::open(protocol)?;
             socket.join(group)?;
+            socket.room(ROOM)?;
             socket.into_async()
         };
         let fail = |e| Error::netlink("listen for changes of", bridge, e);
@@ -63,7 +68,7 @@ impl Monitor {
                     let mut guard = guard?;
                     let bridge = &self.bridge;
                     if read(guard.get_inner_mut(), |frame| link(&mut news, bridge, frame))? {
-                        news = News { bridge: true, link: true, ..news };
+                        news = News { bridge: true, link: true, lost: true, ..news };
                     }
                     guard.clear_ready();
                 }
@@ -71,7 +76,7 @@ impl Monitor {
                     let mut guard = guard?;
                     let (table, own) = (&self.table, self.own_port);
                     if read(guard.get_inner_mut(), |frame| news.table |= hurts(table, own, frame))? {
-                        news.table = true;
+                        news = News { table: true, lost: true, ..news };
                     }
                     guard.clear_ready();
                 }

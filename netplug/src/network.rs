@@ -390,6 +390,9 @@ impl Inner {
                     continue;
                 }
                 match self.repair(what).await {
+                    Ok(()) if news.lost => {
+                        tracing::debug!(?what, "looked after notices of changes were lost")
+                    }
                     Ok(()) => {
                         tracing::warn!(bridge = self.config.bridge, ?what, "repaired what somebody deleted")
                     }

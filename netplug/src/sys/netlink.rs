@@ -103,6 +103,11 @@ impl Socket {
         Ok(self)
     }
 
+    /// Makes room for that many bytes of messages that nobody has read yet. Memory is taken only as they come.
+    pub(crate) fn room(&self, bytes: usize) -> io::Result<()> {
+        Ok(setsockopt(&self.inner, sockopt::RcvBufForce, &bytes)?)
+    }
+
     /// Also receives what is told to a multicast group.
     pub(crate) fn join(&self, group: u32) -> io::Result<()> {
         self.inner.add_membership(group)
