@@ -48,17 +48,17 @@ fn import(
     let what = format!("root file system for {name}");
     let reporter = Reporter::new(options.progress.clone(), name);
     let mut writer = BlobWriter::new(layout)?;
-    let mut told = reporter.counter(Status::Downloading, 0);
-    let watched = Watched::new(tar, Arc::new(AtomicBool::new(false)), Box::new(move |n| told(n)));
+    let told = reporter.counter(Status::Downloading, 0);
+    let watched = Watched::new(tar, Arc::new(AtomicBool::new(false)), Box::new(told));
     writer.fill(watched, &what)?;
     let blob = writer.finish();
     if blob.blob.size == 0 {
         return Err(Error::corrupt(what, "there is nothing to read"));
     }
     let blob = session.keep(blob)?;
-    let mut told = reporter.counter(Status::Extracting, blob.size);
+    let told = reporter.counter(Status::Extracting, blob.size);
     let file = open_blob(layout, &blob.digest)?;
-    let watched = Watched::new(file, Arc::new(AtomicBool::new(false)), Box::new(move |n| told(n)));
+    let watched = Watched::new(file, Arc::new(AtomicBool::new(false)), Box::new(told));
     let pending = unpack_layer(layout, watched, None, &what)?;
     let diff_id = pending.unpacked.diff_id.clone();
     place(store, session, &diff_id, pending)?;

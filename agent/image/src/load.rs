@@ -221,9 +221,9 @@ impl Loader<'_> {
             reporter.tell(Status::AlreadyExists, 0, 0);
             return Ok(());
         }
-        let mut told = reporter.counter(Status::Extracting, layer.size);
+        let told = reporter.counter(Status::Extracting, layer.size);
         let file = open_blob(layout, &layer.digest)?;
-        let watched = Watched::new(file, Arc::new(AtomicBool::new(false)), Box::new(move |n| told(n)));
+        let watched = Watched::new(file, Arc::new(AtomicBool::new(false)), Box::new(told));
         let pending = unpack_layer(layout, watched, Some(diff_id), &format!("layer {}", layer.digest))?;
         if pending.place(layout, id, below)? {
             self.session.made(Piece::Layer(id.clone()));

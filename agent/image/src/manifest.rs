@@ -69,7 +69,7 @@ pub(crate) struct Index {
 /// Either of the two.
 #[derive(Debug)]
 pub(crate) enum Document {
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     Index(Index),
 }
 
@@ -89,7 +89,9 @@ impl Document {
             // Both in one document would mean different images to different readers (CVE-2021-41190).
             (2, true, true) => Err(Error::corrupt(what, "both a manifest and an index")),
             (2, true, false) => Ok(Document::Index(serde_json::from_slice(bytes).map_err(broken)?)),
-            (2, false, true) => Ok(Document::Manifest(serde_json::from_slice(bytes).map_err(broken)?)),
+            (2, false, true) => {
+                Ok(Document::Manifest(Box::new(serde_json::from_slice(bytes).map_err(broken)?)))
+            }
             (2, false, false) => Err(Error::corrupt(what, "neither a manifest nor an index")),
             (version, ..) => Err(Error::unsupported(what, format!("manifest schema version {version}"))),
         }

@@ -57,15 +57,16 @@ async fn download(
     reporter: &Reporter,
 ) -> Result<Unnamed> {
     let mut disk = Disk::new(layout);
-    let mut attempt = 0;
+    let (mut attempt, mut furthest) = (0, 0);
     while disk.written < blob.size || blob.size == 0 {
-        let before = disk.written;
         let failure = match transfer(registry, blob, reporter, &mut disk).await {
             Ok(()) => break,
             Err(Stop::Disk) => return Err(disk.failure().await),
             Err(Stop::Registry(failure)) => failure,
         };
-        attempt = if disk.written > before { 0 } else { attempt + 1 };
+        // Only what was never reached before is progress: a registry may begin at the start each time.
+        attempt = if disk.written > furthest { 0 } else { attempt + 1 };
+        furthest = furthest.max(disk.written);
         if !failure.transient || attempt >= ATTEMPTS || blob.size == 0 {
             return Err(failure.error);
         }

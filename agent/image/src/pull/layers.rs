@@ -107,9 +107,9 @@ impl Layer {
     ) -> Result<()> {
         let (layout, digest) = (pull.session.layout().clone(), self.blob.digest.clone());
         let (diff_id, stop) = (self.diff_id.clone(), Arc::clone(stop));
-        let mut told = self.reporter.counter(Status::Extracting, size);
+        let told = self.reporter.counter(Status::Extracting, size);
         let pending = blocking(move || {
-            let watched = Watched::new(open_blob(&layout, &digest)?, stop, Box::new(move |n| told(n)));
+            let watched = Watched::new(open_blob(&layout, &digest)?, stop, Box::new(told));
             unpack_layer(&layout, watched, Some(&diff_id), &format!("layer {digest}"))
         })
         .await?;

@@ -135,7 +135,7 @@ impl Pull {
                 Document::Manifest(manifest) => {
                     // Hashed again: this is what the store will call it.
                     digest = self.session.put(&bytes)?.digest;
-                    return Ok(Resolved { top, digest, manifest });
+                    return Ok(Resolved { top, digest, manifest: *manifest });
                 }
                 Document::Index(index) => {
                     let Some(entry) = platform::choose(&index.manifests) else {

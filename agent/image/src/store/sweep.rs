@@ -90,13 +90,12 @@ impl Inner {
     pub(crate) fn strays(&self, age: Option<Duration>) -> Result<Vec<Piece>> {
         let needed = needed(&*self.index.read(&self.layout)?);
         let mut strays = Vec::new();
-        let wraps: [(PathBuf, fn(String) -> Piece); 2] =
-            [(self.layout.blobs(), Piece::Blob), (self.layout.layers(), Piece::Layer)];
-        for (dir, wrap) in wraps {
+        for (dir, is_blob) in [(self.layout.blobs(), true), (self.layout.layers(), false)] {
             for entry in std::fs::read_dir(&dir).context("read", &dir)? {
                 let entry = entry.context("read", &dir)?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let piece = wrap(format!("sha256:{name}"));
+                let key = format!("sha256:{name}");
+                let piece = if is_blob { Piece::Blob(key) } else { Piece::Layer(key) };
                 let old = |age| {
                     let changed = entry.metadata().and_then(|m| m.modified()).ok();
                     changed

@@ -100,14 +100,18 @@ impl<'a> Writer<'a> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "whiteout of no file"));
         }
         // A whiteout speaks of the layers below only, so what this layer has under that name stays.
+        let path = if above.is_empty() { hidden.to_vec() } else { [above, b"/", hidden].concat() };
         match self.tree.lstat(dir, hidden)? {
             None => {
                 mknodat(dir, hidden, FileType::CharacterDevice, Mode::empty(), 0)?;
-                let path = if above.is_empty() { hidden.to_vec() } else { [above, b"/", hidden].concat() };
                 self.whiteouts.insert(path);
                 Ok(())
             }
-            Some(stat) if is_dir(&stat) => self.tree.set_opaque(dir, hidden),
+            Some(stat) if is_dir(&stat) => {
+                // A folder made anew, which has nothing of the one that is gone.
+                self.tree.implied.remove(&path);
+                self.tree.set_opaque(dir, hidden)
+            }
             Some(_) => Ok(()),
         }
     }

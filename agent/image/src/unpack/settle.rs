@@ -75,7 +75,7 @@ pub(crate) fn settle(dir: &Path, unpacked: &Unpacked, lowers: &[PathBuf]) -> Res
             remove_whiteout(&root, path).context("remove", dir.join(shown(path)))?;
         }
     }
-    for path in &unpacked.implied {
+    for path in unpacked.implied.iter().filter(|path| !in_opaque(&root, path)) {
         if let Some(stat) = look_below(lowers, path)?.filter(|stat| is_dir(stat)) {
             copy_attributes(&root, path, &stat).context("set attributes of", dir.join(shown(path)))?;
         }

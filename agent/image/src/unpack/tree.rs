@@ -107,8 +107,9 @@ impl Tree {
         self.mkdir(&above, name)?;
         if opaque {
             self.set_opaque(&above, name)?;
+        } else {
+            self.implied.insert(path.to_vec());
         }
-        self.implied.insert(path.to_vec());
         Ok(open_dir_in(above.as_fd(), name)?)
     }
 

@@ -7,7 +7,7 @@ use berth_image::{Error, ImportOptions, LoadOptions, Progress, Status};
 use serde_json::json;
 
 use crate::support::layout::{Layout, Spec, digest};
-use crate::support::tars::{Tar, gzip, noise, zstd};
+use crate::support::tars::{Pack, Tar, gzip, noise, zstd};
 use crate::support::{file_in, run, store};
 
 fn two_layers() -> Spec {
@@ -84,7 +84,7 @@ fn oci_layouts_load_from_folder_and_tar() {
 
 #[test]
 fn every_compression_loads() {
-    let packs: [(fn(&[u8]) -> Vec<u8>, &str); 3] = [(gzip, "+gzip"), (zstd, "+zstd"), (<[u8]>::to_vec, "")];
+    let packs: [(Pack, &str); 3] = [(gzip, "+gzip"), (zstd, "+zstd"), (<[u8]>::to_vec, "")];
     let mut layers = Vec::new();
     for (pack, suffix) in packs {
         let store = store();

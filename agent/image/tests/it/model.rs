@@ -73,14 +73,15 @@ fn consistent(ops: &[Op]) -> Vec<Op> {
 fn apply(tree: &mut Tree, ops: &[Op]) {
     for op in ops {
         match op {
-            Op::Whiteout(path) => {
-                remove(tree, path);
-                parents(tree, path);
-            }
-            Op::Opaque(dir) => {
-                tree.retain(|p, _| !below(dir)(p));
-                parents(tree, &format!("{dir}/x"));
-            }
+            Op::Whiteout(path) => remove(tree, path),
+            Op::Opaque(dir) => tree.retain(|p, _| !below(dir)(p)),
+            _ => {}
+        }
+    }
+    for op in ops {
+        match op {
+            Op::Whiteout(path) => parents(tree, path),
+            Op::Opaque(dir) => parents(tree, &format!("{dir}/x")),
             _ => {}
         }
     }
@@ -163,7 +164,7 @@ fn overlayfs_shows_what_the_layers_say() {
     let store = store();
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-    let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() };
     let image = prop::collection::vec(prop::collection::vec(op(), 1..7), 1..5);
     proptest!(config, |(layers in image)| {
         let layers: Vec<Vec<Op>> = layers.iter().map(|ops| consistent(ops)).collect();

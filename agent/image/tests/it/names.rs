@@ -100,7 +100,7 @@ fn the_last_name_takes_the_image_with_it() {
     assert!(matches!(store.remove("app:2", &busy), Err(Error::InUse { .. })));
     assert!(store.get("app:2").unwrap().is_some());
     let last = store.remove("app:2", &never_in_use).unwrap();
-    assert_eq!(last.deleted, [image.id.clone()]);
+    assert_eq!(last.deleted, std::slice::from_ref(&image.id));
     assert!(last.freed > 0);
     assert_eq!(pieces(&store), 0);
     assert_eq!(store.names("tmp"), Vec::<String>::new());

@@ -39,7 +39,7 @@ fn oci_and_schema2_images_are_pulled() {
             ..PullOptions::default()
         };
         let image = runtime().block_on(store.pull(&name, &options)).unwrap();
-        assert_eq!(image.repo_tags, [name.clone()]);
+        assert_eq!(image.repo_tags, std::slice::from_ref(&name));
         assert_eq!(image.repo_digests.len(), 1);
         assert_eq!(image.config.cmd, ["/app"]);
         assert_eq!(image.layers.len(), 5);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::tars::gzip;
+use super::tars::{Pack, gzip};
 
 pub fn digest(bytes: &[u8]) -> String {
     let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
@@ -23,7 +23,7 @@ pub struct Layout {
 #[derive(Clone)]
 pub struct Spec {
     pub layers: Vec<Vec<u8>>,
-    pub pack: fn(&[u8]) -> Vec<u8>,
+    pub pack: Pack,
     pub suffix: &'static str,
     pub architecture: String,
     pub config: Value,

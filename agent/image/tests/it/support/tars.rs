@@ -4,6 +4,9 @@ use std::io::Write;
 
 use tar::{Builder, EntryType, Header};
 
+/// How a layer is packed.
+pub type Pack = fn(&[u8]) -> Vec<u8>;
+
 /// Builds a tar member by member; names go in as they are, however bad.
 pub struct Tar(Builder<Vec<u8>>);
 
