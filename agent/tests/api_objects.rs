@@ -14,7 +14,13 @@ use serde_json::{Value, json};
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
 /// One request; gives the response with its body still to come.
-async fn open(server: &Server, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> http::Response<Incoming> {
+async fn open(
+    server: &Server,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: String,
+) -> http::Response<Incoming> {
     let stream = tokio::net::UnixStream::connect(server.socket()).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
@@ -25,7 +31,13 @@ async fn open(server: &Server, method: &str, path: &str, headers: &[(&str, &str)
     sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()
 }
 
-async fn text(server: &Server, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> (StatusCode, String) {
+async fn text(
+    server: &Server,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: String,
+) -> (StatusCode, String) {
     let response = open(server, method, path, headers, body).await;
     let status = response.status();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
@@ -62,7 +74,8 @@ fn a_pod_lives_and_dies() {
         assert_eq!(get(&server, &path).await, made);
         assert_eq!(get(&server, &format!("{path}/status")).await, made);
 
-        let (code, patched) = call(&server, "PATCH", &path, json!({"metadata": {"labels": {"x": "y"}}})).await;
+        let (code, patched) =
+            call(&server, "PATCH", &path, json!({"metadata": {"labels": {"x": "y"}}})).await;
         assert_eq!(code, 200);
         assert_eq!(patched["metadata"]["labels"], json!({"app": "web", "x": "y"}));
         let (code, stale) = call(&server, "PUT", &path, made.clone()).await;
@@ -77,7 +90,8 @@ fn a_pod_lives_and_dies() {
         assert_eq!((code, refused["reason"].as_str()), (409, Some("Conflict")));
         let (code, dry) = call(&server, "DELETE", &format!("{path}?dryRun=All"), Value::Null).await;
         assert_eq!((code, &dry["metadata"]["deletionTimestamp"]), (200, &Value::Null));
-        let (code, going) = call(&server, "DELETE", &format!("{path}?gracePeriodSeconds=5"), Value::Null).await;
+        let (code, going) =
+            call(&server, "DELETE", &format!("{path}?gracePeriodSeconds=5"), Value::Null).await;
         assert_eq!((code, &going["metadata"]["deletionGracePeriodSeconds"]), (200, &json!(5)));
         while server.store.get(Kind::Pod, "default", "web").is_some() {
             tokio::task::yield_now().await;
@@ -94,14 +108,31 @@ fn bad_requests_get_a_status() {
     server.put_pod("web", running("web"));
     server.block_on(async {
         let json = [("content-type", "application/json")];
-        for body in ["", "{", "[]", "1", "null", "{\"kind\":\"Secret\"}", "{\"metadata\":1}", "{\"metadata\":{\"name\":1}}", "\"\\ud800\""] {
+        for body in [
+            "",
+            "{",
+            "[]",
+            "1",
+            "null",
+            "{\"kind\":\"Secret\"}",
+            "{\"metadata\":1}",
+            "{\"metadata\":{\"name\":1}}",
+            "\"\\ud800\"",
+        ] {
             let (status, text) = text(&server, "POST", PODS, &json, body.to_owned()).await;
             let value: Value = serde_json::from_str(&text).unwrap();
             assert!([400, 422].contains(&status.as_u16()), "{body}: {text}");
-            assert_eq!((value["kind"].as_str(), value["code"].as_u64()), (Some("Status"), Some(u64::from(status.as_u16()))));
+            assert_eq!(
+                (value["kind"].as_str(), value["code"].as_u64()),
+                (Some("Status"), Some(u64::from(status.as_u16())))
+            );
         }
-        let (code, invalid) = call(&server, "POST", PODS, json!({"metadata": {"name": "x"}, "spec": {}})).await;
-        assert_eq!((code, invalid["message"].as_str()), (422, Some("Pod \"x\" is invalid: spec.containers: Required value")));
+        let (code, invalid) =
+            call(&server, "POST", PODS, json!({"metadata": {"name": "x"}, "spec": {}})).await;
+        assert_eq!(
+            (code, invalid["message"].as_str()),
+            (422, Some("Pod \"x\" is invalid: spec.containers: Required value"))
+        );
         assert_eq!(invalid["details"]["causes"][0]["field"], "spec.containers");
         let namespace = json!({"metadata": {"name": "x", "namespace": "other"}});
         assert_eq!(call(&server, "POST", PODS, namespace).await.0, 400);
@@ -110,10 +141,15 @@ fn bad_requests_get_a_status() {
         let proto = [("content-type", "application/vnd.kubernetes.protobuf")];
         assert_eq!(text(&server, "POST", PODS, &proto, "x".into()).await.0, 415);
         for (method, path, code) in [
-            ("GET", "/nothing", 404), ("GET", "/api/v1/widgets", 404), ("DELETE", "/api/v1/pods", 405),
-            ("POST", "/api/v1/nodes", 405), ("GET", "/api/v1/pods?labelSelector=%3D", 400),
-            ("GET", "/api/v1/pods?fieldSelector=x%3Dy", 400), ("GET", "/api/v1/pods?limit=x", 400),
-            ("GET", "/api/v1/pods?continue=x", 400), ("GET", "/api/v1/pods?watch=1&resourceVersion=x", 400),
+            ("GET", "/nothing", 404),
+            ("GET", "/api/v1/widgets", 404),
+            ("DELETE", "/api/v1/pods", 405),
+            ("POST", "/api/v1/nodes", 405),
+            ("GET", "/api/v1/pods?labelSelector=%3D", 400),
+            ("GET", "/api/v1/pods?fieldSelector=x%3Dy", 400),
+            ("GET", "/api/v1/pods?limit=x", 400),
+            ("GET", "/api/v1/pods?continue=x", 400),
+            ("GET", "/api/v1/pods?watch=1&resourceVersion=x", 400),
             ("GET", "/api/v1/namespaces/default/pods/web/log?tailLines=x", 400),
             ("GET", "/api/v1/namespaces/default/pods/web/log?container=nope", 400),
             ("GET", "/api/v1/namespaces/default/pods/web/exec?command=ls&stdout=1", 400),
@@ -130,7 +166,8 @@ fn bad_requests_get_a_status() {
 fn generated_names_and_dry_runs() {
     let server = Server::start();
     server.block_on(async {
-        let generated = json!({"metadata": {"generateName": "job-"}, "spec": {"containers": [{"name": "a"}]}});
+        let generated =
+            json!({"metadata": {"generateName": "job-"}, "spec": {"containers": [{"name": "a"}]}});
         let (_, made) = call(&server, "POST", PODS, generated).await;
         let name = made["metadata"]["name"].as_str().unwrap();
         assert!(name.starts_with("job-") && name.len() == 9, "{name}");
@@ -143,7 +180,10 @@ fn generated_names_and_dry_runs() {
         let (status, _) = text(&server, "POST", maps, &[("content-type", "application/yaml")], yaml).await;
         assert_eq!(status, 201);
         let (_, deleted) = call(&server, "DELETE", &format!("{maps}/m"), Value::Null).await;
-        assert_eq!((deleted["status"].as_str(), deleted["details"]["kind"].as_str()), (Some("Success"), Some("configmaps")));
+        assert_eq!(
+            (deleted["status"].as_str(), deleted["details"]["kind"].as_str()),
+            (Some("Success"), Some("configmaps"))
+        );
     });
 }
 
@@ -154,7 +194,8 @@ fn every_kind_of_patch() {
     server.block_on(async {
         let path = format!("{PODS}/web");
         let patch = async |kind: &str, body: Value| {
-            let (status, text) = text(&server, "PATCH", &path, &[("content-type", kind)], body.to_string()).await;
+            let (status, text) =
+                text(&server, "PATCH", &path, &[("content-type", kind)], body.to_string()).await;
             (status.as_u16(), serde_json::from_str::<Value>(&text).unwrap())
         };
         let strategic = json!({"spec": {"containers": [{"name": "main", "image": "demo:2"}]}});
@@ -185,7 +226,8 @@ fn concurrent_patches_do_not_undo_each_other() {
     server.put_pod("web", running("web"));
     server.block_on(async {
         let path = format!("{PODS}/web");
-        let patches = (0..20).map(|n| call(&server, "PATCH", &path, json!({"metadata": {"labels": {format!("l{n}"): "x"}}})));
+        let patches = (0..20)
+            .map(|n| call(&server, "PATCH", &path, json!({"metadata": {"labels": {format!("l{n}"): "x"}}})));
         for (code, _) in futures::future::join_all(patches).await {
             assert_eq!(code, 200);
         }
@@ -207,7 +249,10 @@ fn lists_select_and_page() {
         assert_eq!(all["metadata"]["resourceVersion"], server.store.version().to_string());
         let list = async |query: &str| names(&get(&server, &format!("{PODS}?{query}")).await);
         assert_eq!(list("labelSelector=app%20in%20(a,c)").await, ["a", "c"]);
-        assert_eq!(list("fieldSelector=metadata.name%21%3Da,status.phase%3DRunning").await, ["b", "c", "d", "e"]);
+        assert_eq!(
+            list("fieldSelector=metadata.name%21%3Da,status.phase%3DRunning").await,
+            ["b", "c", "d", "e"]
+        );
         let (mut seen, mut token) = (Vec::new(), String::new());
         loop {
             let page = get(&server, &format!("{PODS}?limit=2&continue={token}")).await;
@@ -248,7 +293,11 @@ impl Lines {
 
     async fn event(&mut self) -> String {
         let event = self.next().await.unwrap();
-        format!("{} {}", event["type"].as_str().unwrap(), event["object"]["metadata"]["name"].as_str().unwrap_or("-"))
+        format!(
+            "{} {}",
+            event["type"].as_str().unwrap(),
+            event["object"]["metadata"]["name"].as_str().unwrap_or("-")
+        )
     }
 }
 
@@ -260,9 +309,12 @@ fn watches() {
         let version = get(&server, PODS).await["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
         let mut from = Lines::open(&server, &format!("{PODS}?watch=1&resourceVersion={version}"), "").await;
         let mut all = Lines::open(&server, "/api/v1/pods?watch=true", "").await;
-        let query = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+        let query =
+            "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
         let mut list = Lines::open(&server, &format!("{PODS}?{query}"), "").await;
-        let mut labelled = Lines::open(&server, &format!("{PODS}?watch=1&labelSelector=on&resourceVersion={version}"), "").await;
+        let mut labelled =
+            Lines::open(&server, &format!("{PODS}?watch=1&labelSelector=on&resourceVersion={version}"), "")
+                .await;
         assert_eq!(all.event().await, "ADDED a");
         assert_eq!(list.event().await, "ADDED a");
         let bookmark = list.next().await.unwrap();
@@ -312,17 +364,24 @@ fn tables() {
     server.block_on(async {
         let (_, body) = text(&server, "GET", PODS, &[("accept", table)], String::new()).await;
         let list: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!((list["kind"].as_str(), list["apiVersion"].as_str()), (Some("Table"), Some("meta.k8s.io/v1")));
+        assert_eq!(
+            (list["kind"].as_str(), list["apiVersion"].as_str()),
+            (Some("Table"), Some("meta.k8s.io/v1"))
+        );
         let cells = json!(["a", "1/1", "Running", "0", "3d", "10.85.0.2", "node-1", "<none>", "<none>"]);
         assert_eq!(list["rows"][0]["cells"], cells);
         assert_eq!(list["rows"][0]["object"]["kind"], "PartialObjectMetadata");
         assert_eq!(list["rows"][0]["object"]["metadata"]["name"], "a");
         let version = list["metadata"]["resourceVersion"].as_str().unwrap();
-        let mut watch = Lines::open(&server, &format!("{PODS}?watch=1&resourceVersion={version}"), table).await;
+        let mut watch =
+            Lines::open(&server, &format!("{PODS}?watch=1&resourceVersion={version}"), table).await;
         server.put_pod("b", running("b"));
         server.put_pod("c", running("c"));
         let first = watch.next().await.unwrap()["object"].take();
-        assert_eq!((first["kind"].as_str(), first["rows"][0]["cells"][0].as_str()), (Some("Table"), Some("b")));
+        assert_eq!(
+            (first["kind"].as_str(), first["rows"][0]["cells"][0].as_str()),
+            (Some("Table"), Some("b"))
+        );
         assert_eq!(first["columnDefinitions"].as_array().unwrap().len(), 9);
         let second = watch.next().await.unwrap();
         assert_eq!(second["object"]["columnDefinitions"], json!([]));
@@ -339,15 +398,24 @@ fn discovery() {
         let all = resources["resources"].as_array().unwrap();
         assert!(all.iter().any(|r| r["name"] == "pods/exec"));
         assert!(all.iter().any(|r| r["name"] == "pods" && r["shortNames"] == json!(["po"])));
-        let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+        let aggregated =
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
         let response = open(&server, "GET", "/api", &[("accept", aggregated)], String::new()).await;
         let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
         assert_eq!(kind, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
         assert_eq!(get(&server, "/version").await["major"], "1");
         for path in ["/healthz", "/readyz", "/livez"] {
-            assert_eq!(text(&server, "GET", path, &[], String::new()).await, (StatusCode::OK, "ok".to_owned()));
+            assert_eq!(
+                text(&server, "GET", path, &[], String::new()).await,
+                (StatusCode::OK, "ok".to_owned())
+            );
         }
-        assert_eq!(get(&server, "/openapi/v3").await["paths"]["api/v1"]["serverRelativeURL"].as_str().map(|s| &s[..19]), Some("/openapi/v3/api/v1?"));
+        assert_eq!(
+            get(&server, "/openapi/v3").await["paths"]["api/v1"]["serverRelativeURL"]
+                .as_str()
+                .map(|s| &s[..19]),
+            Some("/openapi/v3/api/v1?")
+        );
     });
 }
 

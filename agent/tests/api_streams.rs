@@ -37,7 +37,8 @@ fn server() -> Server {
 }
 
 fn append(server: &Server, lines: &[&str]) {
-    let mut file = OpenOptions::new().create(true).append(true).open(server.dir.path().join("0.log")).unwrap();
+    let mut file =
+        OpenOptions::new().create(true).append(true).open(server.dir.path().join("0.log")).unwrap();
     for (n, line) in lines.iter().enumerate() {
         writeln!(file, "2026-01-01T00:00:0{n}.000000000Z stdout F {line}").unwrap();
     }
@@ -55,7 +56,8 @@ fn logs() {
         let stamped = read(LogParams { tail_lines: Some(1), timestamps: true, ..Default::default() }).await;
         assert_eq!(stamped, "2026-01-01T00:00:02.000000000Z three\n");
         assert_eq!(read(LogParams { limit_bytes: Some(5), ..Default::default() }).await, "one\nt");
-        let since = LogParams { since_time: Some("2026-01-01T00:00:01Z".parse().unwrap()), ..Default::default() };
+        let since =
+            LogParams { since_time: Some("2026-01-01T00:00:01Z".parse().unwrap()), ..Default::default() };
         assert_eq!(read(since).await, "two\nthree\n");
         let previous = pods.logs("web", &LogParams { previous: true, ..Default::default() }).await;
         assert!(matches!(previous, Err(kube::Error::Api(status)) if status.code == 400));
@@ -147,13 +149,9 @@ fn terminals_have_a_size() {
     let server = server();
     server.block_on(async {
         let params = AttachParams { stdin: true, tty: true, stderr: false, ..AttachParams::default() };
-        let command = ["sh", "-c", "read x; stty size"];
+        let command = ["sh", "-c", "until stty size | grep '37 91'; do sleep 0.02; done"];
         let mut process = pods(&server).exec("web", command, &params).await.unwrap();
         process.terminal_size().unwrap().send(TerminalSize { width: 91, height: 37 }).await.unwrap();
-        let mut stdin = process.stdin().unwrap();
-        // The size goes its own way through the client; it has arrived when a second one is taken.
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        stdin.write_all(b"\n").await.unwrap();
         let mut out = String::new();
         process.stdout().unwrap().read_to_string(&mut out).await.unwrap();
         assert!(out.contains("37 91"), "{out:?}");

@@ -80,7 +80,10 @@ fn get_prints_tables() {
     insta::assert_snapshot!("get_kinds", shown(&server, &["get", "pods,nodes,ev,cm"]));
     insta::assert_snapshot!("get_missing", shown(&server, &["get", "pod/nope", "pod/web"]));
     insta::assert_snapshot!("get_none", shown(&server, &["get", "secrets"]));
-    insta::assert_snapshot!("get_selected", shown(&server, &["get", "pods", "-l", "app in (web,job)", "--no-headers"]));
+    insta::assert_snapshot!(
+        "get_selected",
+        shown(&server, &["get", "pods", "-l", "app in (web,job)", "--no-headers"])
+    );
 }
 
 #[test]
@@ -91,13 +94,20 @@ fn get_prints_objects() {
     let json = run(&server, &["get", "pods", "-o", "json"]);
     let list: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((list["kind"].as_str(), list["items"].as_array().unwrap().len()), (Some("List"), 3));
-    assert_eq!(shown(&server, &["get", "pods", "-o", "name"]), "exit 0\n--- out\npod/crash\npod/job\npod/web\n");
+    assert_eq!(
+        shown(&server, &["get", "pods", "-o", "name"]),
+        "exit 0\n--- out\npod/crash\npod/job\npod/web\n"
+    );
 }
 
 #[test]
 fn describe_tells_everything() {
     let server = busy();
-    insta::assert_snapshot!("describe_pod", shown(&server, &["describe", "pod", "crash"]));
+    let text = shown(&server, &["describe", "pod", "crash"]);
+    let timeless = |line: &str| {
+        if line.contains("Finished:") { "      Finished:     TIME".to_owned() } else { line.to_owned() }
+    };
+    insta::assert_snapshot!("describe_pod", text.lines().map(timeless).collect::<Vec<_>>().join("\n"));
     insta::assert_snapshot!("describe_missing", shown(&server, &["describe", "pod", "nope"]));
     let node = shown(&server, &["describe", "node", "node-1"]);
     assert!(node.contains("Kernel Version:             6.12\n"), "{node}");
@@ -108,8 +118,15 @@ fn describe_tells_everything() {
 fn wrong_words() {
     let server = busy();
     for words in [
-        vec!["get"], vec!["get", "widgets"], vec!["get", "pods", "web", "-A"], vec!["frob"], vec!["delete", "pod"],
-        vec!["apply"], vec!["exec", "web"], vec!["wait", "pod/web", "--for=never"], vec!["get", "pods", "-o", "xml"],
+        vec!["get"],
+        vec!["get", "widgets"],
+        vec!["get", "pods", "web", "-A"],
+        vec!["frob"],
+        vec!["delete", "pod"],
+        vec!["apply"],
+        vec!["exec", "web"],
+        vec!["wait", "pod/web", "--for=never"],
+        vec!["get", "pods", "-o", "xml"],
     ] {
         let output = run(&server, &words);
         assert_eq!(output.status.code(), Some(2), "{words:?}: {}", show(&output));
@@ -140,14 +157,27 @@ fn apply_and_delete() {
     let file = path_of(server.dir.path(), "web.yaml", MANIFEST);
     let file = file.to_str().unwrap();
     let applied = |words: &[&str]| shown(&server, words);
-    assert_eq!(applied(&["apply", "-f", file, "--dry-run"]), "exit 0\n--- out\npod/web created (dry run)\nconfigmap/settings created (dry run)\n");
-    assert_eq!(applied(&["apply", "-f", file]), "exit 0\n--- out\npod/web created\nconfigmap/settings created\n");
-    assert_eq!(applied(&["apply", "-f", file]), "exit 0\n--- out\npod/web unchanged\nconfigmap/settings unchanged\n");
+    assert_eq!(
+        applied(&["apply", "-f", file, "--dry-run"]),
+        "exit 0\n--- out\npod/web created (dry run)\nconfigmap/settings created (dry run)\n"
+    );
+    assert_eq!(
+        applied(&["apply", "-f", file]),
+        "exit 0\n--- out\npod/web created\nconfigmap/settings created\n"
+    );
+    assert_eq!(
+        applied(&["apply", "-f", file]),
+        "exit 0\n--- out\npod/web unchanged\nconfigmap/settings unchanged\n"
+    );
     let changed = MANIFEST.replace("a: b", "a: c").replace("demo:1", "demo:2");
     let mut command = berth(&server, &["apply", "-f", "-"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(changed.as_bytes()).unwrap();
-    assert_eq!(show(&child.wait_with_output().unwrap()), "exit 0\n--- out\npod/web configured\nconfigmap/settings configured\n");
+    assert_eq!(
+        show(&child.wait_with_output().unwrap()),
+        "exit 0\n--- out\npod/web configured\nconfigmap/settings configured\n"
+    );
     let pod = server.store.get(Kind::Pod, "default", "web").unwrap().value();
     assert_eq!(pod["spec"]["containers"][0]["image"], "demo:2");
     assert_eq!(
@@ -155,14 +185,21 @@ fn apply_and_delete() {
         "exit 0\n--- out\npod \"web\" deleted from default namespace\nconfigmap \"settings\" deleted from default namespace\n"
     );
     assert!(server.store.get(Kind::Pod, "default", "web").is_none());
-    assert_eq!(applied(&["delete", "pod", "web"]), "exit 1\n--- err\nberth: pods \"web\" not found (NotFound)\n");
+    assert_eq!(
+        applied(&["delete", "pod", "web"]),
+        "exit 1\n--- err\nberth: pods \"web\" not found (NotFound)\n"
+    );
     assert_eq!(applied(&["delete", "pod", "web", "--ignore-not-found"]), "exit 0\n");
 }
 
 #[test]
 fn bad_manifests_apply_nothing() {
     let server = Server::start();
-    let file = path_of(server.dir.path(), "bad.yaml", &format!("{MANIFEST}---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: x\nspec:\n  containrs: []\n"));
+    let file = path_of(
+        server.dir.path(),
+        "bad.yaml",
+        &format!("{MANIFEST}---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: x\nspec:\n  containrs: []\n"),
+    );
     let file = file.to_str().unwrap();
     for words in [["apply", "-f", file], ["check", file, file]] {
         let output = run(&server, &words);
@@ -172,23 +209,36 @@ fn bad_manifests_apply_nothing() {
     }
     assert_eq!(server.store.list(Kind::ConfigMap, None).0.len(), 0);
     let good = path_of(server.dir.path(), "good.yaml", MANIFEST);
-    assert_eq!(shown(&server, &["check", good.to_str().unwrap()]), "exit 0\n--- out\nOK: 1 ConfigMap, 1 Pod in 1 file\n");
+    assert_eq!(
+        shown(&server, &["check", good.to_str().unwrap()]),
+        "exit 0\n--- out\nOK: 1 ConfigMap, 1 Pod in 1 file\n"
+    );
     let missing = shown(&server, &["check", "/nonexistent.yaml"]);
-    assert_eq!(missing, "exit 1\n--- err\nberth: cannot read /nonexistent.yaml: No such file or directory (os error 2)\n");
+    assert_eq!(
+        missing,
+        "exit 1\n--- err\nberth: cannot read /nonexistent.yaml: No such file or directory (os error 2)\n"
+    );
 }
 
 #[test]
 fn exec_passes_streams_and_codes() {
     let server = busy();
     let mut command = berth(&server, &["exec", "-i", "web", "--", "sh", "-c", "cat; echo err >&2; exit 42"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"input\n").unwrap();
     let text = show(&child.wait_with_output().unwrap());
     assert_eq!(text, "exit 42\n--- out\ninput\n--- err\nerr\ncommand terminated with exit code 42\n");
     let done = shown(&server, &["exec", "job", "--", "true"]);
-    assert_eq!(done, "exit 1\n--- err\nberth: cannot exec into a container in a completed pod; current phase is Succeeded\n");
+    assert_eq!(
+        done,
+        "exit 1\n--- err\nberth: cannot exec into a container in a completed pod; current phase is Succeeded\n"
+    );
     let missing = shown(&server, &["exec", "web", "--", "/nonexistent"]);
-    assert!(missing.starts_with("exit 1\n--- err\nberth: Internal error occurred: exec: \"/nonexistent\""), "{missing}");
+    assert!(
+        missing.starts_with("exit 1\n--- err\nberth: Internal error occurred: exec: \"/nonexistent\""),
+        "{missing}"
+    );
 }
 
 /// More than all buffers on the way hold, in both directions at once.
@@ -213,11 +263,18 @@ fn logs_follow_and_end_quietly() {
     let line = |n: u32| format!("2026-01-01T00:00:00.00000000{n}Z stdout F line {n}\n");
     path_of(server.dir.path(), "0.log", &(0..3).map(line).collect::<String>());
     assert_eq!(shown(&server, &["logs", "web", "--tail", "2"]), "exit 0\n--- out\nline 1\nline 2\n");
-    assert_eq!(shown(&server, &["logs", "pod/web", "main", "--tail=1", "--timestamps"]), "exit 0\n--- out\n2026-01-01T00:00:00.000000002Z line 2\n");
+    assert_eq!(
+        shown(&server, &["logs", "pod/web", "main", "--tail=1", "--timestamps"]),
+        "exit 0\n--- out\n2026-01-01T00:00:00.000000002Z line 2\n"
+    );
     let previous = shown(&server, &["logs", "web", "-p"]);
-    assert_eq!(previous, "exit 1\n--- err\nberth: previous terminated container \"main\" not found (BadRequest)\n");
+    assert_eq!(
+        previous,
+        "exit 1\n--- err\nberth: previous terminated container \"main\" not found (BadRequest)\n"
+    );
     // A reader that leaves early is no failure.
-    let script = format!("{} --socket {} logs web | head -1", env!("CARGO_BIN_EXE_berth"), server.socket().display());
+    let script =
+        format!("{} --socket {} logs web | head -1", env!("CARGO_BIN_EXE_berth"), server.socket().display());
     let output = Command::new("bash").args(["-o", "pipefail", "-c", &script]).output().unwrap();
     assert_eq!(show(&output), "exit 0\n--- out\nline 0\n");
 }
@@ -225,10 +282,14 @@ fn logs_follow_and_end_quietly() {
 #[test]
 fn wait_sees_changes() {
     let server = busy();
-    assert_eq!(shown(&server, &["wait", "pod/web", "--for=condition=Ready"]), "exit 0\n--- out\npod/web condition met\n");
+    assert_eq!(
+        shown(&server, &["wait", "pod/web", "--for=condition=Ready"]),
+        "exit 0\n--- out\npod/web condition met\n"
+    );
     let late = shown(&server, &["wait", "pod/job", "--for=condition=Ready", "--timeout=1s"]);
     assert_eq!(late, "exit 1\n--- err\nberth: timed out waiting for the condition on pods/job\n");
-    let waiting = berth(&server, &["wait", "pod", "web", "--for=delete"]).stdout(Stdio::piped()).spawn().unwrap();
+    let waiting =
+        berth(&server, &["wait", "pod", "web", "--for=delete"]).stdout(Stdio::piped()).spawn().unwrap();
     server.store.delete(Kind::Pod, "default", "web");
     assert_eq!(show(&waiting.wait_with_output().unwrap()), "exit 0\n--- out\npod/web condition met\n");
     let missing = shown(&server, &["wait", "pod/web", "--for=condition=Ready"]);
@@ -239,7 +300,8 @@ fn wait_sees_changes() {
 fn get_watches() {
     use std::io::{BufRead as _, BufReader};
     let server = busy();
-    let mut child = berth(&server, &["get", "pods", "web", "-w", "--no-headers"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        berth(&server, &["get", "pods", "web", "-w", "--no-headers"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.next().unwrap().unwrap().starts_with("web   1/1   Running"));
     let mut changed = running("web");

@@ -63,7 +63,13 @@ pub trait Backend: Send + Sync + 'static {
     async fn create_pod(&self, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError>;
 
     /// Replaces what is wanted of a pod. `pod` is the whole new object.
-    async fn update_pod(&self, namespace: &str, name: &str, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError>;
+    async fn update_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        pod: Value,
+        dry_run: bool,
+    ) -> Result<v1::Pod, ApiError>;
 
     /// Begins to delete a pod; `grace` in seconds, none for the pod's own. `uid`, if given, must be the pod's.
     async fn delete_pod(

@@ -105,9 +105,11 @@ type Subresource = (&'static str, &'static str, &'static [&'static str]);
 
 fn subresources(kind: Kind) -> &'static [Subresource] {
     match kind {
-        Kind::Pod => {
-            &[("exec", "PodExecOptions", &["create", "get"]), ("log", "Pod", &["get"]), ("status", "Pod", &["get"])]
-        }
+        Kind::Pod => &[
+            ("exec", "PodExecOptions", &["create", "get"]),
+            ("log", "Pod", &["get"]),
+            ("status", "Pod", &["get"]),
+        ],
         Kind::Node => &[("status", "Node", &["get"])],
         _ => &[],
     }

@@ -76,15 +76,19 @@ impl ApiError {
 
     /// 422: the object's fields are wrong, as `causes` say.
     pub fn invalid(kind: Kind, name: &str, causes: Vec<Cause>) -> ApiError {
-        let texts: Vec<String> = causes
-            .iter()
-            .map(|c| if c.field.is_empty() { c.message.clone() } else { format!("{}: {}", c.field, c.message) })
-            .collect();
+        let texts: Vec<String> =
+            causes
+                .iter()
+                .map(|c| {
+                    if c.field.is_empty() { c.message.clone() } else { format!("{}: {}", c.field, c.message) }
+                })
+                .collect();
         let all = match texts.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
-        let error = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {all}")).about(kind, name);
+        let error =
+            Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {all}")).about(kind, name);
         ApiError { causes, ..error }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::WebSocketUpgrade;
-use axum::extract::ws::{Message, WebSocket};
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
@@ -72,7 +72,9 @@ pub fn respond(
 /// Sends the result and says goodbye. A caller that has gone misses nothing.
 async fn finish(sink: &mut SplitSink<WebSocket, Message>, status: &Value) {
     let _ = sink.send(frame(STATUS, status.to_string().as_bytes())).await;
-    let _ = sink.close().await;
+    // kubectl takes a close without this code for a broken connection.
+    let close = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
+    let _ = sink.send(Message::Close(Some(close))).await;
 }
 
 fn request(api: &Api, target: &Target, params: &Params) -> Result<ExecRequest, ApiError> {

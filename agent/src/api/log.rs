@@ -34,7 +34,9 @@ pub async fn respond(api: &Api, target: &Target, params: &Params) -> Result<Resp
         Body::from_stream(reading(reader))
     };
     let mut response = body.into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     Ok(response)
 }
 
@@ -75,9 +77,9 @@ pub fn container_of(api: &Api, target: &Target, params: &Params) -> Result<Strin
     let mains: Vec<&str> = spec.containers.iter().map(|c| c.name.as_str()).collect();
     if let Some(name) = params.get("container") {
         let known = mains.contains(&name) || inits.iter().any(|c| c.name == name);
-        return known
-            .then(|| name.to_owned())
-            .ok_or_else(|| ApiError::bad_request(format!("container {name} is not valid for pod {}", target.name)));
+        return known.then(|| name.to_owned()).ok_or_else(|| {
+            ApiError::bad_request(format!("container {name} is not valid for pod {}", target.name))
+        });
     }
     match mains.as_slice() {
         [one] => Ok((*one).to_owned()),

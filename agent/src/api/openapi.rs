@@ -20,10 +20,13 @@ pub fn core() -> Response {
     let mut paths = Map::new();
     for kind in [Kind::ConfigMap, Kind::Pod, Kind::Secret] {
         let collection = format!("/api/v1/namespaces/{{namespace}}/{}", kind.plural());
-        paths.insert(format!("{collection}/{{name}}"), json!({
-            "get": operation(kind, "get", &[]), "put": operation(kind, "put", &CHANGE),
-            "patch": operation(kind, "patch", &CHANGE), "delete": operation(kind, "delete", &["dryRun"]),
-        }));
+        paths.insert(
+            format!("{collection}/{{name}}"),
+            json!({
+                "get": operation(kind, "get", &[]), "put": operation(kind, "put", &CHANGE),
+                "patch": operation(kind, "patch", &CHANGE), "delete": operation(kind, "delete", &["dryRun"]),
+            }),
+        );
         paths.insert(
             collection,
             json!({"get": operation(kind, "list", &[]), "post": operation(kind, "post", &CHANGE)}),

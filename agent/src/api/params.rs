@@ -38,9 +38,9 @@ impl Params {
     /// A number or anything else that is written as one word.
     pub fn parse<T: FromStr>(&self, name: &str) -> Result<Option<T>, ApiError> {
         let parse = |value: &str| {
-            value
-                .parse()
-                .map_err(|_| ApiError::bad_request(format!("invalid value {value:?} of query parameter {name}")))
+            value.parse().map_err(|_| {
+                ApiError::bad_request(format!("invalid value {value:?} of query parameter {name}"))
+            })
         };
         self.get(name).map(parse).transpose()
     }
@@ -50,9 +50,9 @@ impl Params {
         match self.get("dryRun") {
             None => Ok(false),
             Some("All") => Ok(true),
-            Some(other) => {
-                Err(ApiError::bad_request(format!("invalid value {other:?} of query parameter dryRun, want All")))
-            }
+            Some(other) => Err(ApiError::bad_request(format!(
+                "invalid value {other:?} of query parameter dryRun, want All"
+            ))),
         }
     }
 }

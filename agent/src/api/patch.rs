@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn each_type() {
         let object = json!({"metadata": {"labels": {"a": "1", "b": "2"}}});
-        let merged = apply(PatchType::Merge, object.clone(), json!({"metadata": {"labels": {"a": null}}})).unwrap();
+        let merged =
+            apply(PatchType::Merge, object.clone(), json!({"metadata": {"labels": {"a": null}}})).unwrap();
         assert_eq!(merged, json!({"metadata": {"labels": {"b": "2"}}}));
         let operations = json!([{"op": "test", "path": "/metadata/labels/a", "value": "1"},
             {"op": "replace", "path": "/metadata/labels/b", "value": "3"}]);

@@ -32,7 +32,9 @@ impl Format {
     /// What the Accept header asks for. Everything that is not a table is answered with JSON.
     pub fn of(headers: &HeaderMap, params: &Params) -> Format {
         let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let table = accept.split(',').any(|one| one.contains("as=Table") && one.trim().starts_with("application/json"));
+        let table = accept
+            .split(',')
+            .any(|one| one.contains("as=Table") && one.trim().starts_with("application/json"));
         if !table {
             return Format::Json;
         }
@@ -57,7 +59,7 @@ pub fn get(api: &Api, target: &Target, format: Format) -> Result<Response, ApiEr
     Ok(match format {
         Format::Json => json_response(StatusCode::OK, object.json.clone()),
         Format::Table(include) => {
-            let mut table = table::render(target.kind, &[object.clone()], include, true);
+            let mut table = table::render(target.kind, std::slice::from_ref(&object), include, true);
             table["metadata"] = json!({"resourceVersion": object.version.to_string()});
             json_response(StatusCode::OK, table.to_string())
         }
@@ -80,9 +82,9 @@ impl Continue {
 
     fn decode(token: &str) -> Result<Continue, ApiError> {
         let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).ok();
-        bytes
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .ok_or_else(|| ApiError::bad_request("continue key is not valid: it was not given out by this server"))
+        bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or_else(|| {
+            ApiError::bad_request("continue key is not valid: it was not given out by this server")
+        })
     }
 }
 

@@ -43,7 +43,9 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
             Method::GET if params.flag("watch") => {
                 watch::respond(api, kind, namespace, &params, read::Format::of(&parts.headers, &params))
             }
-            Method::GET => read::list(api, kind, namespace, &params, read::Format::of(&parts.headers, &params)),
+            Method::GET => {
+                read::list(api, kind, namespace, &params, read::Format::of(&parts.headers, &params))
+            }
             Method::POST => write::create(api, kind, namespace, &params, &parts.headers, body).await,
             _ => Err(ApiError::method_not_allowed()),
         },
@@ -80,7 +82,7 @@ async fn subresource(
         // kubectl and the kube crate open the WebSocket with GET; POST is how SPDY, which is not served, begins.
         (Kind::Pod, "exec", &Method::GET | &Method::POST) => {
             let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, api).await.map_err(|_| {
-                ApiError::bad_request("exec needs a WebSocket upgrade (kubectl 1.31 or newer, or berth exec)")
+                ApiError::bad_request("exec needs a WebSocket upgrade (kubectl 1.30 or newer, or berth exec)")
             })?;
             exec::respond(api, object, params, upgrade)
         }
@@ -124,9 +126,12 @@ impl Route {
         match rest {
             [] => Some(Route::Collection { kind, namespace: Some(namespace) }),
             [name] => Some(Route::Object { kind, namespace, name: (*name).to_owned(), sub: None }),
-            [name, sub] => {
-                Some(Route::Object { kind, namespace, name: (*name).to_owned(), sub: Some((*sub).to_owned()) })
-            }
+            [name, sub] => Some(Route::Object {
+                kind,
+                namespace,
+                name: (*name).to_owned(),
+                sub: Some((*sub).to_owned()),
+            }),
             _ => None,
         }
     }
@@ -168,7 +173,14 @@ mod tests {
         assert_eq!(parse("/api/v1/namespaces/a/pods/x%2Ey/log"), object(Kind::Pod, "a", "x.y", Some("log")));
         assert_eq!(parse("/api/v1/namespaces/a"), object(Kind::Namespace, "", "a", None));
         assert_eq!(parse("/api/v1/nodes/n/status"), object(Kind::Node, "", "n", Some("status")));
-        for path in ["/api/v1/pods/x", "/api/v1/namespaces/a/nodes", "/api/v1/x", "/api/v1/namespaces//pods", "/api/v1/%zz", "/x"] {
+        for path in [
+            "/api/v1/pods/x",
+            "/api/v1/namespaces/a/nodes",
+            "/api/v1/x",
+            "/api/v1/namespaces//pods",
+            "/api/v1/%zz",
+            "/x",
+        ] {
             assert_eq!(parse(path), None, "{path}");
         }
     }

@@ -50,7 +50,8 @@ impl Filter {
     /// Reads `labelSelector` and `fieldSelector`.
     pub fn of(kind: Kind, namespace: Option<String>, params: &Params) -> Result<Filter, ApiError> {
         let labels = params.get("labelSelector").map(parse_labels).transpose()?.unwrap_or_default();
-        let fields = params.get("fieldSelector").map(|s| parse_fields(kind, s)).transpose()?.unwrap_or_default();
+        let fields =
+            params.get("fieldSelector").map(|s| parse_fields(kind, s)).transpose()?.unwrap_or_default();
         Ok(Filter { namespace, labels, fields })
     }
 
@@ -137,7 +138,8 @@ fn selectable(kind: Kind, path: &str) -> bool {
 }
 
 fn parse_fields(kind: Kind, text: &str) -> Result<Vec<Field>, ApiError> {
-    let invalid = |why: String| ApiError::bad_request(format!("unable to parse field selector {text:?}: {why}"));
+    let invalid =
+        |why: String| ApiError::bad_request(format!("unable to parse field selector {text:?}: {why}"));
     let mut fields = Vec::new();
     for term in text.split(',').map(str::trim).filter(|term| !term.is_empty()) {
         let (path, value, equal) = if let Some((path, value)) = term.split_once("!=") {
@@ -235,7 +237,17 @@ mod tests {
             let filter = Filter { labels: parse_labels(text).unwrap(), ..Filter::default() };
             filter.matches(&pod())
         };
-        for good in ["app=web", "app==web", "app", "!x", "app in (a, web)", "x notin (a)", "app=web,tier!=back", "x!=y", ""] {
+        for good in [
+            "app=web",
+            "app==web",
+            "app",
+            "!x",
+            "app in (a, web)",
+            "x notin (a)",
+            "app=web,tier!=back",
+            "x!=y",
+            "",
+        ] {
             assert!(matches(good), "{good}");
         }
         for bad in ["app=db", "x", "!app", "app in (a,b)", "app notin (web)", "app=web,tier=back", "x=y"] {
@@ -252,7 +264,12 @@ mod tests {
             let filter = Filter { fields: parse_fields(Kind::Pod, text).unwrap(), ..Filter::default() };
             filter.matches(&pod())
         };
-        for good in ["metadata.name=web", "spec.nodeName=n1,status.phase!=Failed", "metadata.namespace==default", "status.podIP="] {
+        for good in [
+            "metadata.name=web",
+            "spec.nodeName=n1,status.phase!=Failed",
+            "metadata.namespace==default",
+            "status.podIP=",
+        ] {
             assert!(matches(good), "{good}");
         }
         assert!(!matches("status.phase=Pending"));

@@ -21,9 +21,13 @@ enum ListRule {
 /// The rule for the list `field` of an object that is the value of `parent`.
 fn rule(parent: &str, field: &str) -> ListRule {
     match (parent, field) {
-        (_, "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env") => ListRule::ByKey("name"),
+        (_, "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env") => {
+            ListRule::ByKey("name")
+        }
         ("spec", "imagePullSecrets" | "resourceClaims" | "schedulingGates") => ListRule::ByKey("name"),
-        ("containers" | "initContainers" | "ephemeralContainers", "ports") => ListRule::ByKey("containerPort"),
+        ("containers" | "initContainers" | "ephemeralContainers", "ports") => {
+            ListRule::ByKey("containerPort")
+        }
         (_, "volumeMounts") => ListRule::ByKey("mountPath"),
         (_, "volumeDevices") => ListRule::ByKey("devicePath"),
         ("spec", "hostAliases") => ListRule::ByKey("ip"),
@@ -145,7 +149,9 @@ fn merge_keyed(name: &str, key: &str, elements: &mut Vec<Value>, patch: Vec<Valu
     }
     for value in patch {
         let Some(identity) = value.get(key).cloned() else {
-            return Err(malformed(&format!("an element of {name} has no {key}, by which the list is merged")));
+            return Err(malformed(&format!(
+                "an element of {name} has no {key}, by which the list is merged"
+            )));
         };
         let found = elements.iter().position(|element| element.get(key) == Some(&identity));
         match (value["$patch"].as_str(), found) {

@@ -55,7 +55,10 @@ fn elements_are_deleted_and_ordered() {
 fn directives() {
     let replaced = patched(pod(), json!({"spec": {"containers": [{"$patch": "replace"}, {"name": "z"}]}}));
     assert_eq!(replaced["spec"]["containers"], json!([{"name": "z"}]));
-    let kept = patched(pod(), json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/x"}, "$retainKeys": ["name", "hostPath"]}]}}));
+    let kept = patched(
+        pod(),
+        json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/x"}, "$retainKeys": ["name", "hostPath"]}]}}),
+    );
     assert_eq!(kept["spec"]["volumes"], json!([{"name": "v", "hostPath": {"path": "/x"}}]));
     let whole = patched(pod(), json!({"metadata": {"labels": {"$patch": "replace", "b": "2"}}}));
     assert_eq!(whole["metadata"]["labels"], json!({"b": "2"}));
@@ -82,10 +85,24 @@ fn malformed_patches_are_refused() {
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), (0..3i64).prop_map(Value::from), "[a-c]".prop_map(Value::from)];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (0..3i64).prop_map(Value::from),
+        "[a-c]".prop_map(Value::from)
+    ];
     let key = prop_oneof![
-        Just("name"), Just("containers"), Just("spec"), Just("$patch"), Just("$retainKeys"), Just("ports"),
-        Just("$setElementOrder/containers"), Just("env"), Just("finalizers"), Just("metadata"), Just("x"),
+        Just("name"),
+        Just("containers"),
+        Just("spec"),
+        Just("$patch"),
+        Just("$retainKeys"),
+        Just("ports"),
+        Just("$setElementOrder/containers"),
+        Just("env"),
+        Just("finalizers"),
+        Just("metadata"),
+        Just("x"),
     ];
     leaf.prop_recursive(4, 32, 4, move |inner| {
         prop_oneof![

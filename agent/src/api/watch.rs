@@ -50,13 +50,19 @@ pub fn respond(
     let version = params.parse::<u64>("resourceVersion")?.unwrap_or(0);
     let initial = params.flag("sendInitialEvents");
     let timeout = params.parse::<u64>("timeoutSeconds")?.filter(|s| *s > 0).map(Duration::from_secs);
-    let (objects, start) =
-        if initial || version == 0 { api.store.list(kind, filter.namespace()) } else { (Vec::new(), version) };
+    let (objects, start) = if initial || version == 0 {
+        api.store.list(kind, filter.namespace())
+    } else {
+        (Vec::new(), version)
+    };
     let watch = match api.store.watch(kind, start) {
         Ok(watch) => watch,
         // An expired watch is an event of the stream, as clients of the API server expect it.
         Err(gone) => {
-            return Ok(json_response(StatusCode::OK, line("ERROR", &ApiError::from(gone).status().to_string())));
+            return Ok(json_response(
+                StatusCode::OK,
+                line("ERROR", &ApiError::from(gone).status().to_string()),
+            ));
         }
     };
     let now = Instant::now();
@@ -88,7 +94,10 @@ fn line(event: &str, object: &str) -> Bytes {
 
 impl Watcher {
     fn stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> {
-        stream::unfold(self, |mut watcher| async move { watcher.next().await.map(|bytes| (Ok(bytes), watcher)) })
+        stream::unfold(
+            self,
+            |mut watcher| async move { watcher.next().await.map(|bytes| (Ok(bytes), watcher)) },
+        )
     }
 
     async fn next(&mut self) -> Option<Bytes> {
@@ -136,7 +145,7 @@ impl Watcher {
             // The store holds UTF-8, as JSON is.
             Format::Json => String::from_utf8_lossy(&object.json).into_owned(),
             Format::Table(include) => {
-                let mut table = table::render(self.kind, &[object.clone()], include, self.columns);
+                let mut table = table::render(self.kind, std::slice::from_ref(object), include, self.columns);
                 table["metadata"] = json!({"resourceVersion": object.version.to_string()});
                 self.columns = false;
                 table.to_string()
@@ -146,7 +155,8 @@ impl Watcher {
     }
 
     fn push_bookmark(&mut self, initial_end: bool) {
-        let mut metadata = json!({"resourceVersion": self.watch.version().to_string(), "creationTimestamp": null});
+        let mut metadata =
+            json!({"resourceVersion": self.watch.version().to_string(), "creationTimestamp": null});
         if initial_end {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }

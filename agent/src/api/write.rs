@@ -169,7 +169,8 @@ async fn store_next(
     if let Some(version) = metadata["resourceVersion"].as_str().filter(|v| !v.is_empty() && *v != "0")
         && version != current.version.to_string()
     {
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
         return Err(ApiError::conflict(target.kind, &target.name, why));
     }
     if let (Some(asked), Some(has)) = (metadata["uid"].as_str(), old["metadata"]["uid"].as_str())
@@ -190,12 +191,7 @@ async fn store_next(
 }
 
 /// `DELETE`, with options in the body or the query.
-pub async fn delete(
-    api: &Api,
-    target: &Target,
-    params: &Params,
-    body: Body,
-) -> Result<Response, ApiError> {
+pub async fn delete(api: &Api, target: &Target, params: &Params, body: Body) -> Result<Response, ApiError> {
     target.must_be_writable()?;
     let bytes = read_body(body).await?;
     let options: DeleteOptions = if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -204,11 +200,12 @@ pub async fn delete(
         serde_json::from_slice(&bytes)
             .map_err(|e| ApiError::bad_request(format!("the body is no DeleteOptions: {e}")))?
     };
-    let grace = match options.grace_period_seconds.map_or_else(|| params.parse("gracePeriodSeconds"), |g| Ok(Some(g)))? {
-        // The API server takes a negative grace period for the shortest one that is not "at once".
-        Some(seconds) => Some(u64::try_from(seconds).unwrap_or(1)),
-        None => None,
+    let seconds: Option<i64> = match options.grace_period_seconds {
+        Some(seconds) => Some(seconds),
+        None => params.parse("gracePeriodSeconds")?,
     };
+    // The API server takes a negative grace period for the shortest one that is not "at once".
+    let grace = seconds.map(|seconds| u64::try_from(seconds).unwrap_or(1));
     let dry_run = params.dry_run()? || options.dry_run.iter().flatten().any(|word| word == "All");
     let current = target.find(api)?;
     let value = current.value();
@@ -271,7 +268,10 @@ fn check_type(kind: Kind, object: &Value) -> Result<(), ApiError> {
         return Err(ApiError::bad_request("the body is no object"));
     };
     let differs = |field: &str, want: &str| {
-        fields.get(field).filter(|has| !has.is_null() && has.as_str() != Some("")).is_some_and(|has| has.as_str() != Some(want))
+        fields
+            .get(field)
+            .filter(|has| !has.is_null() && has.as_str() != Some(""))
+            .is_some_and(|has| has.as_str() != Some(want))
     };
     if differs("kind", kind.as_str()) || differs("apiVersion", "v1") {
         return Err(ApiError::bad_request(format!(
@@ -321,7 +321,8 @@ fn name_for(kind: Kind, metadata: &mut Value) -> Result<String, ApiError> {
         return Err(ApiError::invalid(kind, "", vec![cause]));
     };
     let random = uuid::Uuid::new_v4();
-    let suffix = random.as_bytes().iter().take(5).map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]));
+    let suffix =
+        random.as_bytes().iter().take(5).map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]));
     let name: String = prefix.chars().chain(suffix).collect();
     metadata["name"] = json!(name);
     Ok(name)

@@ -32,14 +32,20 @@ pub async fn run(client: &kube::Client, args: &ApplyArgs) -> anyhow::Result<Exit
         for error in &manifests.errors {
             eprintln!("{error}");
         }
-        bail!("nothing was applied: {} in the manifests", super::check::count(manifests.errors.len(), "error"));
+        bail!(
+            "nothing was applied: {} in the manifests",
+            super::check::count(manifests.errors.len(), "error")
+        );
     }
     if manifests.objects.is_empty() {
         bail!("no objects to apply");
     }
     let namespace = args.namespace.namespace.as_deref();
-    let items: Vec<Item> =
-        manifests.objects.iter().map(|object| Item::new(&object.value, namespace)).collect::<Result<_, _>>()?;
+    let items: Vec<Item> = manifests
+        .objects
+        .iter()
+        .map(|object| Item::new(&object.value, namespace))
+        .collect::<Result<_, _>>()?;
     let mut failed = false;
     for item in &items {
         match apply(client, item, args.dry_run).await {

@@ -27,12 +27,14 @@ fn send(
     mut request: Request<Body>,
 ) -> BoxFuture<'static, Result<Response<Incoming>, BoxError>> {
     Box::pin(async move {
-        let unreachable = |reason: String| Unreachable { path: PathBuf::from(&*socket).into_boxed_path(), reason };
+        let unreachable =
+            |reason: String| Unreachable { path: PathBuf::from(&*socket).into_boxed_path(), reason };
         let stream = UnixStream::connect(&*socket).await.map_err(|e| unreachable(describe(&e)))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection.with_upgrades());
         request.headers_mut().insert(header::HOST, HeaderValue::from_static("berth"));
-        let response = sender.send_request(request).await.map_err(|e| unreachable(format!("no answer: {e}")))?;
+        let response =
+            sender.send_request(request).await.map_err(|e| unreachable(format!("no answer: {e}")))?;
         Ok(response)
     })
 }

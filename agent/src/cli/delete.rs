@@ -65,7 +65,10 @@ pub async fn run(client: &kube::Client, args: &DeleteArgs) -> anyhow::Result<Exi
             Ok(uid) => {
                 let how = if args.force { "force deleted" } else { "deleted" };
                 let kind = object.kind.as_str().to_lowercase();
-                output::print(&format!("{kind} \"{}\" {how} from {} namespace\n", object.name, object.namespace))?;
+                output::print(&format!(
+                    "{kind} \"{}\" {how} from {} namespace\n",
+                    object.name, object.namespace
+                ))?;
                 going.push((object, uid));
             }
             Err(error) if args.ignore_not_found && client::is_not_found(&error) => {}
@@ -90,11 +93,11 @@ pub async fn run(client: &kube::Client, args: &DeleteArgs) -> anyhow::Result<Exi
 
 /// What the words mean.
 async fn doomed(client: &kube::Client, args: &DeleteArgs) -> anyhow::Result<Vec<Doomed>> {
-    let named = !args.what.is_empty();
-    if named == !args.files.filename.is_empty() {
+    let (named, in_files) = (!args.what.is_empty(), !args.files.filename.is_empty());
+    if named == in_files {
         bail!(Usage("say what to delete: KIND NAME..., or -f FILE".into()));
     }
-    if !named {
+    if in_files {
         return from_files(args);
     }
     let namespace = args.namespace.name();
@@ -108,7 +111,8 @@ async fn doomed(client: &kube::Client, args: &DeleteArgs) -> anyhow::Result<Vec<
                 doomed.push(Doomed { kind: target.kind, namespace: namespace.to_owned(), name });
             }
             None if args.all || args.selector.is_some() => {
-                let query: Vec<(&str, &str)> = args.selector.iter().map(|s| ("labelSelector", s.as_str())).collect();
+                let query: Vec<(&str, &str)> =
+                    args.selector.iter().map(|s| ("labelSelector", s.as_str())).collect();
                 let path = resource::with_query(&resource::path(target.kind, Some(namespace), None), &query);
                 let list: Value = client::get(client, &path, "application/json").await?;
                 doomed.extend(list["items"].as_array().into_iter().flatten().map(|object| Doomed {
@@ -132,7 +136,10 @@ fn from_files(args: &DeleteArgs) -> anyhow::Result<Vec<Doomed>> {
         eprintln!("{error}");
     }
     if !manifests.errors.is_empty() {
-        bail!("nothing was deleted: {} in the manifests", super::check::count(manifests.errors.len(), "error"));
+        bail!(
+            "nothing was deleted: {} in the manifests",
+            super::check::count(manifests.errors.len(), "error")
+        );
     }
     let namespace = args.namespace.namespace.as_deref();
     manifests

@@ -48,7 +48,9 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Manifests> {
         let info = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
         for file in if info.is_dir() { folder(path)? } else { vec![path.clone()] } {
             let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            let Ok(text) = String::from_utf8(bytes) else { bail!("cannot read {}: it is no UTF-8 text", file.display()) };
+            let Ok(text) = String::from_utf8(bytes) else {
+                bail!("cannot read {}: it is no UTF-8 text", file.display())
+            };
             all.add(&text, &file);
         }
     }
@@ -111,7 +113,10 @@ impl Item {
             // The checks write "default" where the manifest has none, so that one gives way.
             (None | Some("default"), Some(wanted)) => wanted,
             (Some(own), Some(wanted)) if own != wanted => {
-                bail!("{} {name} is in namespace {own}, not in {wanted} as --namespace says", kind.as_str().to_lowercase())
+                bail!(
+                    "{} {name} is in namespace {own}, not in {wanted} as --namespace says",
+                    kind.as_str().to_lowercase()
+                )
             }
             (Some(own), _) => own,
             (None, None) => "default",

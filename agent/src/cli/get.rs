@@ -219,8 +219,9 @@ impl Layout {
     fn of(table: &Value, args: &GetArgs, prefix: Option<Kind>) -> Layout {
         let wide = args.output == Some(Format::Wide);
         let columns = table["columnDefinitions"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let shown: Vec<usize> =
-            (0..columns.len()).filter(|n| wide || columns[*n]["priority"].as_i64().unwrap_or(0) == 0).collect();
+        let shown: Vec<usize> = (0..columns.len())
+            .filter(|n| wide || columns[*n]["priority"].as_i64().unwrap_or(0) == 0)
+            .collect();
         let heading = |n: &usize| columns[*n]["name"].as_str().unwrap_or_default().to_uppercase();
         let headings = shown.iter().map(heading).collect();
         Layout { headings, shown, namespace: args.all_namespaces, labels: args.show_labels, prefix }

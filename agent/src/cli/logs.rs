@@ -73,7 +73,9 @@ pub async fn run(client: &kube::Client, args: &LogsArgs) -> anyhow::Result<ExitC
     let mut buffer = vec![0; 32 * 1024];
     loop {
         let count = body.read(&mut buffer).await?;
-        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else { return Ok(ExitCode::SUCCESS) };
+        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
+            return Ok(ExitCode::SUCCESS);
+        };
         let mut out = std::io::stdout().lock();
         out.write_all(bytes)?;
         out.flush()?;

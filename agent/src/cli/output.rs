@@ -90,9 +90,21 @@ impl Columns {
 /// Red for a state that a person must see to. Everything else stays as it is.
 fn colour(cell: &str) -> Option<&'static str> {
     const BAD: [&str; 15] = [
-        "CrashLoopBackOff", "Error", "OOMKilled", "Failed", "ErrImagePull", "ImagePullBackOff", "InvalidImageName",
-        "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError",
-        "ContainerStatusUnknown", "NotReady", "Warning",
+        "CrashLoopBackOff",
+        "Error",
+        "OOMKilled",
+        "Failed",
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+        "StartError",
+        "ContainerStatusUnknown",
+        "NotReady",
+        "Warning",
     ];
     BAD.contains(&cell.strip_prefix("Init:").unwrap_or(cell)).then_some("\x1b[31m")
 }
@@ -154,7 +166,14 @@ mod tests {
 
     #[test]
     fn sizes() {
-        let cases = [(0, "0B"), (999, "999B"), (1500, "1.50kB"), (12_340_000, "12.3MB"), (999_999, "1.00MB"), (456_000_000, "456MB")];
+        let cases = [
+            (0, "0B"),
+            (999, "999B"),
+            (1500, "1.50kB"),
+            (12_340_000, "12.3MB"),
+            (999_999, "1.00MB"),
+            (456_000_000, "456MB"),
+        ];
         for (count, text) in cases {
             assert_eq!(bytes(count), text);
         }

@@ -54,7 +54,9 @@ pub fn targets(words: &[String]) -> Result<Vec<Target>, Usage> {
 
 fn slashed(word: &str) -> Result<Target, Usage> {
     match word.split_once('/') {
-        Some((word, name)) if !name.is_empty() => Ok(Target { kind: kind(word)?, name: Some(name.to_owned()) }),
+        Some((word, name)) if !name.is_empty() => {
+            Ok(Target { kind: kind(word)?, name: Some(name.to_owned()) })
+        }
         _ => Err(Usage(format!("{word:?} is not of the form KIND/NAME, as the other words are"))),
     }
 }

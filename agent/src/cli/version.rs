@@ -39,7 +39,9 @@ pub async fn run(client: &kube::Client, args: &VersionArgs) -> anyhow::Result<Ex
         Some(Format::Yaml) => serde_yaml::to_string(&value)?,
         None => {
             let agent = match (&server, args.client) {
-                (Some(server), _) => format!("Agent: {}\n", server["gitVersion"].as_str().unwrap_or("unknown")),
+                (Some(server), _) => {
+                    format!("Agent: {}\n", server["gitVersion"].as_str().unwrap_or("unknown"))
+                }
                 (None, true) => String::new(),
                 (None, false) => "Agent: not running\n".to_owned(),
             };

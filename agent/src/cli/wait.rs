@@ -39,11 +39,17 @@ pub struct WaitArgs {
 /// A state to wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Goal {
-    Condition { kind: String, status: String },
+    Condition {
+        kind: String,
+        status: String,
+    },
     Delete,
     Create,
     /// A value at a path; any value if none is given.
-    Path { path: Vec<String>, value: Option<String> },
+    Path {
+        path: Vec<String>,
+        value: Option<String>,
+    },
 }
 
 fn goal(text: &str) -> Result<Goal, String> {
@@ -60,7 +66,8 @@ fn goal(text: &str) -> Result<Goal, String> {
                 Some((path, value)) => (path.trim_start_matches('{'), value.strip_prefix('=')),
                 None => rest.split_once('=').map_or((rest, None), |(path, value)| (path, Some(value))),
             };
-            let words = path.split(['.', '[', ']']).filter(|word| !word.is_empty()).map(str::to_owned).collect();
+            let words =
+                path.split(['.', '[', ']']).filter(|word| !word.is_empty()).map(str::to_owned).collect();
             Ok(Goal::Path { path: words, value: value.map(str::to_owned) })
         }
         _ => Err("want condition=NAME[=VALUE], delete, create or jsonpath={.PATH}=VALUE".to_owned()),
@@ -75,12 +82,16 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }
-    let parsed: jiff::SignedDuration = text.parse().map_err(|_| "want a duration such as 30s, 5m or 1h30m".to_owned())?;
+    let parsed: jiff::SignedDuration =
+        text.parse().map_err(|_| "want a duration such as 30s, 5m or 1h30m".to_owned())?;
     Duration::try_from(parsed).map_err(|_| "a duration cannot be negative".to_owned())
 }
 
 /// The result of a future, or none if a deadline passes first.
-pub async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<Option<T>> {
+pub async fn before<T>(
+    deadline: Option<Instant>,
+    future: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<Option<T>> {
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok().transpose(),
         None => future.await.map(Some),
@@ -115,10 +126,16 @@ async fn objects(client: &kube::Client, args: &WaitArgs) -> anyhow::Result<Vec<(
         match target.name {
             Some(name) => objects.push((target.kind, name)),
             None if args.all || args.selector.is_some() => {
-                let query: Vec<(&str, &str)> = args.selector.iter().map(|s| ("labelSelector", s.as_str())).collect();
+                let query: Vec<(&str, &str)> =
+                    args.selector.iter().map(|s| ("labelSelector", s.as_str())).collect();
                 let path = resource::path(target.kind, Some(args.namespace.name()), None);
-                let list: Value = client::get(client, &resource::with_query(&path, &query), "application/json").await?;
-                let names = list["items"].as_array().into_iter().flatten().filter_map(|o| o["metadata"]["name"].as_str());
+                let list: Value =
+                    client::get(client, &resource::with_query(&path, &query), "application/json").await?;
+                let names = list["items"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|o| o["metadata"]["name"].as_str());
                 objects.extend(names.map(|name| (target.kind, name.to_owned())));
             }
             None => bail!(Usage("name the objects to wait for, or give --all or a selector".into())),
@@ -168,14 +185,20 @@ fn met(goal: &Goal, object: &Value) -> bool {
                 (None | Some(Value::Null), _) => false,
                 (Some(_), None) => true,
                 (Some(Value::String(text)), Some(value)) => text == value,
-                (Some(other), Some(value)) => other.to_string() == *value,
+                (Some(other), Some(value)) => serde_json::from_str::<Value>(value).is_ok_and(|v| v == *other),
             }
         }
     }
 }
 
 /// Waits until an object is gone, or has been replaced by another of its name when its uid is known.
-pub async fn until_gone(client: &kube::Client, kind: Kind, namespace: &str, name: &str, uid: &str) -> anyhow::Result<()> {
+pub async fn until_gone(
+    client: &kube::Client,
+    kind: Kind,
+    namespace: &str,
+    name: &str,
+    uid: &str,
+) -> anyhow::Result<()> {
     until(client, kind, namespace, name, |object| {
         Ok(object.is_none_or(|object| !uid.is_empty() && object["metadata"]["uid"].as_str() != Some(uid)))
     })
@@ -200,7 +223,8 @@ async fn until(
         }
         let version = list["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         let query = [("fieldSelector", selector.as_str()), ("watch", "1"), ("resourceVersion", version)];
-        let mut events = Events::open(client, &resource::with_query(&collection, &query), "application/json").await?;
+        let mut events =
+            Events::open(client, &resource::with_query(&collection, &query), "application/json").await?;
         loop {
             match events.next().await {
                 Ok(Some((change, object))) => {
@@ -228,13 +252,25 @@ mod tests {
     fn goals() {
         let pod = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
             "podIPs": [{"ip": "10.0.0.1"}], "n": 3}});
-        for good in ["condition=Ready", "condition=ready=true", "jsonpath={.status.phase}=Running", "create",
-            "jsonpath={.status.podIPs[0].ip}=10.0.0.1", "jsonpath='{.status.n}'=3", "jsonpath=.status.phase=Running",
-            "jsonpath={.status.phase}"] {
+        for good in [
+            "condition=Ready",
+            "condition=ready=true",
+            "jsonpath={.status.phase}=Running",
+            "create",
+            "jsonpath={.status.podIPs[0].ip}=10.0.0.1",
+            "jsonpath='{.status.n}'=3",
+            "jsonpath=.status.phase=Running",
+            "jsonpath={.status.phase}",
+        ] {
             assert!(met(&goal(good).unwrap(), &pod), "{good}");
         }
-        for bad in ["condition=Ready=False", "condition=Initialized", "jsonpath={.status.phase}=Failed", "delete",
-            "jsonpath={.status.podIPs[1].ip}"] {
+        for bad in [
+            "condition=Ready=False",
+            "condition=Initialized",
+            "jsonpath={.status.phase}=Failed",
+            "delete",
+            "jsonpath={.status.podIPs[1].ip}",
+        ] {
             assert!(!met(&goal(bad).unwrap(), &pod), "{bad}");
         }
         assert!(goal("what").is_err());

@@ -76,17 +76,33 @@ impl Backend for Fake {
         Ok(self.save(&pod))
     }
 
-    async fn update_pod(&self, ns: &str, name: &str, mut pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError> {
+    async fn update_pod(
+        &self,
+        ns: &str,
+        name: &str,
+        mut pod: Value,
+        dry_run: bool,
+    ) -> Result<v1::Pod, ApiError> {
         self.checked(&pod)?;
         let old = self.store.get(Kind::Pod, ns, name).unwrap().value();
         if old["metadata"]["annotations"]["kubernetes.io/config.source"] == "file" {
-            return Err(ApiError::forbidden(Kind::Pod, name, "it comes from a manifest file; change the file"));
+            return Err(ApiError::forbidden(
+                Kind::Pod,
+                name,
+                "it comes from a manifest file; change the file",
+            ));
         }
         pod["status"] = old["status"].clone();
         if dry_run { Ok(serde_json::from_value(pod).unwrap()) } else { Ok(self.save(&pod)) }
     }
 
-    async fn delete_pod(&self, ns: &str, name: &str, grace: Option<u64>, _: Option<String>) -> Result<v1::Pod, ApiError> {
+    async fn delete_pod(
+        &self,
+        ns: &str,
+        name: &str,
+        grace: Option<u64>,
+        _: Option<String>,
+    ) -> Result<v1::Pod, ApiError> {
         let mut pod = self.store.get(Kind::Pod, ns, name).unwrap().value();
         pod["metadata"]["deletionTimestamp"] = json!(ago(0));
         pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace.unwrap_or(30));
@@ -96,7 +112,13 @@ impl Backend for Fake {
         Ok(pod)
     }
 
-    async fn put_config(&self, kind: Kind, mut object: Value, _: bool, dry_run: bool) -> Result<Value, ApiError> {
+    async fn put_config(
+        &self,
+        kind: Kind,
+        mut object: Value,
+        _: bool,
+        dry_run: bool,
+    ) -> Result<Value, ApiError> {
         let text = |field: &str| object["metadata"][field].as_str().unwrap().to_owned();
         let (ns, name) = (text("namespace"), text("name"));
         if object["metadata"]["uid"].is_null() {
@@ -130,7 +152,8 @@ impl Backend for Fake {
         let spawned = command.spawn();
         // It holds the terminal's other side.
         drop(command);
-        let mut child = spawned.map_err(|e| ApiError::internal(format!("exec: {:?}: {e}", request.command[0])))?;
+        let mut child =
+            spawned.map_err(|e| ApiError::internal(format!("exec: {:?}: {e}", request.command[0])))?;
         Ok(ExecStreams {
             stdin: child.stdin.take().map(OwnedFd::from),
             stdout: child.stdout.take().map(OwnedFd::from),
@@ -145,7 +168,9 @@ impl Backend for Fake {
 
     async fn logs(&self, _: &str, _: &str, container: &str, previous: bool) -> Result<LogSource, ApiError> {
         if previous {
-            return Err(ApiError::bad_request(format!("previous terminated container {container:?} not found")));
+            return Err(ApiError::bad_request(format!(
+                "previous terminated container {container:?} not found"
+            )));
         }
         let mut running = self.running.subscribe();
         Ok(LogSource {
@@ -174,7 +199,8 @@ impl Server {
             logs: dir.path().to_owned(),
             running: watch::channel(true).0,
         });
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let router = api::router(store.clone(), fake.clone());
         let _guard = runtime.enter();
         let listener = tokio::net::UnixListener::bind(dir.path().join("s")).unwrap();
@@ -197,7 +223,8 @@ impl Server {
     }
 
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), future).await.expect("in time") })
+        self.runtime
+            .block_on(async { tokio::time::timeout(Duration::from_secs(30), future).await.expect("in time") })
     }
 
     pub fn put_pod(&self, name: &str, mut pod: Value) {

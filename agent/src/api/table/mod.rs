@@ -35,9 +35,7 @@ pub fn render(kind: Kind, objects: &[Arc<Object>], include: Include, columns: bo
         rows.sort_by(|a, b| a.0.cmp(&b.0));
     }
     let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
-    let definition = |(name, kind, format, priority): &Column| {
-        json!({"name": name, "type": kind, "format": format, "description": "", "priority": priority})
-    };
+    let definition = |(name, kind, format, priority): &Column| json!({"name": name, "type": kind, "format": format, "description": "", "priority": priority});
     let definitions: Vec<Value> =
         if columns { columns_of(kind).iter().map(definition).collect() } else { Vec::new() };
     json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "columnDefinitions": definitions, "rows": rows})

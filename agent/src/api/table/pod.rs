@@ -88,7 +88,11 @@ pub fn summary(pod: &Pod) -> PodSummary {
 }
 
 /// Counts over the init containers: restarts of all, restarts of sidecars, whether one is not done yet.
-fn init_containers(inits: &[Container], status: &PodStatus, out: &mut PodSummary) -> (Restarts, Restarts, bool) {
+fn init_containers(
+    inits: &[Container],
+    status: &PodStatus,
+    out: &mut PodSummary,
+) -> (Restarts, Restarts, bool) {
     let (mut all, mut sidecars) = (Restarts::default(), Restarts::default());
     for (n, container) in status.init_container_statuses.iter().flatten().enumerate() {
         let sidecar = is_sidecar(inits.iter().find(|c| c.name == container.name));
@@ -173,8 +177,11 @@ pub fn cells(pod: &Pod) -> Vec<Value> {
 }
 
 fn gates(spec: Option<&PodSpec>, status: Option<&PodStatus>) -> String {
-    let gates: Vec<&str> =
-        spec.iter().flat_map(|s| s.readiness_gates.iter().flatten()).map(|g| g.condition_type.as_str()).collect();
+    let gates: Vec<&str> = spec
+        .iter()
+        .flat_map(|s| s.readiness_gates.iter().flatten())
+        .map(|g| g.condition_type.as_str())
+        .collect();
     if gates.is_empty() {
         return "<none>".to_owned();
     }

@@ -27,10 +27,19 @@ fn one_container() {
         one("Running", false, &json!({"waiting": {"reason": "CrashLoopBackOff"}})),
         "0/1 CrashLoopBackOff 2"
     );
-    assert_eq!(one("Succeeded", false, &json!({"terminated": {"exitCode": 0, "reason": "Completed"}})), "0/1 Completed 2");
-    assert_eq!(one("Failed", false, &json!({"terminated": {"exitCode": 137, "signal": 9}})), "0/1 Signal:9 2");
+    assert_eq!(
+        one("Succeeded", false, &json!({"terminated": {"exitCode": 0, "reason": "Completed"}})),
+        "0/1 Completed 2"
+    );
+    assert_eq!(
+        one("Failed", false, &json!({"terminated": {"exitCode": 137, "signal": 9}})),
+        "0/1 Signal:9 2"
+    );
     assert_eq!(one("Failed", false, &json!({"terminated": {"exitCode": 3}})), "0/1 ExitCode:3 2");
-    assert_eq!(show(&pod(&json!({"containers": [{"name": "a"}]}), &json!({"phase": "Pending"}))), "0/1 Pending 0");
+    assert_eq!(
+        show(&pod(&json!({"containers": [{"name": "a"}]}), &json!({"phase": "Pending"}))),
+        "0/1 Pending 0"
+    );
     let evicted = json!({"phase": "Failed", "reason": "Evicted"});
     assert_eq!(show(&pod(&json!({"containers": [{"name": "a"}]}), &evicted)), "0/1 Evicted 0");
 }
@@ -45,18 +54,28 @@ fn init_containers_first() {
     };
     let done = json!({"terminated": {"exitCode": 0, "reason": "Completed"}});
     let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
-    assert_eq!(show(&pod(&spec, &status(json!({"running": {}}), waiting("PodInitializing")))), "0/1 Init:0/2 0");
+    assert_eq!(
+        show(&pod(&spec, &status(json!({"running": {}}), waiting("PodInitializing")))),
+        "0/1 Init:0/2 0"
+    );
     assert_eq!(show(&pod(&spec, &status(done.clone(), json!({"running": {}})))), "0/1 Init:1/2 1");
-    assert_eq!(show(&pod(&spec, &status(done.clone(), waiting("CrashLoopBackOff")))), "0/1 Init:CrashLoopBackOff 1");
+    assert_eq!(
+        show(&pod(&spec, &status(done.clone(), waiting("CrashLoopBackOff")))),
+        "0/1 Init:CrashLoopBackOff 1"
+    );
     let failed = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
     assert_eq!(show(&pod(&spec, &status(done.clone(), failed))), "0/1 Init:Error 1");
-    assert_eq!(show(&pod(&spec, &status(done.clone(), json!({"terminated": {"exitCode": 4}})))), "0/1 Init:ExitCode:4 1");
+    assert_eq!(
+        show(&pod(&spec, &status(done.clone(), json!({"terminated": {"exitCode": 4}})))),
+        "0/1 Init:ExitCode:4 1"
+    );
     assert_eq!(show(&pod(&spec, &status(done.clone(), done))), "0/1 PodInitializing 0");
 }
 
 #[test]
 fn sidecars_count_as_containers() {
-    let spec = json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "a"}]});
+    let spec =
+        json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "a"}]});
     let mut sidecar = container("s", 3, true, &json!({"running": {}}));
     sidecar["started"] = json!(true);
     sidecar["lastState"] = json!({"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T00:00:00Z"}});

@@ -147,7 +147,8 @@ pub fn secret(secret: &Secret) -> Vec<Value> {
 
 /// The cells of a namespace's row.
 pub fn namespace(namespace: &Namespace) -> Vec<Value> {
-    let phase = namespace.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_else(|| "Active".to_owned());
+    let phase =
+        namespace.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_else(|| "Active".to_owned());
     vec![
         json!(namespace.metadata.name),
         json!(phase),

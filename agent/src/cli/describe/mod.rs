@@ -69,7 +69,8 @@ async fn objects(client: &kube::Client, args: &DescribeArgs) -> anyhow::Result<V
         let query: Vec<(&str, &str)> = args.selector.iter().map(|s| ("labelSelector", s.as_str())).collect();
         let path = resource::path(target.kind, Some(args.namespace.name()), None);
         let list: Value = client::get(client, &resource::with_query(&path, &query), JSON).await?;
-        let names = list["items"].as_array().into_iter().flatten().filter_map(|o| o["metadata"]["name"].as_str());
+        let names =
+            list["items"].as_array().into_iter().flatten().filter_map(|o| o["metadata"]["name"].as_str());
         objects.extend(names.map(|name| (target.kind, name.to_owned())));
     }
     if objects.is_empty() {
@@ -94,14 +95,19 @@ async fn node_text(client: &kube::Client, name: &str) -> anyhow::Result<String> 
     let query = [("fieldSelector", format!("spec.nodeName={name}"))];
     let query: Vec<(&str, &str)> = query.iter().map(|(n, v)| (*n, v.as_str())).collect();
     let pods: List<Pod> = client::get(client, &resource::with_query("/api/v1/pods", &query), JSON).await?;
-    let events = events(client, None, &format!("involvedObject.name={name},involvedObject.kind=Node")).await?;
+    let events =
+        events(client, None, &format!("involvedObject.name={name},involvedObject.kind=Node")).await?;
     let mut text = Text::new();
     node::describe(&mut text, &node, &pods.items);
     text::events(&mut text, events);
     Ok(text.finish())
 }
 
-async fn events(client: &kube::Client, namespace: Option<&str>, selector: &str) -> anyhow::Result<Vec<Event>> {
+async fn events(
+    client: &kube::Client,
+    namespace: Option<&str>,
+    selector: &str,
+) -> anyhow::Result<Vec<Event>> {
     let path = resource::path(Kind::Event, namespace, None);
     let list: List<Event> =
         client::get(client, &resource::with_query(&path, &[("fieldSelector", selector)]), JSON).await?;

@@ -18,7 +18,11 @@ pub fn describe(text: &mut Text, node: &Node, pods: &[Pod]) {
     text.field("CreationTimestamp", time(node.metadata.creation_timestamp.as_ref()));
     let unschedulable = node.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false);
     text.field("Unschedulable", unschedulable);
-    let mut rows = vec![["Type", "Status", "LastHeartbeatTime", "LastTransitionTime", "Reason", "Message"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["Type", "Status", "LastHeartbeatTime", "LastTransitionTime", "Reason", "Message"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for c in status.conditions.iter().flatten() {
         rows.push(vec![
             c.type_.clone(),
@@ -61,7 +65,10 @@ fn quantities(text: &mut Text, name: &str, all: Option<&BTreeMap<String, Quantit
 }
 
 fn pods(text: &mut Text, pods: &[Pod]) {
-    text.field("Non-terminated Pods", format!("({} in total)", pods.iter().filter(|pod| !ended(pod)).count()));
+    text.field(
+        "Non-terminated Pods",
+        format!("({} in total)", pods.iter().filter(|pod| !ended(pod)).count()),
+    );
     let mut rows = vec![["Namespace", "Name", "Status", "Age"].map(str::to_owned).to_vec()];
     for pod in pods.iter().filter(|pod| !ended(pod)) {
         rows.push(vec![

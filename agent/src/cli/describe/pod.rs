@@ -19,7 +19,8 @@ pub fn time(time: Option<&Time>) -> String {
 
 /// Labels or annotations, one per line.
 pub fn labels(text: &mut Text, name: &str, between: &str, all: Option<&BTreeMap<String, String>>) {
-    let pairs = all.into_iter().flatten().map(|(key, value)| format!("{key}{between}{}", value.replace('\n', "\\n")));
+    let pairs =
+        all.into_iter().flatten().map(|(key, value)| format!("{key}{between}{}", value.replace('\n', "\\n")));
     text.list(name, pairs);
 }
 
@@ -31,7 +32,9 @@ pub fn describe(text: &mut Text, pod: &Pod) {
     let inits = spec.init_containers.as_deref().unwrap_or_default();
     if !inits.is_empty() {
         let states = status.init_container_statuses.as_deref().unwrap_or_default();
-        text.block("Init Containers", |text| inits.iter().for_each(|c| container(text, c, state_of(states, &c.name))));
+        text.block("Init Containers", |text| {
+            inits.iter().for_each(|c| container(text, c, state_of(states, &c.name)))
+        });
     }
     let states = status.container_statuses.as_deref().unwrap_or_default();
     text.block("Containers", |text| {
@@ -72,7 +75,10 @@ fn heading(text: &mut Text, pod: &Pod, spec: &PodSpec, status: &PodStatus) {
         Some(deleted) => {
             let lasts = human((jiff::Timestamp::now().as_second() - deleted.0.as_second()).max(0));
             text.field("Status", format!("Terminating (lasts {lasts})"));
-            text.optional("Termination Grace Period", pod.metadata.deletion_grace_period_seconds.map(|s| format!("{s}s")));
+            text.optional(
+                "Termination Grace Period",
+                pod.metadata.deletion_grace_period_seconds.map(|s| format!("{s}s")),
+            );
         }
         None => text.field("Status", phase),
     }
@@ -140,7 +146,8 @@ fn words(text: &mut Text, name: &str, all: Option<&[String]>) {
 
 fn ports(text: &mut Text, container: &Container) {
     let all = container.ports.as_deref().unwrap_or_default();
-    let protocol = |p: &k8s_openapi::api::core::v1::ContainerPort| p.protocol.clone().unwrap_or_else(|| "TCP".into());
+    let protocol =
+        |p: &k8s_openapi::api::core::v1::ContainerPort| p.protocol.clone().unwrap_or_else(|| "TCP".into());
     let join = |parts: Vec<String>| if parts.is_empty() { "<none>".to_owned() } else { parts.join(", ") };
     text.field("Ports", join(all.iter().map(|p| format!("{}/{}", p.container_port, protocol(p))).collect()));
     let host = all.iter().map(|p| format!("{}/{}", p.host_port.unwrap_or(0), protocol(p)));
@@ -181,7 +188,9 @@ fn resources(text: &mut Text, resources: Option<&ResourceRequirements>) {
     let Some(resources) = resources else { return };
     for (name, all) in [("Limits", &resources.limits), ("Requests", &resources.requests)] {
         let Some(all) = all.as_ref().filter(|all| !all.is_empty()) else { continue };
-        text.block(name, |text| all.iter().for_each(|(resource, quantity)| text.field(resource, &quantity.0)));
+        text.block(name, |text| {
+            all.iter().for_each(|(resource, quantity)| text.field(resource, &quantity.0))
+        });
     }
 }
 
@@ -240,7 +249,9 @@ fn environment(text: &mut Text, container: &Container) {
 }
 
 fn value_of(var: &EnvVar) -> String {
-    let Some(source) = &var.value_from else { return var.value.clone().unwrap_or_default().replace('\n', "\\n") };
+    let Some(source) = &var.value_from else {
+        return var.value.clone().unwrap_or_default().replace('\n', "\\n");
+    };
     if let Some(field) = &source.field_ref {
         return format!(" ({}:{})", field.api_version.as_deref().unwrap_or("v1"), field.field_path);
     }
@@ -259,7 +270,12 @@ fn value_of(var: &EnvVar) -> String {
 fn conditions(text: &mut Text, status: &PodStatus) {
     let mut rows = vec![["Type", "Status", "Reason", "Message"].map(str::to_owned).to_vec()];
     for c in status.conditions.iter().flatten() {
-        let line = [c.type_.clone(), c.status.clone(), c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default()];
+        let line = [
+            c.type_.clone(),
+            c.status.clone(),
+            c.reason.clone().unwrap_or_default(),
+            c.message.clone().unwrap_or_default(),
+        ];
         rows.push(line.to_vec());
     }
     if rows.len() == 1 {

@@ -85,7 +85,8 @@ impl Text {
             let same = |l: &Line| matches!(l, Line::Field(other, ..) if other == depth);
             let group = rest.iter().take_while(|l| same(l)).count();
             let (fields, after) = rest.split_at(group);
-            let name_length = |l: &Line| if let Line::Field(_, name, _) = l { name.chars().count() } else { 0 };
+            let name_length =
+                |l: &Line| if let Line::Field(_, name, _) = l { name.chars().count() } else { 0 };
             let width = fields.iter().map(name_length).max().unwrap_or(0) + 2;
             for field in fields {
                 if let Line::Field(depth, name, value) = field {
@@ -107,15 +108,24 @@ pub fn events(text: &mut Text, mut events: Vec<Event>) {
         return;
     }
     let last = |event: &Event| {
-        event.last_timestamp.as_ref().or(event.first_timestamp.as_ref()).map(|t| t.0).or(event.event_time.as_ref().map(|t| t.0))
+        event
+            .last_timestamp
+            .as_ref()
+            .or(event.first_timestamp.as_ref())
+            .map(|t| t.0)
+            .or(event.event_time.as_ref().map(|t| t.0))
     };
     events.sort_by_key(last);
     let heading = |words: [&str; 5]| words.map(str::to_owned).to_vec();
-    let mut rows =
-        vec![heading(["Type", "Reason", "Age", "From", "Message"]), heading(["----", "------", "----", "----", "-------"])];
+    let mut rows = vec![
+        heading(["Type", "Reason", "Age", "From", "Message"]),
+        heading(["----", "------", "----", "----", "-------"]),
+    ];
     for event in &events {
         let seconds = |time: &Time| jiff::Timestamp::now().as_second() - time.0.as_second();
-        let last = last(event).map(|t| human(jiff::Timestamp::now().as_second() - t.as_second())).unwrap_or_default();
+        let last = last(event)
+            .map(|t| human(jiff::Timestamp::now().as_second() - t.as_second()))
+            .unwrap_or_default();
         let count = event.count.unwrap_or(1);
         let age = match event.first_timestamp.as_ref().filter(|_| count > 1) {
             Some(first) => format!("{last} (x{count} over {})", human(seconds(first))),

@@ -81,6 +81,8 @@ fn exit_code(status: Status) -> anyhow::Result<ExitCode> {
             eprintln!("command terminated with exit code {code}");
             Ok(ExitCode::from(code))
         }
-        None => bail!(status.message.unwrap_or_else(|| "the command failed for an unknown reason".to_owned())),
+        None => {
+            bail!(status.message.unwrap_or_else(|| "the command failed for an unknown reason".to_owned()))
+        }
     }
 }

@@ -59,13 +59,18 @@ pub fn run(store: &Store, args: ImportArgs) -> anyhow::Result<()> {
         store.import(reader, &args.reference, &options)?
     };
     let name = image.repo_tags.first().unwrap_or(&args.reference);
-    let text = if args.quiet { format!("{}\n", image.id) } else { format!("Imported {name} ({})\n", short(&image.id)) };
+    let text = if args.quiet {
+        format!("{}\n", image.id)
+    } else {
+        format!("Imported {name} ({})\n", short(&image.id))
+    };
     output::print(&text)?;
     Ok(())
 }
 
 fn options(args: &ImportArgs) -> anyhow::Result<ImportOptions> {
-    let mut options = ImportOptions { progress: (!args.quiet).then(progress::reporter), ..ImportOptions::default() };
+    let mut options =
+        ImportOptions { progress: (!args.quiet).then(progress::reporter), ..ImportOptions::default() };
     for line in &args.change {
         change(&mut options, line)?;
     }
@@ -108,9 +113,9 @@ fn change(options: &mut ImportOptions, line: &str) -> anyhow::Result<()> {
             }
         }
         "LABEL" => options.labels.extend(pairs("LABEL", rest)?),
-        "EXPOSE" => options.exposed_ports.extend(list(rest).into_iter().map(|port| {
-            if port.contains('/') { port } else { format!("{port}/tcp") }
-        })),
+        "EXPOSE" => options.exposed_ports.extend(
+            list(rest).into_iter().map(|port| if port.contains('/') { port } else { format!("{port}/tcp") }),
+        ),
         "VOLUME" if rest.starts_with('[') => options.volumes.extend(words("VOLUME", rest)?),
         "VOLUME" => options.volumes.extend(list(rest)),
         "USER" => rest.clone_into(&mut options.user),
@@ -135,7 +140,8 @@ fn command(text: &str) -> anyhow::Result<Vec<String>> {
 fn words(what: &str, text: &str) -> anyhow::Result<Vec<String>> {
     let text = text.trim();
     if text.starts_with('[') {
-        return serde_json::from_str(text).map_err(|e| Usage(format!("{what}: {text:?} is no JSON list of words: {e}")).into());
+        return serde_json::from_str(text)
+            .map_err(|e| Usage(format!("{what}: {text:?} is no JSON list of words: {e}")).into());
     }
     let (mut words, mut current, mut quote) = (Vec::new(), None::<String>, None);
     let mut chars = text.chars();
@@ -188,8 +194,17 @@ mod tests {
     fn instructions() {
         let mut options = ImportOptions::default();
         for line in [
-            "CMD [\"httpd\", \"-f\"]", "ENTRYPOINT exec /x $Y", "ENV A=1 B=\"two words\"", "ENV C the rest", "ENV A=2",
-            "EXPOSE 80 53/udp", "LABEL a=b", "USER 1000:1000", "VOLUME [\"/data\"]", "WORKDIR /srv", "stopsignal SIGQUIT",
+            "CMD [\"httpd\", \"-f\"]",
+            "ENTRYPOINT exec /x $Y",
+            "ENV A=1 B=\"two words\"",
+            "ENV C the rest",
+            "ENV A=2",
+            "EXPOSE 80 53/udp",
+            "LABEL a=b",
+            "USER 1000:1000",
+            "VOLUME [\"/data\"]",
+            "WORKDIR /srv",
+            "stopsignal SIGQUIT",
         ] {
             change(&mut options, line).unwrap();
         }

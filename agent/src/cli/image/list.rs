@@ -41,15 +41,16 @@ pub struct InspectArgs {
 
 /// Prints the images, newest first.
 pub fn run(store: &Store, args: &ListArgs) -> anyhow::Result<()> {
-    let images =
-        if args.images.is_empty() { store.list()? } else { find(store, &args.images)? };
+    let images = if args.images.is_empty() { store.list()? } else { find(store, &args.images)? };
     let text = match args.output {
         _ if args.quiet => images.iter().map(|image| format!("{}\n", short(&image.id))).collect(),
         Some(Format::Json) => {
             let all: Vec<Value> = images.iter().map(facts).collect();
             format!("{}\n", serde_json::to_string_pretty(&all)?)
         }
-        Some(Format::Name) => images.iter().flat_map(|i| &i.repo_tags).map(|name| format!("{name}\n")).collect(),
+        Some(Format::Name) => {
+            images.iter().flat_map(|i| &i.repo_tags).map(|name| format!("{name}\n")).collect()
+        }
         None => table(&images),
     };
     output::print(&text)?;
@@ -65,7 +66,13 @@ fn table(images: &[Image]) -> String {
             None => "<unknown>".to_owned(),
         };
         for (repository, tag) in names(image) {
-            rows.push(vec![repository, tag, short(&image.id).to_owned(), created.clone(), output::bytes(image.size)]);
+            rows.push(vec![
+                repository,
+                tag,
+                short(&image.id).to_owned(),
+                created.clone(),
+                output::bytes(image.size),
+            ]);
         }
     }
     Columns::new().format(&rows)

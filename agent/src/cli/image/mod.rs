@@ -56,7 +56,8 @@ struct TagArgs {
 
 /// Does what was asked.
 pub fn run(args: ImageArgs, socket: &std::path::Path) -> anyhow::Result<ExitCode> {
-    let store = Store::open(&args.root.join("images"))?;
+    let root = args.root;
+    let store = Store::open(&root.join("images"))?;
     match args.command {
         Command::Pull(args) => transfer::pull(&store, &args)?,
         Command::List(args) => list::run(&store, &args)?,
@@ -64,11 +65,11 @@ pub fn run(args: ImageArgs, socket: &std::path::Path) -> anyhow::Result<ExitCode
         Command::Tag(args) => {
             store.tag(&args.source, &args.target)?;
         }
-        Command::Rm(args) => return remove::run(&store, &args, socket),
+        Command::Rm(args) => return remove::run(&store, &args, &root, socket),
         Command::Load(args) => transfer::load(&store, &args)?,
         Command::Save(args) => transfer::save(&store, &args)?,
         Command::Import(args) => import::run(&store, args)?,
-        Command::Prune(args) => remove::prune(&store, &args, socket)?,
+        Command::Prune(args) => remove::prune(&store, &args, &root, socket)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -28,7 +28,8 @@ fn bars() -> ProgressFn {
         if bar.is_finished() {
             return;
         }
-        let moving = matches!(progress.status, Status::Downloading | Status::Extracting) && progress.total > 0;
+        let moving =
+            matches!(progress.status, Status::Downloading | Status::Extracting) && progress.total > 0;
         if bar.message() != progress.status.to_string() {
             bar.set_style(style(if moving {
                 "{prefix}: {msg:12} [{bar:40}] {bytes}/{total_bytes}"

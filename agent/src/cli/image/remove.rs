@@ -19,7 +19,7 @@ pub struct RmArgs {
     /// Name, digest or id
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
-    /// Also images that a pod uses
+    /// Also images that a pod wants, if no container of it has been made yet
     #[arg(short, long)]
     force: bool,
 }
@@ -32,12 +32,21 @@ pub struct PruneArgs {
     all: bool,
 }
 
-/// The images that the agent's pods use, by every name they go by.
-struct InUse(HashSet<String>);
+/// The images that may not go.
+struct InUse {
+    /// Those that the agent's pods want, by every name they go by.
+    wanted: HashSet<String>,
+    /// Ids of those that containers were made from; the containers may outlive the agent.
+    mounted: HashSet<String>,
+}
 
 impl InUse {
-    /// Asks the agent. One that does not run uses nothing.
-    fn ask(socket: &Path) -> anyhow::Result<InUse> {
+    /// Looks into the state folder, and asks the agent if it runs.
+    fn ask(root: &Path, socket: &Path) -> anyhow::Result<InUse> {
+        Ok(InUse { wanted: Self::wanted(socket)?, mounted: crate::node::images_in_use(root) })
+    }
+
+    fn wanted(socket: &Path) -> anyhow::Result<HashSet<String>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let pods = runtime.block_on(async {
             client::get::<List<Pod>>(&client::connect(socket), "/api/v1/pods", "application/json").await
@@ -51,23 +60,28 @@ impl InUse {
         for pod in pods {
             let spec = pod.spec.unwrap_or_default();
             let images = spec.containers.into_iter().chain(spec.init_containers.into_iter().flatten());
-            names.extend(images.filter_map(|c| c.image).filter_map(|image| berth_image::normalize(&image).ok()));
+            names.extend(
+                images.filter_map(|c| c.image).filter_map(|image| berth_image::normalize(&image).ok()),
+            );
             let status = pod.status.unwrap_or_default();
             let all = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
             names.extend(all.map(|c| c.image_id).filter(|id| !id.is_empty()));
         }
-        Ok(InUse(names))
+        Ok(names)
     }
 
     fn has(&self, image: &Image) -> bool {
         let names = image.repo_tags.iter().chain(&image.repo_digests).chain([&image.id]);
-        names.into_iter().any(|name| self.0.contains(name))
+        self.mounted.contains(&image.id) || names.into_iter().any(|name| self.wanted.contains(name))
     }
 }
 
 /// Removes images; goes on after one that cannot be removed.
-pub fn run(store: &Store, args: &RmArgs, socket: &Path) -> anyhow::Result<ExitCode> {
-    let used = if args.force { InUse(HashSet::new()) } else { InUse::ask(socket)? };
+pub fn run(store: &Store, args: &RmArgs, root: &Path, socket: &Path) -> anyhow::Result<ExitCode> {
+    let mut used = InUse::ask(root, socket)?;
+    if args.force {
+        used.wanted.clear();
+    }
     let mut failed = false;
     for reference in &args.images {
         match store.remove(reference, &|image| used.has(image)) {
@@ -82,8 +96,8 @@ pub fn run(store: &Store, args: &RmArgs, socket: &Path) -> anyhow::Result<ExitCo
 }
 
 /// Removes what is not wanted any more.
-pub fn prune(store: &Store, args: &PruneArgs, socket: &Path) -> anyhow::Result<()> {
-    let used = InUse::ask(socket)?;
+pub fn prune(store: &Store, args: &PruneArgs, root: &Path, socket: &Path) -> anyhow::Result<()> {
+    let used = InUse::ask(root, socket)?;
     let removed = store.prune(&|image| used.has(image) || (!args.all && !image.repo_tags.is_empty()))?;
     print(&removed)?;
     output::print(&format!("Freed {}\n", output::bytes(removed.freed)))?;

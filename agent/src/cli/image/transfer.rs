@@ -70,7 +70,11 @@ pub fn pull(store: &Store, args: &PullArgs) -> anyhow::Result<()> {
     for reference in &args.images {
         let image = runtime.block_on(store.pull(reference, &options))?;
         let name = image.repo_tags.first().or(image.repo_digests.first()).unwrap_or(reference);
-        let text = if args.quiet { format!("{}\n", image.id) } else { format!("Pulled {name} ({})\n", short(&image.id)) };
+        let text = if args.quiet {
+            format!("{}\n", image.id)
+        } else {
+            format!("Pulled {name} ({})\n", short(&image.id))
+        };
         output::print(&text)?;
     }
     Ok(())
@@ -91,7 +95,11 @@ pub fn load(store: &Store, args: &LoadArgs) -> anyhow::Result<()> {
     for image in images {
         let names = if image.repo_tags.is_empty() { vec![image.id.clone()] } else { image.repo_tags.clone() };
         for name in names {
-            let text = if args.quiet { format!("{name}\n") } else { format!("Loaded {name} ({})\n", short(&image.id)) };
+            let text = if args.quiet {
+                format!("{name}\n")
+            } else {
+                format!("Loaded {name} ({})\n", short(&image.id))
+            };
             output::print(&text)?;
         }
     }
@@ -103,7 +111,9 @@ pub fn save(store: &Store, args: &SaveArgs) -> anyhow::Result<()> {
     let references: Vec<&str> = args.images.iter().map(String::as_str).collect();
     let Some(path) = &args.output else {
         if io::stdout().is_terminal() {
-            bail!(Usage("an archive is not written to a terminal; give -o FILE or redirect the output".into()));
+            bail!(Usage(
+                "an archive is not written to a terminal; give -o FILE or redirect the output".into()
+            ));
         }
         let mut out = io::BufWriter::new(io::stdout().lock());
         store.save(&references, &mut out)?;
