@@ -117,8 +117,8 @@ impl Channel {
                     });
                     break (message.bytes, fd);
                 }
-                Err(Errno::EINTR) => {}
-                Err(Errno::ECONNRESET) => break (0, None),
+                // The process ended with an order unread; what it said before is still to come.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 Err(e) => return Err(e.into()),
             }
         };

@@ -158,6 +158,8 @@ impl Visit {
         let launch = Launch::new(&self.process, || users::home(&root, identity.uid()))?;
         if self.process.terminal() == Some(true) {
             console::take(&console::open(&root, &self.process, channel)?)?;
+        } else {
+            streams::reopen_null(&root, &self.stdio)?;
         }
         drop(root);
         streams::give_to(identity.uid())?;

@@ -97,6 +97,8 @@ impl Init<'_> {
         self.finish_root()?;
         if let Some(terminal) = terminal {
             console::take(&terminal)?;
+        } else {
+            streams::reopen_null(&Root::open(Path::new("/"))?, &self.stdio)?;
         }
         streams::give_to(identity.uid())?;
         limits::set_rlimits(self.process, &mut warn)?;

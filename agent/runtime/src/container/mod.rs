@@ -98,6 +98,9 @@ pub struct Exec<'a> {
 }
 
 /// A process that runs inside a container, a child of the caller.
+///
+/// It must be reaped also when the container's first process ends: that one is not gone before all others of its PID
+/// namespace are.
 #[derive(Debug)]
 pub struct ExecProcess {
     /// Its process id as the caller sees it.

@@ -121,11 +121,19 @@ fn sysctl_namespace(key: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether this process is in another namespace than the machine's first process.
+/// Whether this process is in another namespace than the machine's first one. The first ones have fixed numbers
+/// (`*_NS_INIT_INO` in the kernel), the first network namespace only since Linux 6.17; before that the first process
+/// tells, where it may be looked at.
 fn own_namespace(kind: &str) -> bool {
-    let id = |process: &str| fs::metadata(format!("/proc/{process}/ns/{kind}")).map(|m| (m.dev(), m.ino()));
+    let first = match kind {
+        "ipc" => 0xefff_ffff,
+        "uts" => 0xefff_fffe,
+        _ => 0xefff_fff9,
+    };
+    let id = |process: &str| fs::metadata(format!("/proc/{process}/ns/{kind}")).map(|m| m.ino());
     match (id("self"), id("1")) {
-        (Ok(own), Ok(first)) => own != first,
+        (Ok(own), Ok(other)) => own != first && own != other,
+        (Ok(own), Err(_)) => own != first,
         _ => false,
     }
 }

@@ -9,8 +9,8 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Uid, fchown};
 
 use super::channel::Channel;
-use super::mounts::open_device;
-use super::{Error, Stdio};
+use super::mounts::{check_device, open_device};
+use super::{Error, Root, Stdio};
 use crate::sys::process;
 
 /// Where the channel lies in a new process; all above is closed.
@@ -55,6 +55,20 @@ pub fn arrange(
     process::install_fd(extra, EXTRA, false).map_err(failed)?;
     process::close_from(EXTRA + 1).map_err(failed)?;
     Ok((Channel::adopt(CHANNEL), Some(process::adopt_fd(EXTRA))))
+}
+
+/// Replaces the host's `/dev/null` by the container's, so that no descriptor leads out of its root.
+pub fn reopen_null(root: &Root, stdio: &Stdio) -> Result<(), Error> {
+    let failed = |e| Error::sys("open", "/dev/null", e);
+    for (at, stream) in [&stdio.stdin, &stdio.stdout, &stdio.stderr].iter().enumerate() {
+        if stream.is_none() {
+            let null =
+                root.open_path(Path::new("/dev/null"), OFlag::O_RDWR | OFlag::O_NOCTTY).map_err(failed)?;
+            check_device(null.as_fd(), 1, 3).map_err(failed)?;
+            process::install_fd(null.as_raw_fd(), at as RawFd, true).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives the streams to the container's user, who could otherwise not open `/dev/stdout` again.

@@ -1,0 +1,126 @@
+//! Further processes in a running container.
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use serde_json::json;
+
+use crate::harness::Test;
+use crate::sandbox::{Sandbox, stop, wait};
+
+pub const TESTS: &[Test] = &[
+    ("it_is_in_all_of_the_containers_namespaces", namespaces),
+    ("it_is_a_child_of_the_caller_and_in_the_cgroup", child),
+    ("exit_code_and_output", output),
+    ("user_groups_and_working_folder", user),
+    ("capabilities_and_seccomp_of_the_container_hold", confined),
+    ("many_one_after_the_other", many),
+    ("no_descriptor_leaks_into_it", descriptors),
+    ("it_ends_with_the_container", ends),
+    ("missing_things_are_errors", errors),
+    ("a_container_that_has_ended", ended),
+];
+
+fn namespaces() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let output =
+        sandbox.exec(&container, "for n in pid mnt cgroup ipc uts net; do readlink /proc/self/ns/$n; done");
+    let inside: Vec<&str> = output.ok().lines().collect();
+    for (at, kind) in ["pid", "mnt", "cgroup", "ipc", "uts", "net"].iter().enumerate() {
+        let expected = fs::read_link(format!("/proc/{}/ns/{kind}", container.pid)).unwrap();
+        assert_eq!(inside[at], expected.to_str().unwrap());
+    }
+    stop(&container);
+}
+
+fn child() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let started = sandbox.try_exec(&container, json!({"args": ["sleep", "50"]})).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
+    assert!(status.contains(&format!("PPid:\t{}", std::process::id())), "{status}");
+    let cgroups = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert_eq!(cgroups(started.pid), cgroups(container.pid));
+    assert!(cgroups(started.pid).contains(&sandbox.cgroup));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(started.pid), nix::sys::signal::SIGTERM).unwrap();
+    wait(started.pidfd.as_fd());
+    stop(&container);
+}
+
+fn output() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let output = sandbox.exec(&container, "echo o; echo e >&2; exit 42");
+    assert_eq!((output.code(), &*output.stdout, &*output.stderr), (42, "o\n", "e\n"));
+    stop(&container);
+}
+
+fn user() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let process = json!({"args": ["sh", "-c", "id -u; id -g; id -G; pwd; echo $HOME; echo $X"], "cwd": "/tmp",
+        "user": {"uid": 33, "gid": 34, "additionalGids": [4]}, "env": ["PATH=/bin", "X=y"]});
+    assert_eq!(sandbox.exec_process(&container, process).ok(), "33\n34\n34 4\n/tmp\n/srv\ny");
+    stop(&container);
+}
+
+fn confined() {
+    let mut sandbox = Sandbox::script("sleep 100");
+    sandbox.spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]});
+    sandbox.spec["process"]["noNewPrivileges"] = json!(true);
+    let container = sandbox.start().unwrap();
+    let output = sandbox.exec(&container, "grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/1/status > /tmp/1
+        grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status > /tmp/2; cat /tmp/1 /tmp/2; mkdir /x || echo no");
+    stop(&container);
+    let lines: Vec<&str> = output.ok().lines().collect();
+    assert_eq!(lines[..4], lines[4..8]);
+    assert_eq!(lines[8], "no");
+}
+
+fn many() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    for n in 0..30 {
+        assert_eq!(sandbox.exec(&container, &format!("exit {n}")).code(), n);
+    }
+    stop(&container);
+}
+
+fn descriptors() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let output = sandbox.exec_process(&container, json!({"args": ["ls", "/proc/self/fd"]}));
+    assert_eq!(output.ok().lines().count(), 4, "{}", output.stdout);
+    stop(&container);
+}
+
+fn ends() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let started = sandbox.try_exec(&container, json!({"args": ["sleep", "100"]})).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(container.pid), nix::sys::signal::SIGKILL).unwrap();
+    assert!(matches!(wait(started.pidfd.as_fd()), nix::sys::wait::WaitStatus::Signaled(_, _, _)));
+    wait(container.pidfd.as_fd());
+}
+
+fn errors() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let error = |process| sandbox.try_exec(&container, process).unwrap_err().to_string();
+    assert_eq!(error(json!({"args": ["nope"]})), "exec: \"nope\": executable file not found in $PATH");
+    assert_eq!(error(json!({"args": ["/x/y"]})), "exec: \"/x/y\": stat /x/y: no such file or directory");
+    assert_eq!(error(json!({"args": ["/etc"]})), "exec: \"/etc\": is a directory");
+    let missing = error(json!({"args": ["true"], "cwd": "/no/such"}));
+    assert!(missing.contains("working folder /no/such"), "{missing}");
+    assert!(error(json!({"args": []})).contains("process.args"));
+    stop(&container);
+}
+
+fn ended() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    stop(&container);
+    assert!(sandbox.try_exec(&container, json!({"args": ["true"]})).is_err());
+}

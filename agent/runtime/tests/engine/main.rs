@@ -1,0 +1,32 @@
+//! The engine against the kernel, as root.
+//!
+//! The engine must be called from a process with one thread, and libtest runs tests in threads of their own. So this
+//! is its own harness: it understands what `cargo nextest` and `cargo test` ask of one, and runs the tests one after
+//! the other in the first thread. Run it directly to use it in a VM.
+
+#![allow(clippy::unwrap_used)]
+
+mod cgroup;
+mod errors;
+mod exec;
+mod files;
+mod harness;
+mod hostile;
+mod identity;
+mod isolation;
+mod sandbox;
+mod terminal;
+
+fn main() -> std::process::ExitCode {
+    let groups: [(&str, &[harness::Test]); 8] = [
+        ("isolation", isolation::TESTS),
+        ("files", files::TESTS),
+        ("identity", identity::TESTS),
+        ("terminal", terminal::TESTS),
+        ("exec", exec::TESTS),
+        ("errors", errors::TESTS),
+        ("hostile", hostile::TESTS),
+        ("cgroup", cgroup::TESTS),
+    ];
+    harness::run(&groups, sandbox::prepare)
+}
