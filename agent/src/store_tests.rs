@@ -14,10 +14,7 @@ fn versions_grow_and_are_in_the_object() {
     assert_eq!(store.put(Kind::Pod, "default", "a", &json!({"spec": {}})), 101);
     assert_eq!(store.put(Kind::Node, "ignored", "n", &json!({})), 102);
     let pod = store.get(Kind::Pod, "default", "a").unwrap().value();
-    assert_eq!(
-        pod["metadata"],
-        json!({"name": "a", "namespace": "default", "resourceVersion": "101"})
-    );
+    assert_eq!(pod["metadata"], json!({"name": "a", "namespace": "default", "resourceVersion": "101"}));
     let node = store.get(Kind::Node, "", "n").unwrap();
     assert_eq!(node.namespace, "");
     assert_eq!(node.value()["kind"], "Node");
