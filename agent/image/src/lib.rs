@@ -1,6 +1,16 @@
 //! Images for Berth: references, the registry client, the content store, unpacked layers for overlayfs.
 //!
-//! [`Store`] is the whole interface.
+//! [`Store`] is the whole interface. Where to look inside:
+//!
+//! * `reference`, `platform`, `manifest`, `config`: what images are called, and the documents they are made of.
+//! * `store`: the folder on disk. `layout` names its files, `index` says what counts, `session` makes the work of one
+//!   pull, load or import count all at once, `keys` lets concurrent ones share work, `sweep` removes what no image
+//!   needs.
+//! * `unpack`: a layer's tar becomes a folder for overlayfs. `member` reads and checks, `entry` writes, `tree` keeps
+//!   every path inside the layer, `settle` does what depends on the layers below.
+//! * `pull`, `load`, `import`, `save`: how images come and go.
+//!
+//! Blobs are streamed through `stream` (compression, hashing, bounds); nothing of a layer's size is held in memory.
 
 mod config;
 mod error;
