@@ -1,8 +1,10 @@
 //! A machine of its own, made of namespaces.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -56,6 +58,18 @@ pub struct Process {
     pub state: char,
     /// Its words, separated by spaces.
     pub command: String,
+}
+
+/// CPU time by thread. Threads come and go, so two of these are compared thread by thread.
+#[derive(Clone, Debug)]
+pub struct Cpu(BTreeMap<PathBuf, u64>);
+
+impl Cpu {
+    /// What was used since `before`, but for threads that have ended since.
+    pub fn since(&self, before: &Cpu) -> Duration {
+        let spent = self.0.iter().map(|(task, ns)| ns.saturating_sub(*before.0.get(task).unwrap_or(&0)));
+        Duration::from_nanos(spent.sum())
+    }
 }
 
 /// See the crate's tour.
@@ -148,6 +162,22 @@ impl Machine {
     pub fn alive(&self, pid: i32) -> bool {
         let stat = std::fs::read_to_string(self.root().join(format!("proc/{pid}/stat"))).unwrap_or_default();
         stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+    }
+
+    /// CPU time that each thread of these processes has used so far.
+    pub fn cpu(&self, pids: &[i32]) -> Result<Cpu> {
+        let mut used = BTreeMap::new();
+        for pid in pids {
+            let tasks = self.root().join(format!("proc/{pid}/task"));
+            for task in std::fs::read_dir(&tasks).with_context(|| format!("list {}", tasks.display()))? {
+                let path = task?.path();
+                // A thread may end between the listing and the look.
+                let Ok(text) = std::fs::read_to_string(path.join("schedstat")) else { continue };
+                let ns = text.split(' ').next().and_then(|n| n.parse().ok());
+                used.insert(path, ns.with_context(|| format!("schedstat: {text:?}"))?);
+            }
+        }
+        Ok(Cpu(used))
     }
 
     /// The mounts that the machine's PID 1 sees: mount point and type.

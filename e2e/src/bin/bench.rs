@@ -74,7 +74,7 @@ fn one_at_a_time(runs: usize, podman: Option<&Podman>) -> Result<()> {
     row("manifest renamed -> running, one pod at a time", start.clone());
     row("berth exec true, whole process", exec);
     row("container killed -> running again (kill included)", restart);
-    row("manifest removed -> all gone (PID 1 ignores TERM: grace 1 s)", delete);
+    row("manifest removed -> all gone (ignores TERM: KILL after 2 s)", delete);
     node.finish()?;
     polite_delete(runs)?;
     if let Some(podman) = podman {
@@ -147,10 +147,9 @@ fn memory_and_many() -> Result<()> {
 fn idle_cpu(node: &Node, time: Duration) -> Result<()> {
     let mut ours = shims(node)?;
     ours.push(node.agent()?);
-    let used = || ours.iter().map(|pid| cpu_ns(node, *pid)).sum::<Result<u64>>();
-    let before = used()?;
+    let before = node.machine().cpu(&ours)?;
     poll::pause(time);
-    let share = (used()? - before) as f64 / time.as_nanos() as f64 * 100.0;
+    let share = node.machine().cpu(&ours)?.since(&before).as_secs_f64() / time.as_secs_f64() * 100.0;
     println!("{:<58} {share:>8.4} %", "CPU of agent and 50 shims when idle, of one core");
     Ok(())
 }
@@ -167,18 +166,6 @@ fn pss(node: &Node, pid: i32) -> Result<u64> {
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let line = text.lines().find(|l| l.starts_with("Pss:")).context("no Pss line")?;
     line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("no number on the Pss line")
-}
-
-/// CPU time of all threads of a process so far.
-fn cpu_ns(node: &Node, pid: i32) -> Result<u64> {
-    let tasks = node.machine().root().join(format!("proc/{pid}/task"));
-    let mut sum = 0;
-    for task in std::fs::read_dir(&tasks).with_context(|| format!("list {}", tasks.display()))? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat")).context("read schedstat")?;
-        sum +=
-            text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).context("schedstat has no number")?;
-    }
-    Ok(sum)
 }
 
 /// A watch of the pods that was opened before what it shall see.

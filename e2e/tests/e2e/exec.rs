@@ -45,10 +45,10 @@ fn exec_without_i_does_not_read_stdin() {
 fn exec_it_gives_a_terminal_of_the_callers_size() {
     let node = node_with_pod();
     let mut script = node.machine().command("script");
-    let line = format!(
-        "stty rows 33 cols 77; {} exec -it a-n1 -- sh -c 'tty; stty size; exit 5'",
-        tools::berth().display()
-    );
+    // The size follows the start, as with kubectl.
+    let inside = "tty; until stty size 2>/dev/null | grep -q .; do sleep 0.05; done; stty size; exit 5";
+    let line =
+        format!("stty rows 33 cols 77; {} exec -it a-n1 -- sh -c '{inside}'", tools::berth().display());
     script.args(["-qec", &line, "/dev/null"]).env("BERTH_SOCKET", node.socket());
     let ran = tools::run(script).unwrap().code(5).unwrap();
     assert!(ran.stdout.contains("/dev/pts/"), "{ran}");

@@ -1,7 +1,5 @@
 //! What the node says of itself over HTTP.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_e2e::manifest::Builder;
@@ -75,23 +73,12 @@ fn an_idle_node_uses_no_cpu() {
     })
     .unwrap();
     poll::pause(Duration::from_secs(2));
-    let before = used(&node);
+    let processes = node.machine().processes().unwrap();
+    let ours: Vec<i32> =
+        processes.into_iter().filter(|p| !p.command.starts_with("sleep")).map(|p| p.pid).collect();
+    assert_eq!(ours.len(), 6, "an agent and 5 shims");
+    let before = node.machine().cpu(&ours).unwrap();
     poll::pause(Duration::from_secs(10));
-    let spent: u64 = used(&node).iter().map(|(task, ns)| ns - before.get(task).unwrap_or(&0)).sum();
-    assert!(spent < 20_000_000, "the agent and 5 shims used {} ms of CPU in 10 s", spent / 1_000_000);
-}
-
-/// CPU time so far of each thread of agent and shims, in nanoseconds, by its path.
-fn used(node: &Node) -> BTreeMap<PathBuf, u64> {
-    let proc = node.machine().root().join("proc");
-    let ours = node.machine().processes().unwrap().into_iter().filter(|p| !p.command.starts_with("sleep"));
-    let tasks = ours.flat_map(|p| std::fs::read_dir(proc.join(format!("{}/task", p.pid))).unwrap());
-    tasks
-        .filter_map(|task| {
-            let path = task.unwrap().path();
-            // A thread may end between the listing and the look.
-            let text = std::fs::read_to_string(path.join("schedstat")).ok()?;
-            Some((path, text.split(' ').next()?.parse().unwrap()))
-        })
-        .collect()
+    let spent = node.machine().cpu(&ours).unwrap().since(&before);
+    assert!(spent < Duration::from_millis(20), "the agent and 5 shims used {spent:?} of CPU in 10 s");
 }
