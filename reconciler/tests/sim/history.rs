@@ -17,6 +17,8 @@ use super::world::{NEVER, News, Weather, World, ms, stamp};
 const SETTLE: i64 = 1_500_000;
 /// How long it is then watched doing nothing.
 const QUIET: i64 = 45_000;
+/// More looks than this at one pod mean that the worker spins.
+const MANY_LOOKS: u32 = 20_000;
 
 /// What chaos does besides what the world does by itself.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +52,7 @@ pub struct History {
     dies_in: Option<u64>,
     rules: Rules,
     removed: bool,
+    looks: u32,
     images: u64,
     /// Actions other than probes since the pod had settled.
     restless: Option<String>,
@@ -60,7 +63,7 @@ impl History {
     pub fn new(seed: u64, traced: bool) -> History {
         let mut rng = Rng::new(seed);
         let pod = pods::pod(&mut rng);
-        let chaos_ends = *rng.pick(&[1_000, 10_000, 60_000, 300_000, 1_200_000]);
+        let chaos_ends = *rng.pick(&[1_000, 10_000, 10_000, 60_000, 60_000, 300_000, 1_200_000]);
         let mut chaos = BTreeMap::new();
         for _ in 0..rng.between(0, 12) {
             let kinds = [
@@ -93,6 +96,7 @@ impl History {
             chaos_ends,
             rules: Rules::default(),
             removed: false,
+            looks: 0,
             images: 0,
             restless: None,
             trace: traced.then(Vec::new),
@@ -189,6 +193,10 @@ impl History {
         let due = self.wake_at.is_some_and(|at| at <= now);
         if self.memory.is_some() && (self.woken || due) {
             self.woken = false;
+            self.looks += 1;
+            if self.looks > MANY_LOOKS {
+                return Err("the worker spins".to_owned());
+            }
             self.look()?;
         }
         Ok(())
@@ -370,7 +378,7 @@ impl History {
         let statuses: Vec<_> =
             status.init_container_statuses.iter().chain(&status.container_statuses).flatten().collect();
         self.pod.all_containers().all(|container| {
-            let newest = self.world.instances.iter().filter(|i| i.record.name == container.name).next_back();
+            let newest = self.world.instances.iter().rfind(|i| i.record.name == container.name);
             let ready = statuses.iter().any(|s| s.name == container.name && s.ready);
             let init = container.name.starts_with("init") && !is_sidecar(container);
             match newest.map(|i| &i.record).map(|record| (record, &record.state)) {

@@ -1,6 +1,6 @@
 //! What must hold at every step of every history, judged by the world and not by the planner's own memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use berth_reconciler::node::{ContainerState, Deletion, Sandbox, StartContainer, StopSignal};
@@ -25,6 +25,8 @@ pub struct Rules {
     stopping: HashMap<String, (StopCause, i64)>,
     /// When the stop signal was sent first.
     terminated: HashMap<String, i64>,
+    /// Instances that got KILL before, which may be repeated at any time.
+    killed: HashSet<String>,
     restart_counts: HashMap<String, i32>,
     phase: Option<String>,
 }
@@ -86,6 +88,9 @@ impl Rules {
             }
             Action::StopContainer { container, id, signal } => {
                 self.stop_is_due(moment, container, id, *signal)?;
+                if *signal == StopSignal::Kill {
+                    self.killed.insert(id.clone());
+                }
                 self.terminated.entry(id.clone()).or_insert(moment.world.now);
                 Ok(())
             }
@@ -94,9 +99,9 @@ impl Rules {
             }
             Action::RemovePod | Action::StopSandbox => {
                 let ready = matches!(moment.world.sandbox, Sandbox::Ready { .. });
-                require(!ready || moment.world.running().next().is_none(), || {
-                    "teardown under a container".to_owned()
-                })
+                let runs = ready && moment.world.running().next().is_some();
+                require(!runs, || "teardown under a container".to_owned())?;
+                require(!moment.world.is_building(), || "teardown under a step that builds".to_owned())
             }
             _ => Ok(()),
         }
@@ -214,7 +219,10 @@ impl Rules {
         let Some((deadline, force)) = self.grace(moment, container, id)? else { return Ok(()) };
         if signal == StopSignal::Kill {
             let asked = self.terminated.get(id).is_some_and(|asked| now >= asked + 2_000);
-            return require(force || asked && now >= deadline, || format!("{name} killed too early"));
+            let again = self.killed.contains(id);
+            return require(again || force || asked && now >= deadline, || {
+                format!("{name} killed too early")
+            });
         }
         let hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some());
         let instance = moment.world.instances.iter().find(|i| i.record.id == id);

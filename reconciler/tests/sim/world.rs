@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use berth_reconciler::node::{
     ContainerRecord, ContainerState, Exit, Failure, Hook, Observation, ProbeOutcome, Sandbox, StopSignal,
 };
-use berth_reconciler::planner::{Action, Outcome};
+use berth_reconciler::planner::{Action, Key, Outcome};
 use berth_reconciler::pod::Pod;
 use jiff::{SignedDuration, Timestamp};
 
@@ -89,6 +89,11 @@ impl World {
 
     pub fn find(&mut self, id: &str) -> Option<&mut Instance> {
         self.instances.iter_mut().find(|instance| instance.record.id == id)
+    }
+
+    /// Whether a step runs that makes, removes or stops an instance or a sandbox.
+    pub fn is_building(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op.action.key(), Some(Key::Pod | Key::Instance(_) | Key::Stop(_))))
     }
 
     /// A step begins.
