@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,13 @@ use nix::unistd::Pid;
 
 use super::hierarchy::Hierarchy;
 use super::{Error, path};
+use crate::sys::process::pidfd_open;
 
 /// How long killed processes may take to leave.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// v1 has no event for "became empty", so it is looked at this often.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How long one wait for an event lasts at most, and one for what has no event, in milliseconds.
+const WAIT_MS: u8 = 50;
+const CLEARING_MS: u8 = 1;
 /// A fork bomb may need several rounds where there is no freezer.
 const KILL_ROUNDS: usize = 200;
 
@@ -133,17 +135,28 @@ fn try_remove(hierarchy: &Hierarchy, relative: &Path) -> Result<bool, Error> {
     Ok(done)
 }
 
-/// Waits a moment for the cgroup to become empty: for the event on v2, for a short time on v1.
+/// Waits a moment for the cgroup to become empty: for its event on v2; v1 has none, so for the end of the processes.
 fn wait_empty(hierarchy: &Hierarchy, relative: &Path) {
-    if let Hierarchy::V2(root) = hierarchy {
-        if let Ok(events) = File::open(root.join(relative).join("cgroup.events")) {
-            let populated = io::read_to_string(&events).is_ok_and(|t| t.contains("populated 1"));
-            if populated {
-                let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
-                let _ = poll(&mut fds, PollTimeout::from(50_u8));
-            }
-            return;
+    let events = match hierarchy {
+        Hierarchy::V2(root) => File::open(root.join(relative).join("cgroup.events")).ok(),
+        Hierarchy::V1(_) => None,
+    };
+    let populated = |f: &File| io::read_to_string(f).is_ok_and(|t| t.contains("populated 1"));
+    let mut owners: Vec<OwnedFd> = Vec::new();
+    let mut wanted = PollFlags::POLLIN;
+    match events {
+        Some(file) if populated(&file) => {
+            wanted = PollFlags::POLLPRI;
+            owners.push(file.into());
+        }
+        Some(_) => {}
+        None => {
+            let left = pids(hierarchy, relative).unwrap_or_default();
+            owners.extend(left.into_iter().filter_map(|pid| pidfd_open(pid).ok()));
         }
     }
-    std::thread::sleep(LOOK_EVERY);
+    // With nothing to wait for, what is left is the kernel's own clearing up.
+    let timeout = PollTimeout::from(if owners.is_empty() { CLEARING_MS } else { WAIT_MS });
+    let mut fds: Vec<PollFd<'_>> = owners.iter().map(|fd| PollFd::new(fd.as_fd(), wanted)).collect();
+    let _ = poll(&mut fds, timeout);
 }

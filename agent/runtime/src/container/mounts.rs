@@ -83,7 +83,7 @@ impl<'a> Mounter<'a> {
         }
         let failed = |e| Error::sys("bind mount", source.display().to_string(), e);
         let tree = clone_tree(None, &source, recursive).map_err(failed)?;
-        let folder = file_type(tree.as_fd()).map_err(|e| failed(e))? == SFlag::S_IFDIR;
+        let folder = file_type(tree.as_fd()).map_err(failed)? == SFlag::S_IFDIR;
         // `rw`, `exec` and their like do not loosen what the source has: that is how others read the spec.
         let tighten =
             Attributes { clear: options.attributes.clear & libc::MOUNT_ATTR__ATIME, ..options.attributes };

@@ -75,6 +75,14 @@ impl Root {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::sys("open", path.display().to_string(), e)),
         }
+        // The usual case: a plain name is missing in a folder that is there.
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+            && let Ok(folder) = self.open_path(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)
+            && make(&folder, name, kind).is_ok_and(|fresh| fresh)
+            && let Ok(fd) = Root(folder).open_plain(Path::new(name), OFlag::O_PATH)
+        {
+            return Ok(fd);
+        }
         self.create(path, kind).map_err(|e| Error::sys("create mount point", path.display().to_string(), e))
     }
 
@@ -125,7 +133,8 @@ fn parts(path: &Path) -> VecDeque<OsString> {
         .collect()
 }
 
-fn make(parent: &OwnedFd, name: &OsStr, kind: Kind) -> io::Result<()> {
+/// Makes a file or folder; false when something was there already.
+fn make(parent: &OwnedFd, name: &OsStr, kind: Kind) -> io::Result<bool> {
     let result = match kind {
         Kind::Folder => mkdirat(parent, name, Mode::from_bits_truncate(0o755)),
         Kind::File => {
@@ -135,7 +144,8 @@ fn make(parent: &OwnedFd, name: &OsStr, kind: Kind) -> io::Result<()> {
         }
     };
     match result {
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
         Err(e) => Err(e.into()),
     }
 }

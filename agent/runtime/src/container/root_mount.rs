@@ -194,3 +194,43 @@ pub fn pivot(root: &Root, wanted: Option<&str>) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// What kernels before 6.8 get, on whatever kernel this runs. Needs root; the mount namespace is this thread's own.
+    #[test]
+    fn the_classic_options_take_many_long_paths() {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let make = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let (upper, work, target) = (make("upper"), make("work"), make("target"));
+        for count in [2, 200] {
+            let layer = |n: usize| {
+                let path = make(&format!("{}-{n}:{}", count, "x".repeat(if count > 2 { 150 } else { 5 })));
+                fs::write(path.join(format!("file-{n}")), "").unwrap();
+                path
+            };
+            let lowers: Vec<PathBuf> = (0..count).map(layer).collect();
+            let before = std::env::current_dir().unwrap();
+            overlay_by_options(&lowers, &upper, &work, &target).unwrap();
+            assert_eq!(std::env::current_dir().unwrap(), before);
+            assert_eq!(fs::read_dir(&target).unwrap().count(), count);
+            umount2(&target, MntFlags::empty()).unwrap();
+        }
+        let plain = vec![make("a"), make("b")];
+        fs::write(plain[1].join("below"), "").unwrap();
+        overlay_by_options(&plain, &upper, &work, &target).unwrap();
+        assert!(target.join("below").exists());
+        umount2(&target, MntFlags::empty()).unwrap();
+    }
+}

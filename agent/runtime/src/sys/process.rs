@@ -127,18 +127,26 @@ pub fn adopt_fd(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// The size of the kernel's signal sets, and the highest signal.
+const SIGNAL_SET: usize = 8;
+const SIGNALS: i32 = 64;
+
 /// Gives every signal its default action and unblocks all: what a program expects at its start.
+///
+/// libc's own function refuses the two signals that libc keeps for itself, and those may have been ignored by an
+/// ancestor, too.
 pub fn reset_signals() {
-    // SAFETY: sigaction structures of all zeros mean SIG_DFL without flags; KILL, STOP and the two signals that libc
-    // keeps for itself fail and are not ours to change.
+    // The kernel's sigaction: handler, flags, restorer, mask. All zero is SIG_DFL without flags.
+    let action = [0_u64; 4];
+    // SAFETY: the kernel reads one sigaction and one set of the size given. KILL and STOP fail and need no change.
     unsafe {
-        let action: libc::sigaction = std::mem::zeroed();
-        for signal in 1..=libc::SIGRTMAX() {
-            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        for signal in 1..=SIGNALS {
+            let none = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), none, SIGNAL_SET);
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        let empty = 0_u64;
+        let none = std::ptr::null_mut::<u64>();
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const empty, none, SIGNAL_SET);
     }
 }
 

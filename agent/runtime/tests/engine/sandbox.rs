@@ -229,7 +229,8 @@ pub fn slurp(mut file: File) -> String {
     text
 }
 
-/// Looks until it is true, for ten seconds at most.
+/// Looks until it is true, for ten seconds at most: for what the kernel has no event for.
+#[allow(clippy::disallowed_methods)]
 pub fn until(what: &str, mut test: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while !test() {
