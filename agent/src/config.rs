@@ -243,14 +243,19 @@ impl Config {
 
 impl File {
     fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("read config {}", path.display()))?;
-        let file: Self = serde_yaml::from_str(&text)
-            .map_err(|e| anyhow::anyhow!("config {}: {e}; see docs/config.md for the fields", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("read config {}", path.display()))?;
+        let file: Self = serde_yaml::from_str(&text).map_err(|e| {
+            anyhow::anyhow!("config {}: {e}; see docs/config.md for the fields", path.display())
+        })?;
         if let Some(kind) = &file.kind
             && kind != "KubeletConfiguration"
             && kind != "BerthConfiguration"
         {
-            bail!("config {}: kind: {kind:?} is not KubeletConfiguration or BerthConfiguration", path.display());
+            bail!(
+                "config {}: kind: {kind:?} is not KubeletConfiguration or BerthConfiguration",
+                path.display()
+            );
         }
         if let Some(version) = &file.api_version
             && version != "kubelet.config.k8s.io/v1beta1"
@@ -282,7 +287,9 @@ fn check_node_name(name: &str) -> anyhow::Result<()> {
                 && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         });
     if !good {
-        bail!("node name {name:?} is not a DNS name (lower-case letters, digits, '-' and '.'); give one with --node-name");
+        bail!(
+            "node name {name:?} is not a DNS name (lower-case letters, digits, '-' and '.'); give one with --node-name"
+        );
     }
     Ok(())
 }
@@ -315,7 +322,8 @@ fn read_only_address(text: Option<&str>) -> anyhow::Result<Option<SocketAddr>> {
 
 fn log_size(text: Option<&str>) -> anyhow::Result<u64> {
     let Some(text) = text else { return Ok(10 << 20) };
-    let quantity = Quantity::parse(text).map_err(|e| anyhow::anyhow!("containerLogMaxSize: {text:?}: {e}"))?;
+    let quantity =
+        Quantity::parse(text).map_err(|e| anyhow::anyhow!("containerLogMaxSize: {text:?}: {e}"))?;
     let bytes = u64::try_from(quantity.value()).unwrap_or(0);
     if bytes < 4096 {
         bail!("containerLogMaxSize: {text:?} is less than 4Ki");

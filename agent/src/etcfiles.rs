@@ -179,7 +179,8 @@ mod tests {
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        let object = serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}));
+        let object =
+            serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}));
         Pod { object: object.unwrap(), source: berth_reconciler::pod::Source::Api }
     }
 

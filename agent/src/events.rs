@@ -81,7 +81,12 @@ impl Recorder {
         let now = Timestamp::now();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.forget_old(&mut known, now);
-        let key = (format!("{}/{}", about.uid, about.name), about.field.clone(), reason.to_owned(), message.to_owned());
+        let key = (
+            format!("{}/{}", about.uid, about.name),
+            about.field.clone(),
+            reason.to_owned(),
+            message.to_owned(),
+        );
         known.serial += 1;
         let serial = known.serial;
         if !known.series.contains_key(&key) {
@@ -100,7 +105,14 @@ impl Recorder {
         self.store.put(Kind::Event, &series.namespace, &series.name, &object);
     }
 
-    fn object(&self, about: &Regarding, series: &Series, warning: bool, reason: &str, message: &str) -> Value {
+    fn object(
+        &self,
+        about: &Regarding,
+        series: &Series,
+        warning: bool,
+        reason: &str,
+        message: &str,
+    ) -> Value {
         let mut involved = json!({
             "apiVersion": "v1", "kind": about.kind, "namespace": about.namespace, "name": about.name,
         });
@@ -125,7 +137,8 @@ impl Recorder {
 
     fn forget_old(&self, known: &mut Known, now: Timestamp) {
         while let Some(key) = known.order.front() {
-            let old = known.series.get(key).is_none_or(|s| now.as_second() - s.last.as_second() > TTL_SECONDS);
+            let old =
+                known.series.get(key).is_none_or(|s| now.as_second() - s.last.as_second() > TTL_SECONDS);
             if !old && known.order.len() < KEEP {
                 return;
             }

@@ -41,7 +41,7 @@ impl NodeFacts {
             name: config.node_name.clone(),
             ips,
             cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
-            memory: memory_total(),
+            memory: meminfo("MemTotal:").unwrap_or(0),
             storage,
             started_at: Timestamp::now(),
         }
@@ -153,14 +153,32 @@ pub fn go_arch() -> &'static str {
     }
 }
 
-fn memory_total() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes = text
-        .lines()
-        .find_map(|l| l.strip_prefix("MemTotal:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|n| n.parse::<u64>().ok());
-    kilobytes.unwrap_or(0) * 1024
+/// What the whole machine uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Processor time of all processors since boot, in seconds.
+    pub cpu_seconds: f64,
+    /// Bytes of memory that could not be had without swapping.
+    pub memory_used: u64,
+}
+
+/// What the whole machine uses now; none if /proc does not tell.
+pub fn usage() -> Option<Usage> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    // user nice system idle iowait irq softirq steal; guest time is in user already (proc_stat(5)).
+    let ticks: Vec<u64> =
+        stat.lines().next()?.split_whitespace().skip(1).take(8).filter_map(|n| n.parse().ok()).collect();
+    let busy: u64 = ticks.iter().enumerate().filter(|(i, _)| *i != 3 && *i != 4).map(|(_, n)| n).sum();
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()?? as f64;
+    let memory_used = meminfo("MemTotal:")?.saturating_sub(meminfo("MemAvailable:")?);
+    Some(Usage { cpu_seconds: busy as f64 / per_second, memory_used })
+}
+
+/// A line of /proc/meminfo in bytes.
+fn meminfo(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let rest = text.lines().find_map(|l| l.strip_prefix(name))?;
+    Some(rest.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 /// The source addresses that the kernel would choose for traffic to the outside. Connecting a UDP socket sends

@@ -10,6 +10,8 @@ pub fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, serializer: S) -> 
 }
 
 /// As `T`.
-pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<T>, D::Error> {
+pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Arc<T>, D::Error> {
     T::deserialize(deserializer).map(Arc::new)
 }

@@ -11,3 +11,4 @@ pub mod log;
 pub mod rootfs;
 pub mod shim;
 mod sys;
+pub mod tmpfs;

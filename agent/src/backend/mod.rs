@@ -29,7 +29,8 @@ pub fn shown_pod(pod: &Pod, deletion: Option<&Deletion>, status: &v1::PodStatus)
     shown.status = Some(status.clone());
     if let Some(deletion) = deletion {
         let grace = i64::try_from(deletion.grace_seconds).unwrap_or(i64::MAX);
-        let at = deletion.requested_at.checked_add(SignedDuration::from_secs(grace)).unwrap_or(Timestamp::MAX);
+        let at =
+            deletion.requested_at.checked_add(SignedDuration::from_secs(grace)).unwrap_or(Timestamp::MAX);
         shown.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(at.as_second()).unwrap_or(at)));
         shown.metadata.deletion_grace_period_seconds = Some(grace);
     }
@@ -63,7 +64,11 @@ fn name_of(value: &Value) -> String {
 
 impl AgentBackend {
     /// The backend of that node.
-    pub fn new(node: Arc<AgentNode>, reconciler: Arc<Reconciler<AgentNode>>, context: manifest::Context) -> Self {
+    pub fn new(
+        node: Arc<AgentNode>,
+        reconciler: Arc<Reconciler<AgentNode>>,
+        context: manifest::Context,
+    ) -> Self {
         Self { node, reconciler, context }
     }
 
@@ -87,7 +92,8 @@ impl AgentBackend {
         match &pod.source {
             Source::Api => Ok(()),
             Source::File(path) => {
-                let why = format!("it comes from the manifest {}; change or remove that file", path.display());
+                let why =
+                    format!("it comes from the manifest {}; change or remove that file", path.display());
                 Err(ApiError::forbidden(Kind::Pod, name, &why))
             }
         }
@@ -125,13 +131,23 @@ impl Backend for AgentBackend {
         Ok(self.accept(pod, None, &pending))
     }
 
-    async fn update_pod(&self, namespace: &str, name: &str, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError> {
+    async fn update_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        pod: Value,
+        dry_run: bool,
+    ) -> Result<v1::Pod, ApiError> {
         let view = self.existing(namespace, name)?;
         Self::of_file(&view.pod, name)?;
         let old = &view.pod.object;
         let asked_uid = pod["metadata"]["uid"].as_str().filter(|u| !u.is_empty()).map(str::to_owned);
         if asked_uid.is_some_and(|uid| uid != view.pod.uid()) {
-            return Err(ApiError::conflict(Kind::Pod, name, "the uid in the object is not that of the pod that exists"));
+            return Err(ApiError::conflict(
+                Kind::Pod,
+                name,
+                "the uid in the object is not that of the pod that exists",
+            ));
         }
         let mut new =
             manifest::check_pod(&pod, &self.context).map_err(|errors| refused(Kind::Pod, name, errors))?;
@@ -164,13 +180,22 @@ impl Backend for AgentBackend {
         let view = self.existing(namespace, name)?;
         Self::of_file(&view.pod, name)?;
         if uid.is_some_and(|uid| uid != view.pod.uid()) {
-            return Err(ApiError::conflict(Kind::Pod, name, "the precondition's uid is not that of the pod that exists"));
+            return Err(ApiError::conflict(
+                Kind::Pod,
+                name,
+                "the precondition's uid is not that of the pod that exists",
+            ));
         }
-        let own = view.pod.spec().termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(30);
-        let deletion = view.deletion.clone().unwrap_or(Deletion {
-            requested_at: now(),
-            grace_seconds: grace.unwrap_or(own),
-        });
+        let own = view
+            .pod
+            .spec()
+            .termination_grace_period_seconds
+            .and_then(|s| u64::try_from(s).ok())
+            .unwrap_or(30);
+        let deletion = view
+            .deletion
+            .clone()
+            .unwrap_or(Deletion { requested_at: now(), grace_seconds: grace.unwrap_or(own) });
         self.node.objects.save_pod(&view.pod, Some(&deletion));
         let shown = shown_pod(&view.pod, Some(&deletion), &view.status);
         self.node.store.put(Kind::Pod, namespace, name, &shown);
@@ -178,7 +203,13 @@ impl Backend for AgentBackend {
         Ok(shown)
     }
 
-    async fn put_config(&self, kind: Kind, object: Value, create_only: bool, dry_run: bool) -> Result<Value, ApiError> {
+    async fn put_config(
+        &self,
+        kind: Kind,
+        object: Value,
+        create_only: bool,
+        dry_run: bool,
+    ) -> Result<Value, ApiError> {
         let name = name_of(&object);
         let checked =
             manifest::check(&object, &self.context).map_err(|errors| refused(kind, &name, errors))?;
@@ -194,14 +225,18 @@ impl Backend for AgentBackend {
         match self.node.configs.owner(&key) {
             Some(_) if create_only => return Err(ApiError::already_exists(kind, &name)),
             Some(Owner::File(path)) => {
-                let why = format!("it comes from the manifest {}; change or remove that file", path.display());
+                let why =
+                    format!("it comes from the manifest {}; change or remove that file", path.display());
                 return Err(ApiError::forbidden(kind, &name, &why));
             }
             _ => {}
         }
         identify(&mut object, self.node.store.get(kind, &key.1, &key.2).map(|o| o.value()).as_ref());
         if !dry_run {
-            self.node.objects.save_config(&object).map_err(|e| ApiError::internal(format!("store the object: {e}")))?;
+            self.node
+                .objects
+                .save_config(&object)
+                .map_err(|e| ApiError::internal(format!("store the object: {e}")))?;
             if self.node.configs.put(Owner::Api, object.clone()) {
                 self.node.config_changed(&key);
             }
@@ -221,7 +256,8 @@ impl Backend for AgentBackend {
         match self.node.configs.owner(&key) {
             None => Err(ApiError::not_found(kind, name)),
             Some(Owner::File(path)) => {
-                let why = format!("it comes from the manifest {}; change or remove that file", path.display());
+                let why =
+                    format!("it comes from the manifest {}; change or remove that file", path.display());
                 Err(ApiError::forbidden(kind, name, &why))
             }
             Some(Owner::Api) => {
@@ -237,11 +273,10 @@ impl Backend for AgentBackend {
     async fn exec(&self, namespace: &str, pod: &str, request: ExecRequest) -> Result<ExecStreams, ApiError> {
         let view = self.existing(namespace, pod)?;
         let spec = ExecSpec { command: request.command, tty: request.tty, stdin: request.stdin };
-        let (client, session) = self
-            .node
-            .exec(view.pod.uid(), &request.container, &spec)
-            .await
-            .map_err(|e| ApiError::new(500, "InternalError", format!("error executing command in container: {e}")))?;
+        let (client, session) =
+            self.node.exec(view.pod.uid(), &request.container, &spec).await.map_err(|e| {
+                ApiError::new(500, "InternalError", format!("error executing command in container: {e}"))
+            })?;
         let exec_id = session.exec_id;
         let unwanted = |wanted: bool, fd: Option<OwnedFd>| {
             if wanted {
@@ -264,7 +299,13 @@ impl Backend for AgentBackend {
         })
     }
 
-    async fn logs(&self, namespace: &str, pod: &str, container: &str, previous: bool) -> Result<LogSource, ApiError> {
+    async fn logs(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        previous: bool,
+    ) -> Result<LogSource, ApiError> {
         let view = self.existing(namespace, pod)?;
         let uid = view.pod.uid().to_owned();
         let Some((path, id)) = self.node.log_of(&uid, container, previous) else {

@@ -168,15 +168,26 @@ fn print_objects(args: &GetArgs, objects: Vec<Value>, single: bool) -> anyhow::R
     Ok(())
 }
 
+/// What is wrong with the manifests of the pods of a table: the running ones look healthy otherwise.
+fn manifest_errors(table: &Value) -> Vec<String> {
+    let rows = table["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
+    rows.iter()
+        .filter_map(|row| row["object"]["metadata"]["annotations"][crate::node::ERROR_ANNOTATION].as_str())
+        .map(|error| format!("warning: invalid manifest: {error}"))
+        .collect()
+}
+
 /// Prints a table per kind; tells whether one of the objects could not be had.
 async fn print_tables(client: &kube::Client, args: &GetArgs, groups: &[Group]) -> anyhow::Result<bool> {
     let (mut failed, mut printed) = (false, false);
+    let mut complaints: Vec<String> = Vec::new();
     for group in groups {
         let mut rows: Vec<Vec<String>> = Vec::new();
         let prefix = (groups.len() > 1).then_some(group.kind);
         if group.names.is_empty() {
             let table: Value = client::get(client, &list_path(args, group.kind, &[]), TABLE).await?;
             rows.extend(Layout::of(&table, args, prefix).rows(&table, !args.no_headers));
+            complaints.extend(manifest_errors(&table));
         }
         for name in &group.names {
             let path = resource::path(group.kind, args.namespace(), Some(name));
@@ -184,6 +195,7 @@ async fn print_tables(client: &kube::Client, args: &GetArgs, groups: &[Group]) -
                 Ok(table) => {
                     let heading = rows.is_empty() && !args.no_headers;
                     rows.extend(Layout::of(&table, args, prefix).rows(&table, heading));
+                    complaints.extend(manifest_errors(&table));
                 }
                 Err(error) => failed |= report(error)?,
             }
@@ -194,6 +206,10 @@ async fn print_tables(client: &kube::Client, args: &GetArgs, groups: &[Group]) -
             output::print(&format!("{gap}{}", Columns::new().format(&rows)))?;
             printed = true;
         }
+    }
+    complaints.dedup();
+    for complaint in complaints {
+        eprintln!("{complaint}");
     }
     if !printed && !failed {
         match args.namespace() {

@@ -99,18 +99,30 @@ const FIGURES: &[Figure] = &[
     ("container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.", Kind::Counter, |c| {
         Some(c.stats.cpu.usage_ns as f64 * NANO)
     }),
-    ("container_cpu_user_seconds_total", "Cumulative user cpu time consumed in seconds.", Kind::Counter, |c| {
-        Some(c.stats.cpu.user_ns as f64 * NANO)
-    }),
-    ("container_cpu_system_seconds_total", "Cumulative system cpu time consumed in seconds.", Kind::Counter, |c| {
-        Some(c.stats.cpu.system_ns as f64 * NANO)
-    }),
-    ("container_cpu_cfs_periods_total", "Number of elapsed enforcement period intervals.", Kind::Counter, |c| {
-        some(c.stats.cpu.periods)
-    }),
-    ("container_cpu_cfs_throttled_periods_total", "Number of throttled period intervals.", Kind::Counter, |c| {
-        some(c.stats.cpu.throttled_periods)
-    }),
+    (
+        "container_cpu_user_seconds_total",
+        "Cumulative user cpu time consumed in seconds.",
+        Kind::Counter,
+        |c| Some(c.stats.cpu.user_ns as f64 * NANO),
+    ),
+    (
+        "container_cpu_system_seconds_total",
+        "Cumulative system cpu time consumed in seconds.",
+        Kind::Counter,
+        |c| Some(c.stats.cpu.system_ns as f64 * NANO),
+    ),
+    (
+        "container_cpu_cfs_periods_total",
+        "Number of elapsed enforcement period intervals.",
+        Kind::Counter,
+        |c| some(c.stats.cpu.periods),
+    ),
+    (
+        "container_cpu_cfs_throttled_periods_total",
+        "Number of throttled period intervals.",
+        Kind::Counter,
+        |c| some(c.stats.cpu.throttled_periods),
+    ),
     (
         "container_cpu_cfs_throttled_seconds_total",
         "Total time duration the container has been throttled.",
@@ -120,14 +132,19 @@ const FIGURES: &[Figure] = &[
     ("container_memory_working_set_bytes", "Current working set in bytes.", Kind::Gauge, |c| {
         some(c.stats.memory.working_set)
     }),
-    ("container_memory_usage_bytes", "Current memory usage in bytes, all memory included.", Kind::Gauge, |c| {
-        some(c.stats.memory.usage)
-    }),
+    (
+        "container_memory_usage_bytes",
+        "Current memory usage in bytes, all memory included.",
+        Kind::Gauge,
+        |c| some(c.stats.memory.usage),
+    ),
     ("container_memory_max_usage_bytes", "Maximum memory usage recorded in bytes.", Kind::Gauge, |c| {
         some(c.stats.memory.max_usage)
     }),
     ("container_memory_rss", "Size of RSS in bytes.", Kind::Gauge, |c| some(c.stats.memory.rss)),
-    ("container_memory_cache", "Number of bytes of page cache memory.", Kind::Gauge, |c| some(c.stats.memory.cache)),
+    ("container_memory_cache", "Number of bytes of page cache memory.", Kind::Gauge, |c| {
+        some(c.stats.memory.cache)
+    }),
     ("container_memory_swap", "Container swap usage in bytes.", Kind::Gauge, |c| some(c.stats.memory.swap)),
     ("container_memory_mapped_file", "Size of memory mapped files in bytes.", Kind::Gauge, |c| {
         some(c.stats.memory.mapped_file)
@@ -135,16 +152,24 @@ const FIGURES: &[Figure] = &[
     ("container_memory_failcnt", "Number of memory usage hits limits.", Kind::Counter, |c| {
         some(c.stats.memory.failcnt)
     }),
-    ("container_oom_events_total", "Count of out of memory events observed for the container.", Kind::Counter, |c| {
-        some(c.stats.memory.oom_kills)
-    }),
+    (
+        "container_oom_events_total",
+        "Count of out of memory events observed for the container.",
+        Kind::Counter,
+        |c| some(c.stats.memory.oom_kills),
+    ),
     ("container_spec_memory_limit_bytes", "Memory limit for the container; 0 is none.", Kind::Gauge, |c| {
         some(c.stats.memory.limit.unwrap_or(0))
     }),
-    ("container_processes", "Number of processes and threads running inside the container.", Kind::Gauge, |c| {
-        some(c.stats.pids.current)
+    (
+        "container_processes",
+        "Number of processes and threads running inside the container.",
+        Kind::Gauge,
+        |c| some(c.stats.pids.current),
+    ),
+    ("container_fs_reads_total", "Cumulative count of reads completed.", Kind::Counter, |c| {
+        some(c.stats.io.reads)
     }),
-    ("container_fs_reads_total", "Cumulative count of reads completed.", Kind::Counter, |c| some(c.stats.io.reads)),
     ("container_fs_writes_total", "Cumulative count of writes completed.", Kind::Counter, |c| {
         some(c.stats.io.writes)
     }),
@@ -154,27 +179,42 @@ const FIGURES: &[Figure] = &[
     ("container_fs_writes_bytes_total", "Cumulative count of bytes written.", Kind::Counter, |c| {
         some(c.stats.io.write_bytes)
     }),
-    ("container_pressure_cpu_waiting_seconds_total", "Time tasks waited for a processor.", Kind::Counter, |c| {
-        c.stats.psi.map(|p| p.cpu.some_usec as f64 * MICRO)
-    }),
-    ("container_pressure_cpu_stalled_seconds_total", "Time no task could use a processor.", Kind::Counter, |c| {
-        c.stats.psi.map(|p| p.cpu.full_usec as f64 * MICRO)
-    }),
-    ("container_pressure_memory_waiting_seconds_total", "Time tasks waited for memory.", Kind::Counter, |c| {
-        c.stats.psi.map(|p| p.memory.some_usec as f64 * MICRO)
-    }),
-    ("container_pressure_memory_stalled_seconds_total", "Time all tasks waited for memory.", Kind::Counter, |c| {
-        c.stats.psi.map(|p| p.memory.full_usec as f64 * MICRO)
-    }),
+    (
+        "container_pressure_cpu_waiting_seconds_total",
+        "Time tasks waited for a processor.",
+        Kind::Counter,
+        |c| c.stats.psi.map(|p| p.cpu.some_usec as f64 * MICRO),
+    ),
+    (
+        "container_pressure_cpu_stalled_seconds_total",
+        "Time no task could use a processor.",
+        Kind::Counter,
+        |c| c.stats.psi.map(|p| p.cpu.full_usec as f64 * MICRO),
+    ),
+    (
+        "container_pressure_memory_waiting_seconds_total",
+        "Time tasks waited for memory.",
+        Kind::Counter,
+        |c| c.stats.psi.map(|p| p.memory.some_usec as f64 * MICRO),
+    ),
+    (
+        "container_pressure_memory_stalled_seconds_total",
+        "Time all tasks waited for memory.",
+        Kind::Counter,
+        |c| c.stats.psi.map(|p| p.memory.full_usec as f64 * MICRO),
+    ),
     ("container_pressure_io_waiting_seconds_total", "Time tasks waited for io.", Kind::Counter, |c| {
         c.stats.psi.map(|p| p.io.some_usec as f64 * MICRO)
     }),
     ("container_pressure_io_stalled_seconds_total", "Time all tasks waited for io.", Kind::Counter, |c| {
         c.stats.psi.map(|p| p.io.full_usec as f64 * MICRO)
     }),
-    ("container_start_time_seconds", "Start time of the container since unix epoch in seconds.", Kind::Gauge, |c| {
-        Some(c.started_at.as_millisecond() as f64 / 1000.0)
-    }),
+    (
+        "container_start_time_seconds",
+        "Start time of the container since unix epoch in seconds.",
+        Kind::Gauge,
+        |c| Some(c.started_at.as_millisecond() as f64 / 1000.0),
+    ),
     ("container_restarts_total", "Restarts of the container, this instance included.", Kind::Counter, |c| {
         Some(f64::from(c.restarts))
     }),
@@ -246,28 +286,40 @@ fn network(samples: &[PodSample]) -> Result<Vec<MetricFamily>> {
     type Read = fn(&NetStats) -> u64;
     let figures: [(&str, &str, Read); 8] = [
         ("container_network_receive_bytes_total", "Cumulative count of bytes received.", |n| n.rx_bytes),
-        ("container_network_receive_packets_total", "Cumulative count of packets received.", |n| n.rx_packets),
+        ("container_network_receive_packets_total", "Cumulative count of packets received.", |n| {
+            n.rx_packets
+        }),
         (
             "container_network_receive_packets_dropped_total",
             "Cumulative count of packets dropped while receiving.",
             |n| n.rx_dropped,
         ),
-        ("container_network_receive_errors_total", "Cumulative count of errors while receiving.", |n| n.rx_errors),
+        ("container_network_receive_errors_total", "Cumulative count of errors while receiving.", |n| {
+            n.rx_errors
+        }),
         ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted.", |n| n.tx_bytes),
-        ("container_network_transmit_packets_total", "Cumulative count of packets transmitted.", |n| n.tx_packets),
+        ("container_network_transmit_packets_total", "Cumulative count of packets transmitted.", |n| {
+            n.tx_packets
+        }),
         (
             "container_network_transmit_packets_dropped_total",
             "Cumulative count of packets dropped while transmitting.",
             |n| n.tx_dropped,
         ),
-        ("container_network_transmit_errors_total", "Cumulative count of errors while transmitting.", |n| n.tx_errors),
+        ("container_network_transmit_errors_total", "Cumulative count of errors while transmitting.", |n| {
+            n.tx_errors
+        }),
     ];
     let mut families = Vec::new();
     for (name, help, read) in figures {
         let values = samples.iter().filter_map(|s| {
             let stats = s.network.as_ref()?;
-            let labels =
-                [s.pod.namespace().to_owned(), s.pod.name().to_owned(), "eth0".to_owned(), format!("pod{}", s.pod.uid())];
+            let labels = [
+                s.pod.namespace().to_owned(),
+                s.pod.name().to_owned(),
+                "eth0".to_owned(),
+                format!("pod{}", s.pod.uid()),
+            ];
             Some((labels, read(stats) as f64))
         });
         families.extend(family(name, help, Kind::Counter, &NET_LABELS, values)?);
@@ -276,34 +328,50 @@ fn network(samples: &[PodSample]) -> Result<Vec<MetricFamily>> {
 }
 
 /// The families of `/metrics/resource`.
-pub(super) fn resource_families(node: &AgentNode, samples: &[PodSample]) -> Result<Vec<MetricFamily>> {
+pub(super) fn resource_families(samples: &[PodSample]) -> Result<Vec<MetricFamily>> {
     let mut families = Vec::new();
     let container_names = ["container", "namespace", "pod"];
     let figures: [Figure; 4] = [
-        ("container_cpu_usage_seconds_total", "Cumulative cpu time consumed by the container in core-seconds", Kind::Counter, |c| {
-            Some(c.stats.cpu.usage_ns as f64 * NANO)
-        }),
-        ("container_memory_working_set_bytes", "Current working set of the container in bytes", Kind::Gauge, |c| {
-            some(c.stats.memory.working_set)
-        }),
-        ("container_swap_usage_bytes", "Current amount of the container swap usage in bytes", Kind::Gauge, |c| {
-            some(c.stats.memory.swap)
-        }),
-        ("container_start_time_seconds", "Start time of the container since unix epoch in seconds", Kind::Gauge, |c| {
-            Some(c.started_at.as_millisecond() as f64 / 1000.0)
-        }),
+        (
+            "container_cpu_usage_seconds_total",
+            "Cumulative cpu time consumed by the container in core-seconds",
+            Kind::Counter,
+            |c| Some(c.stats.cpu.usage_ns as f64 * NANO),
+        ),
+        (
+            "container_memory_working_set_bytes",
+            "Current working set of the container in bytes",
+            Kind::Gauge,
+            |c| some(c.stats.memory.working_set),
+        ),
+        (
+            "container_swap_usage_bytes",
+            "Current amount of the container swap usage in bytes",
+            Kind::Gauge,
+            |c| some(c.stats.memory.swap),
+        ),
+        (
+            "container_start_time_seconds",
+            "Start time of the container since unix epoch in seconds",
+            Kind::Gauge,
+            |c| Some(c.started_at.as_millisecond() as f64 / 1000.0),
+        ),
     ];
     for (name, help, kind, read) in &figures {
-        let values = samples.iter().flat_map(|s| s.containers.iter().map(move |c| (s, c))).filter_map(|(s, c)| {
-            Some(([c.name.clone(), s.pod.namespace().to_owned(), s.pod.name().to_owned()], read(c)?))
-        });
+        let values =
+            samples.iter().flat_map(|s| s.containers.iter().map(move |c| (s, c))).filter_map(|(s, c)| {
+                Some(([c.name.clone(), s.pod.namespace().to_owned(), s.pod.name().to_owned()], read(c)?))
+            });
         families.extend(family(name, help, *kind, &container_names, values)?);
     }
     let pod_names = ["namespace", "pod"];
     let sums: [(&str, &str, Kind, fn(&ContainerSample) -> f64); 3] = [
-        ("pod_cpu_usage_seconds_total", "Cumulative cpu time consumed by the pod in core-seconds", Kind::Counter, |c| {
-            c.stats.cpu.usage_ns as f64 * NANO
-        }),
+        (
+            "pod_cpu_usage_seconds_total",
+            "Cumulative cpu time consumed by the pod in core-seconds",
+            Kind::Counter,
+            |c| c.stats.cpu.usage_ns as f64 * NANO,
+        ),
         ("pod_memory_working_set_bytes", "Current working set of the pod in bytes", Kind::Gauge, |c| {
             c.stats.memory.working_set as f64
         }),
@@ -317,16 +385,21 @@ pub(super) fn resource_families(node: &AgentNode, samples: &[PodSample]) -> Resu
         });
         families.extend(family(name, help, kind, &pod_names, values)?);
     }
-    let root = node.cgroups.stats("/");
-    let error = f64::from(u8::from(root.is_err()));
-    if let Ok(root) = root {
-        let whole: [(&str, &str, Kind, f64); 2] = [
-            ("node_cpu_usage_seconds_total", "Cumulative cpu time consumed by the node in core-seconds", Kind::Counter, root.cpu.usage_ns as f64 * NANO),
-            ("node_memory_working_set_bytes", "Current working set of the node in bytes", Kind::Gauge, root.memory.working_set as f64),
-        ];
-        for (name, help, kind, value) in whole {
-            families.extend(family(name, help, kind, &[], std::iter::once(([], value)))?);
-        }
+    let whole = crate::facts::usage();
+    let error = f64::from(u8::from(whole.is_none()));
+    if let Some(whole) = whole {
+        let cpu = "Cumulative cpu time consumed by the node in core-seconds";
+        let memory = "Current working set of the node in bytes";
+        let value = |v: f64| std::iter::once(([], v));
+        families.extend(family(
+            "node_cpu_usage_seconds_total",
+            cpu,
+            Kind::Counter,
+            &[],
+            value(whole.cpu_seconds),
+        )?);
+        let used = value(whole.memory_used as f64);
+        families.extend(family("node_memory_working_set_bytes", memory, Kind::Gauge, &[], used)?);
     }
     let help = "1 if there was an error while getting container metrics, 0 otherwise";
     families.extend(family("resource_scrape_error", help, Kind::Gauge, &[], std::iter::once(([], error)))?);

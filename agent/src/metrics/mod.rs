@@ -149,7 +149,7 @@ pub enum Page {
 pub async fn page(node: &crate::node::AgentNode, page: Page) -> prometheus::Result<Vec<u8>> {
     let samples = gather(node).await;
     let mut families = match page {
-        Page::Resource => containers::resource_families(node, &samples)?,
+        Page::Resource => containers::resource_families(&samples)?,
         Page::All | Page::Containers => containers::cadvisor_families(node, &samples)?,
     };
     if page == Page::All {

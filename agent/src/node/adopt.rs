@@ -179,7 +179,9 @@ fn state_of(pod: &Pod, instance: &Instance, bundle: &Path, known: Option<&ShimCo
     let last: Option<berth_runtime::shim::proto::StateRecord> = read_json(&bundle.join("state.json"));
     match last.and_then(|s| s.started_at) {
         // It ran, nobody knows it any more, and no exit was recorded.
-        Some(started_at) => ContainerState::Exited(shims::last_words(pod, instance, bundle, Some(started_at))),
+        Some(started_at) => {
+            ContainerState::Exited(shims::last_words(pod, instance, bundle, Some(started_at)))
+        }
         None => ContainerState::Created,
     }
 }
@@ -209,7 +211,8 @@ fn collect_folders(root: &Path, log_dir: &Path, links: Option<&Path>, known: &Ha
         }
     }
     for link in links.and_then(|l| std::fs::read_dir(l).ok()).into_iter().flatten().flatten() {
-        let dangling = std::fs::metadata(link.path()).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+        let dangling =
+            std::fs::metadata(link.path()).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
         let ours = std::fs::read_link(link.path()).is_ok_and(|to| to.starts_with(log_dir));
         if dangling && ours {
             let _ = std::fs::remove_file(link.path());

@@ -76,7 +76,9 @@ mod tests {
     fn an_entry_fits_its_registry_and_path_only() {
         assert!(fits("https://index.docker.io/v1/", "docker.io/library/nginx:latest").is_some());
         assert!(fits("127.0.0.1:5000", "127.0.0.1:5000/a/b:1").is_some());
-        assert!(fits("127.0.0.1:5000/a", "127.0.0.1:5000/a/b:1") > fits("127.0.0.1:5000", "127.0.0.1:5000/a/b:1"));
+        assert!(
+            fits("127.0.0.1:5000/a", "127.0.0.1:5000/a/b:1") > fits("127.0.0.1:5000", "127.0.0.1:5000/a/b:1")
+        );
         assert!(fits("127.0.0.1:500", "127.0.0.1:5000/a/b:1").is_none());
     }
 }

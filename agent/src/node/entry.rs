@@ -169,7 +169,8 @@ impl Entry {
         if !self.dir.exists() {
             return;
         }
-        let written = self.save_pod(deletion).and_then(|()| write_json(&self.dir.join("status.json"), status));
+        let written =
+            self.save_pod(deletion).and_then(|()| write_json(&self.dir.join("status.json"), status));
         if let Err(error) = written {
             tracing::warn!(dir = %self.dir.display(), %error, "cannot write the pod's record");
         }

@@ -37,7 +37,11 @@ fn process(entry: &Entry, instance: &Instance, spec: &ExecSpec) -> Result<Proces
 }
 
 /// Starts a command in an instance; gives the session and the client to wait with.
-pub(super) async fn run(entry: &Entry, instance: &Instance, spec: &ExecSpec) -> Result<(Client, ExecSession), String> {
+pub(super) async fn run(
+    entry: &Entry,
+    instance: &Instance,
+    spec: &ExecSpec,
+) -> Result<(Client, ExecSession), String> {
     let client = entry.client().ok_or("the pod is not running")?;
     let request = ExecRequest {
         container_id: instance.record.id.clone(),
@@ -54,14 +58,20 @@ impl AgentNode {
     ///
     /// # Errors
     /// When the container does not run, or the command cannot be executed.
-    pub async fn exec(&self, uid: &str, container: &str, spec: &ExecSpec) -> Result<(Client, ExecSession), String> {
+    pub async fn exec(
+        &self,
+        uid: &str,
+        container: &str,
+        spec: &ExecSpec,
+    ) -> Result<(Client, ExecSession), String> {
         let (entry, instance) = self.running(uid, container)?;
         run(&entry, &instance, spec).await
     }
 
     fn running(&self, uid: &str, container: &str) -> Result<(Arc<Entry>, Instance), String> {
         let entry = self.find(uid).ok_or("the pod is not running")?;
-        let instance = entry.running(container).ok_or_else(|| format!("container {container} is not running"))?;
+        let instance =
+            entry.running(container).ok_or_else(|| format!("container {container} is not running"))?;
         Ok((entry, instance))
     }
 

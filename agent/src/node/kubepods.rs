@@ -120,7 +120,9 @@ impl Tree {
                 }
                 match self.cgroups.remove(&format!("{tier}/{name}")) {
                     Ok(()) => removed.push(name),
-                    Err(error) => tracing::warn!(cgroup = name, %error, "cannot remove a cgroup that no pod owns"),
+                    Err(error) => {
+                        tracing::warn!(cgroup = name, %error, "cannot remove a cgroup that no pod owns")
+                    }
                 }
             }
         }

@@ -53,7 +53,9 @@ impl AgentNode {
         let mut stand_ins: HashMap<Name, &ManifestError> = HashMap::new();
         for error in errors {
             let name = match &error.object {
-                Some(o) if o.kind == "Pod" && !o.name.is_empty() => (o.namespace.clone(), self.on_node(&o.name)),
+                Some(o) if o.kind == "Pod" && !o.name.is_empty() => {
+                    (o.namespace.clone(), self.on_node(&o.name))
+                }
                 Some(o) if o.kind != "Pod" && !o.kind.is_empty() => continue,
                 _ if of_file => continue,
                 _ => ("default".to_owned(), self.on_node(&file_label(file))),
@@ -96,11 +98,17 @@ impl AgentNode {
             let all = self.manifests.0.lock().unwrap_or_else(PoisonError::into_inner);
             let bare = pod.name().strip_suffix(&format!("-{}", self.facts.name)).unwrap_or(pod.name());
             let about = |e: &&ManifestError| match &e.object {
-                Some(o) if !o.name.is_empty() => o.kind == "Pod" && o.namespace == pod.namespace() && o.name == bare,
+                Some(o) if !o.name.is_empty() => {
+                    o.kind == "Pod" && o.namespace == pod.namespace() && o.name == bare
+                }
                 _ => true,
             };
             if let Some(error) = all.get(file).and_then(|bad| bad.errors.iter().find(about)) {
-                shown.metadata.annotations.get_or_insert_default().insert(ERROR_ANNOTATION.into(), error.to_string());
+                shown
+                    .metadata
+                    .annotations
+                    .get_or_insert_default()
+                    .insert(ERROR_ANNOTATION.into(), error.to_string());
             }
         }
         self.store.put(Kind::Pod, pod.namespace(), pod.name(), &shown);

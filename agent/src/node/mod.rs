@@ -169,7 +169,14 @@ impl AgentNode {
         self.config.log_dir.join(format!("{}_{}_{}", pod.namespace(), pod.name(), pod.uid()))
     }
 
-    fn note(&self, pod: &Arc<Pod>, warning: bool, reason: &'static str, message: String, container: Option<&str>) {
+    fn note(
+        &self,
+        pod: &Arc<Pod>,
+        warning: bool,
+        reason: &'static str,
+        message: String,
+        container: Option<&str>,
+    ) {
         let container = container.map(str::to_owned);
         self.events.pod(pod, &PodEvent { warning, reason, message, container });
     }
@@ -264,7 +271,11 @@ impl Node for AgentNode {
 
     fn gone(&self, pod: &Arc<Pod>) {
         self.objects.remove_pod(pod);
-        self.store.delete(Kind::Pod, pod.namespace(), pod.name());
+        // A pod that only waited for its name must not take the one that has it out of sight.
+        let others = self.reconciler.get().map(|r| r.pods()).unwrap_or_default();
+        if !others.iter().any(|v| v.pod.uid() != pod.uid() && v.pod.full_name() == pod.full_name()) {
+            self.store.delete(Kind::Pod, pod.namespace(), pod.name());
+        }
     }
 
     fn event(&self, pod: &Arc<Pod>, event: PodEvent) {

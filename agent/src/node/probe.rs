@@ -54,7 +54,12 @@ fn target(node: &AgentNode, pod: &Pod, id: &str) -> Option<(Arc<Entry>, Instance
     Some((entry, instance))
 }
 
-async fn exec_probe(entry: &Entry, instance: &Instance, command: &[String], timeout: Duration) -> Result<(), String> {
+async fn exec_probe(
+    entry: &Entry,
+    instance: &Instance,
+    command: &[String],
+    timeout: Duration,
+) -> Result<(), String> {
     match run_command(entry, instance, command, timeout).await? {
         (0, _) => Ok(()),
         (_, output) => Err(output),
@@ -83,7 +88,11 @@ async fn run_command(
         Err(_) => {
             let _ = client.kill_exec(exec_id, nix::libc::SIGKILL).await;
             let _ = client.wait_exec(exec_id).await;
-            Err(format!("command timed out: \"{}\" timed out after {}s", command.join(" "), timeout.as_secs()))
+            Err(format!(
+                "command timed out: \"{}\" timed out after {}s",
+                command.join(" "),
+                timeout.as_secs()
+            ))
         }
     }
 }
@@ -184,10 +193,16 @@ async fn http(
     let status = match tokio::time::timeout(timeout, exchange).await {
         Ok(result) => result.map_err(|e| format!("Get \"{url}\": {e}"))?,
         Err(_) => {
-            return Err(format!("Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"));
+            return Err(format!(
+                "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+            ));
         }
     };
-    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+    if (200..400).contains(&status) {
+        Ok(())
+    } else {
+        Err(format!("HTTP probe failed with statuscode: {status}"))
+    }
 }
 
 fn http_request(
@@ -247,15 +262,19 @@ pub(super) async fn run_hook(
         return Err(failed("the container is not running".into()));
     };
     // The worker bounds a preStop hook by the grace period; this only ends what nobody waits for any more.
-    let limit = Duration::from_secs(u64::try_from(pod.spec().termination_grace_period_seconds.unwrap_or(30)).unwrap_or(30));
-    let limit = if hook == Hook::PostStart { Duration::from_secs(3600) } else { limit.max(Duration::from_secs(1)) };
+    let limit = Duration::from_secs(
+        u64::try_from(pod.spec().termination_grace_period_seconds.unwrap_or(30)).unwrap_or(30),
+    );
+    let limit =
+        if hook == Hook::PostStart { Duration::from_secs(3600) } else { limit.max(Duration::from_secs(1)) };
     let result = if let Some(action) = &handler.exec {
         let command = action.command.as_deref().unwrap_or_default();
         match run_command(&entry, &instance, command, limit).await {
             Ok((0, _)) => Ok(()),
-            Ok((code, output)) => {
-                Err(format!("Exec lifecycle hook ({command:?}) failed - exited with {code}: {}", output.trim_end()))
-            }
+            Ok((code, output)) => Err(format!(
+                "Exec lifecycle hook ({command:?}) failed - exited with {code}: {}",
+                output.trim_end()
+            )),
             Err(error) => Err(error),
         }
     } else if let Some(action) = &handler.http_get {

@@ -18,7 +18,10 @@ use super::{AgentNode, shims};
 use crate::{etcfiles, volumes};
 
 fn failed(what: impl std::fmt::Display) -> Failure {
-    Failure { reason: "FailedCreatePodSandBox".into(), message: format!("Failed to create pod sandbox: {what}") }
+    Failure {
+        reason: "FailedCreatePodSandBox".into(),
+        message: format!("Failed to create pod sandbox: {what}"),
+    }
 }
 
 fn failed_kill(what: impl std::fmt::Display) -> Failure {
@@ -55,7 +58,9 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     let begun = std::time::Instant::now();
     std::fs::create_dir_all(entry.dir.join("containers"))
         .map_err(|e| failed(format!("make {}: {e}", entry.dir.display())))?;
-    entry.save_pod(None).map_err(|e| failed(format!("write {}: {e}", entry.dir.join("pod.json").display())))?;
+    entry
+        .save_pod(None)
+        .map_err(|e| failed(format!("write {}: {e}", entry.dir.join("pod.json").display())))?;
     node.kubepods.create(pod).map_err(failed)?;
     set_up_volumes(node, pod, &[]).await?;
     let spec = pod.spec();

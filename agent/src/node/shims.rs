@@ -68,7 +68,12 @@ pub(super) fn exited(entry: &Entry, id: &str, exit: &ExitRecord) {
 }
 
 /// An exit in Kubernetes' words.
-pub(super) fn describe(exit: &ExitRecord, container: Option<&v1::Container>, bundle: &Path, log: &Path) -> Exit {
+pub(super) fn describe(
+    exit: &ExitRecord,
+    container: Option<&v1::Container>,
+    bundle: &Path,
+    log: &Path,
+) -> Exit {
     let failed_start = exit.message.is_some() && exit.started_at.is_none();
     let reason = if failed_start {
         "StartError"
@@ -94,9 +99,15 @@ pub(super) fn describe(exit: &ExitRecord, container: Option<&v1::Container>, bun
     }
 }
 
-fn termination_message(container: Option<&v1::Container>, code: i32, bundle: &Path, log: &Path) -> Option<String> {
+fn termination_message(
+    container: Option<&v1::Container>,
+    code: i32,
+    bundle: &Path,
+    log: &Path,
+) -> Option<String> {
     let text = read_message(&bundle.join("termination-log")).filter(|t| !t.is_empty());
-    let fallback = container.and_then(|c| c.termination_message_policy.as_deref()) == Some("FallbackToLogsOnError");
+    let fallback =
+        container.and_then(|c| c.termination_message_policy.as_deref()) == Some("FallbackToLogsOnError");
     if text.is_some() || code == 0 || !fallback {
         return text;
     }
@@ -145,7 +156,12 @@ pub(super) fn bury(entry: &Entry) {
 }
 
 /// How an instance ended whose shim is dead: as its `exit.json` says, or unknown, which is then recorded.
-pub(super) fn last_words(pod: &Pod, instance: &Instance, bundle: &Path, started_at: Option<Timestamp>) -> Exit {
+pub(super) fn last_words(
+    pod: &Pod,
+    instance: &Instance,
+    bundle: &Path,
+    started_at: Option<Timestamp>,
+) -> Exit {
     let path = bundle.join("exit.json");
     if let Some(record) = read_json::<ExitRecord>(&path) {
         return describe(&record, pod.container(&instance.record.name), bundle, &instance.log_path);

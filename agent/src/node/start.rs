@@ -1,6 +1,7 @@
 //! Making, signalling and removing container instances.
 
 use std::collections::HashMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -74,9 +75,7 @@ async fn launch(client: &Client, prepared: &Prepared) -> Result<(i32, Launched),
         Err(error) if error.kind() == Some(FailureKind::StartFailed) => {
             Ok((created.pid, Launched::Refused(error.to_string())))
         }
-        Err(error) => {
-            Err(Failure { reason: "RunContainerError".into(), message: error.to_string() })
-        }
+        Err(error) => Err(Failure { reason: "RunContainerError".into(), message: error.to_string() }),
     }
 }
 
@@ -120,10 +119,13 @@ async fn prepare(
 ) -> Result<Prepared, Failure> {
     let ips = entry.ips();
     let facts = node.facts.for_pod(&ips);
-    let env = env::container_env(pod, container, &facts, &node.configs).map_err(|e| config_error(e.to_string()))?;
+    let env =
+        env::container_env(pod, container, &facts, &node.configs).map_err(|e| config_error(e.to_string()))?;
     let reference = container.image.clone().unwrap_or_default();
     let image = super::image::local(node, &reference).await?.ok_or_else(|| {
-        create_error(format!("image {reference:?} is no longer in the store; it is pulled again at the next try"))
+        create_error(format!(
+            "image {reference:?} is no longer in the store; it is pulled again at the next try"
+        ))
     })?;
     let volumes = if pod.spec().volumes.iter().flatten().next().is_some() {
         let (pod, folders, configs) = (pod.clone(), node.folders(pod.uid()), node.configs.clone());
@@ -187,7 +189,11 @@ async fn prepare(
     let request = CreateRequest {
         id,
         bundle: files.bundle.clone(),
-        rootfs: Rootfs::Overlay { lowers: image.layers, upper: files.rootfs.join("upper"), work: files.rootfs.join("work") },
+        rootfs: Rootfs::Overlay {
+            lowers: image.layers,
+            upper: files.rootfs.join("upper"),
+            work: files.rootfs.join("work"),
+        },
         log_path: Some(files.log),
         log_max_size: node.config.log_max_size,
         log_max_files: node.config.log_max_files,
@@ -221,7 +227,14 @@ impl Files {
         };
         let make = || -> std::io::Result<()> {
             std::fs::create_dir_all(&files.bundle)?;
-            std::fs::create_dir_all(files.rootfs.join("upper"))?;
+            let upper = files.rootfs.join("upper");
+            std::fs::create_dir_all(&upper)?;
+            if let Some(layer) = image.layers.first() {
+                // The root folder of an overlay looks like that of its upper layer.
+                let meta = std::fs::metadata(layer)?;
+                std::os::unix::fs::chown(&upper, Some(meta.uid()), Some(meta.gid()))?;
+                std::fs::set_permissions(&upper, meta.permissions())?;
+            }
             std::fs::create_dir(files.rootfs.join("work"))?;
             // Whoever removes images can see here which are in use.
             std::fs::write(files.rootfs.join("image"), &image.id)?;
@@ -229,7 +242,6 @@ impl Files {
             std::fs::create_dir_all(log_dir)?;
             let message = files.bundle.join("termination-log");
             std::fs::File::create(&message)?;
-            use std::os::unix::fs::PermissionsExt;
             std::fs::set_permissions(&message, std::fs::Permissions::from_mode(0o666))
         };
         make().map_err(|e| {
@@ -288,7 +300,12 @@ fn link_log(node: &AgentNode, pod: &Pod, instance: &Instance) {
 }
 
 /// Signals a running instance.
-pub(super) async fn stop(node: &AgentNode, pod: &Arc<Pod>, id: &str, signal: StopSignal) -> Result<(), Failure> {
+pub(super) async fn stop(
+    node: &AgentNode,
+    pod: &Arc<Pod>,
+    id: &str,
+    signal: StopSignal,
+) -> Result<(), Failure> {
     let failed = |e: String| Failure { reason: "FailedKillPod".into(), message: e };
     let entry = node.find(pod.uid()).ok_or_else(|| failed("the pod has nothing on this machine".into()))?;
     let (Some(client), Some(instance)) = (entry.client(), entry.instance(id)) else { return Ok(()) };
@@ -305,7 +322,9 @@ pub(super) async fn remove(node: &AgentNode, pod: &Arc<Pod>, id: &str) -> Result
     discard(node, &entry, id).await;
     match entry.instance(id) {
         None => Ok(()),
-        Some(_) => Err(Failure { reason: "FailedKillPod".into(), message: format!("cannot remove container {id}") }),
+        Some(_) => {
+            Err(Failure { reason: "FailedKillPod".into(), message: format!("cannot remove container {id}") })
+        }
     }
 }
 
@@ -337,7 +356,8 @@ async fn discard(node: &AgentNode, entry: &Arc<Entry>, id: &str) {
 
 fn unlink_log(links: &Path, entry: &Entry, instance: &Instance) {
     let pod = entry.pod();
-    let name = format!("{}_{}_{}-{}.log", pod.name(), pod.namespace(), instance.record.name, instance.record.id);
+    let name =
+        format!("{}_{}_{}-{}.log", pod.name(), pod.namespace(), instance.record.name, instance.record.id);
     let _ = std::fs::remove_file(links.join(name));
 }
 

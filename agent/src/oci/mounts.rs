@@ -50,7 +50,8 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<(Vec<Value>, Vec<OwnedFd>), 
     let privileged = security::privileged(inputs.container);
     let mut list = kernel_file_systems(inputs, privileged);
     let mut held = Vec::new();
-    let own: Vec<&str> = inputs.container.volume_mounts.iter().flatten().map(|m| m.mount_path.as_str()).collect();
+    let own: Vec<&str> =
+        inputs.container.volume_mounts.iter().flatten().map(|m| m.mount_path.as_str()).collect();
     for (file, target) in
         [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
     {
@@ -97,7 +98,11 @@ fn kernel_file_systems(inputs: &Inputs<'_>, privileged: bool) -> Vec<Value> {
     list
 }
 
-fn volume_mount(inputs: &Inputs<'_>, mount: &v1::VolumeMount, held: &mut Vec<OwnedFd>) -> Result<Value, Failure> {
+fn volume_mount(
+    inputs: &Inputs<'_>,
+    mount: &v1::VolumeMount,
+    held: &mut Vec<OwnedFd>,
+) -> Result<Value, Failure> {
     let root = inputs.volumes.get(&mount.name).ok_or_else(|| {
         create_error(format!("volume {:?} of mount {:?} was not set up", mount.name, mount.mount_path))
     })?;
@@ -137,8 +142,11 @@ fn volume_mount(inputs: &Inputs<'_>, mount: &v1::VolumeMount, held: &mut Vec<Own
     {
         options.push("rro");
     }
-    let target =
-        if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
+    let target = if mount.mount_path.starts_with('/') {
+        mount.mount_path.clone()
+    } else {
+        format!("/{}", mount.mount_path)
+    };
     Ok(bind(&path, &target, &options))
 }
 
@@ -148,8 +156,11 @@ fn within(root: &Path, sub: &str) -> Result<OwnedFd, String> {
         return Err("must be a relative path without \"..\"".into());
     }
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let mut at = open(root, flags | OFlag::O_DIRECTORY, Mode::empty()).map_err(|e| format!("open the volume: {e}"))?;
-    let how = || OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let mut at =
+        open(root, flags | OFlag::O_DIRECTORY, Mode::empty()).map_err(|e| format!("open the volume: {e}"))?;
+    let how = || {
+        OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+    };
     match openat2(&at, sub, how()) {
         Ok(fd) => return Ok(fd),
         Err(Errno::ENOENT) => {}

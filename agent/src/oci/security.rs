@@ -243,10 +243,9 @@ mod tests {
     use super::*;
 
     fn names(capabilities: Value) -> Vec<String> {
-        let container: v1::Container = serde_json::from_value(
-            json!({"name": "c", "securityContext": {"capabilities": capabilities}}),
-        )
-        .unwrap();
+        let container: v1::Container =
+            serde_json::from_value(json!({"name": "c", "securityContext": {"capabilities": capabilities}}))
+                .unwrap();
         capability_names(&container, false)
     }
 

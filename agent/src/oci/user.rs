@@ -19,8 +19,12 @@ pub fn read_in_layers(layers: &[PathBuf], path: &str) -> Option<String> {
 }
 
 fn read_in(root: &Path, path: &str) -> Option<String> {
-    let dir = nix::fcntl::open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
-        .ok()?;
+    let dir = nix::fcntl::open(
+        root,
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )
+    .ok()?;
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
@@ -69,7 +73,8 @@ pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<Value, Failure> {
     let pods = inputs.pod.spec().security_context.as_ref();
     let run_as_user = own.and_then(|s| s.run_as_user).or(pods.and_then(|s| s.run_as_user));
     let run_as_group = own.and_then(|s| s.run_as_group).or(pods.and_then(|s| s.run_as_group));
-    let non_root = own.and_then(|s| s.run_as_non_root).or(pods.and_then(|s| s.run_as_non_root)).unwrap_or(false);
+    let non_root =
+        own.and_then(|s| s.run_as_non_root).or(pods.and_then(|s| s.run_as_non_root)).unwrap_or(false);
     let image_user = inputs.image.config.user.as_str();
     if non_root && run_as_user.is_none() {
         let name = image_user.split(':').next().unwrap_or_default();
@@ -86,13 +91,16 @@ pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<Value, Failure> {
     let group_text = read_in_layers(&inputs.image.layers, "etc/group").unwrap_or_default();
     let found = match run_as_user {
         Some(uid) => {
-            let uid = u32::try_from(uid).map_err(|_| config_error(format!("runAsUser {uid} is out of range")))?;
+            let uid =
+                u32::try_from(uid).map_err(|_| config_error(format!("runAsUser {uid} is out of range")))?;
             by_uid(&passwd_text, uid)
         }
         None => image_identity(image_user, &passwd_text, &group_text)?,
     };
     let gid = match run_as_group {
-        Some(gid) => u32::try_from(gid).map_err(|_| config_error(format!("runAsGroup {gid} is out of range")))?,
+        Some(gid) => {
+            u32::try_from(gid).map_err(|_| config_error(format!("runAsGroup {gid} is out of range")))?
+        }
         None => found.gid,
     };
     if non_root && found.uid == 0 {
@@ -106,11 +114,14 @@ pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<Value, Failure> {
     let mut extra: Vec<u32> = Vec::new();
     if !strict && !found.name.is_empty() {
         extra.extend(
-            groups(&group_text).filter(|(_, _, members)| members.contains(&found.name.as_str())).map(|(_, g, _)| g),
+            groups(&group_text)
+                .filter(|(_, _, members)| members.contains(&found.name.as_str()))
+                .map(|(_, g, _)| g),
         );
     }
     let asked = pods.and_then(|s| s.supplemental_groups.clone()).unwrap_or_default();
-    extra.extend(asked.into_iter().chain(pods.and_then(|s| s.fs_group)).filter_map(|g| u32::try_from(g).ok()));
+    extra
+        .extend(asked.into_iter().chain(pods.and_then(|s| s.fs_group)).filter_map(|g| u32::try_from(g).ok()));
     extra.sort_unstable();
     extra.dedup();
     Ok(json!({ "uid": found.uid, "gid": gid, "additionalGids": extra }))
@@ -129,17 +140,22 @@ fn image_identity(user: &str, passwd_text: &str, group_text: &str) -> Result<Pas
         by_uid(passwd_text, uid)
     } else {
         passwd(passwd_text).find(|p| p.name == user).ok_or_else(|| {
-            config_error(format!("the image's user {user:?} is not in its /etc/passwd; set securityContext.runAsUser"))
+            config_error(format!(
+                "the image's user {user:?} is not in its /etc/passwd; set securityContext.runAsUser"
+            ))
         })?
     };
     if let Some(group) = group.filter(|g| !g.is_empty()) {
         found.gid = match group.parse() {
             Ok(gid) => gid,
-            Err(_) => groups(group_text).find(|(name, _, _)| *name == group).map(|(_, gid, _)| gid).ok_or_else(|| {
-                config_error(format!(
-                    "the image's group {group:?} is not in its /etc/group; set securityContext.runAsGroup"
-                ))
-            })?,
+            Err(_) => groups(group_text)
+                .find(|(name, _, _)| *name == group)
+                .map(|(_, gid, _)| gid)
+                .ok_or_else(|| {
+                    config_error(format!(
+                        "the image's group {group:?} is not in its /etc/group; set securityContext.runAsGroup"
+                    ))
+                })?,
         };
     }
     Ok(found)

@@ -40,7 +40,9 @@ impl Desired {
             self.node.configs.put(Owner::Api, object);
         }
         let mut of_files = Vec::new();
-        let adopted = self.node.adopt().await;
+        let mut adopted = self.node.adopt().await;
+        // Of two pods with one name, the one that is being deleted still holds it.
+        adopted.sort_by_key(|found| found.deletion.is_none());
         for found in adopted {
             let pod = found.pod.clone();
             let uid = pod.uid().to_owned();

@@ -37,7 +37,9 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let config = Arc::new(Config::load(args)?);
     log_to_stderr();
     if !nix::unistd::geteuid().is_root() {
-        anyhow::bail!("berth agent must run as root: it makes namespaces, mounts and network links; try it with sudo");
+        anyhow::bail!(
+            "berth agent must run as root: it makes namespaces, mounts and network links; try it with sudo"
+        );
     }
     for dir in [&config.root, &config.run, &config.pods_dir(), &config.log_dir] {
         std::fs::create_dir_all(dir).with_context(|| format!("make the folder {}", dir.display()))?;
@@ -77,7 +79,10 @@ fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
         .with_context(|| format!("open {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
         nix::errno::Errno::EWOULDBLOCK => {
-            anyhow::anyhow!("another berth agent uses the run folder {}; give this one its own with --run", config.run.display())
+            anyhow::anyhow!(
+                "another berth agent uses the run folder {}; give this one its own with --run",
+                config.run.display()
+            )
         }
         other => anyhow::anyhow!("lock {}: {other}", path.display()),
     })

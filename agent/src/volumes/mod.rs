@@ -26,7 +26,10 @@ pub struct Folders {
 }
 
 fn failed(volume: &str, what: impl std::fmt::Display) -> Failure {
-    Failure { reason: "FailedMount".into(), message: format!("MountVolume.SetUp failed for volume {volume:?} : {what}") }
+    Failure {
+        reason: "FailedMount".into(),
+        message: format!("MountVolume.SetUp failed for volume {volume:?} : {what}"),
+    }
 }
 
 /// Makes every volume of the pod, or brings it up to date; can be repeated. Gives their paths by name.
@@ -39,20 +42,26 @@ pub fn set_up(
     facts: &Facts,
     lookup: &dyn Lookup,
 ) -> Result<BTreeMap<String, PathBuf>, Failure> {
-    let fs_group = pod.spec().security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    let fs_group =
+        pod.spec().security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
     let mut paths = BTreeMap::new();
     for volume in pod.spec().volumes.iter().flatten() {
         let path = if let Some(host) = &volume.host_path {
             host_path(&volume.name, host)?
         } else if let Some(empty) = &volume.empty_dir {
             let path = folders.data.join(&volume.name);
-            let size = resources::memory_volume_size(empty.size_limit.as_ref(), pod.spec(), facts.allocatable_memory);
+            let size = resources::memory_volume_size(
+                empty.size_limit.as_ref(),
+                pod.spec(),
+                facts.allocatable_memory,
+            );
             let memory = (empty.medium.as_deref() == Some("Memory")).then_some(size);
             empty_dir(&volume.name, memory, &path, fs_group)?;
             path
         } else {
             let path = folders.objects.join(&volume.name);
-            let payload = payload::collect(pod, volume, facts, lookup).map_err(|e| failed(&volume.name, e))?;
+            let payload =
+                payload::collect(pod, volume, facts, lookup).map_err(|e| failed(&volume.name, e))?;
             publish::publish(&path, &payload, fs_group).map_err(|e| failed(&volume.name, e))?;
             path
         };
@@ -91,12 +100,7 @@ pub fn remove_tree(dir: &Path) -> std::io::Result<()> {
     }
 }
 
-fn empty_dir(
-    name: &str,
-    memory: Option<u64>,
-    path: &Path,
-    fs_group: Option<u32>,
-) -> Result<(), Failure> {
+fn empty_dir(name: &str, memory: Option<u64>, path: &Path, fs_group: Option<u32>) -> Result<(), Failure> {
     if path.exists() {
         return Ok(());
     }
@@ -120,11 +124,14 @@ fn host_path(name: &str, spec: &v1::HostPathVolumeSource) -> Result<PathBuf, Fai
     let path = PathBuf::from(&spec.path);
     let kind = spec.type_.as_deref().unwrap_or_default();
     let found = std::fs::metadata(&path).map(|m| m.file_type()).ok();
-    let create = |made: std::io::Result<()>| made.map_err(|e| failed(name, format!("create {}: {e}", spec.path)));
+    let create =
+        |made: std::io::Result<()>| made.map_err(|e| failed(name, format!("create {}: {e}", spec.path)));
     match (kind, found) {
         ("" | "DirectoryOrCreate", None) => create(std::fs::create_dir_all(&path))?,
         ("FileOrCreate", None) => create(std::fs::File::create(&path).map(drop))?,
-        (_, None) => return Err(failed(name, format!("hostPath type check failed: {} does not exist", spec.path))),
+        (_, None) => {
+            return Err(failed(name, format!("hostPath type check failed: {} does not exist", spec.path)));
+        }
         (kind, Some(found)) => {
             let fits = match kind {
                 "" => true,
@@ -136,7 +143,10 @@ fn host_path(name: &str, spec: &v1::HostPathVolumeSource) -> Result<PathBuf, Fai
                 _ => false,
             };
             if !fits {
-                return Err(failed(name, format!("hostPath type check failed: {} is not a {kind}", spec.path)));
+                return Err(failed(
+                    name,
+                    format!("hostPath type check failed: {} is not a {kind}", spec.path),
+                ));
             }
         }
     }

@@ -25,7 +25,12 @@ fn bits(mode: i32) -> u32 {
 }
 
 /// Reads what the volume's sources hold now.
-pub fn collect(pod: &Pod, volume: &v1::Volume, facts: &Facts, lookup: &dyn Lookup) -> Result<Payload, String> {
+pub fn collect(
+    pod: &Pod,
+    volume: &v1::Volume,
+    facts: &Facts,
+    lookup: &dyn Lookup,
+) -> Result<Payload, String> {
     let mut payload = Payload::new();
     if let Some(source) = &volume.config_map {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);

@@ -36,7 +36,13 @@ pub fn publish(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<
 fn fresh_name(dir: &Path) -> PathBuf {
     let now = jiff::Timestamp::now();
     (0u32..)
-        .map(|n| PathBuf::from(format!("..{}.{}", now.strftime("%Y_%m_%d_%H_%M_%S"), now.subsec_nanosecond() as u32 + n)))
+        .map(|n| {
+            PathBuf::from(format!(
+                "..{}.{}",
+                now.strftime("%Y_%m_%d_%H_%M_%S"),
+                now.subsec_nanosecond() as u32 + n
+            ))
+        })
         .find(|name| !dir.join(name).exists())
         .expect("some number is free")
 }
@@ -63,7 +69,8 @@ fn write_all(base: &Path, payload: &Payload, group: Option<u32>) -> io::Result<(
 fn same(base: &Path, payload: &Payload) -> bool {
     let mut count = 0;
     count_files(base, &mut count);
-    count == payload.len() && payload.iter().all(|(name, file)| fs::read(base.join(name)).is_ok_and(|d| d == file.data))
+    count == payload.len()
+        && payload.iter().all(|(name, file)| fs::read(base.join(name)).is_ok_and(|d| d == file.data))
 }
 
 fn count_files(dir: &Path, count: &mut usize) {
