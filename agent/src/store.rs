@@ -264,6 +264,11 @@ impl ObjectStore {
         self.lock().version
     }
 
+    /// Is told the version of every change, of all kinds.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
     /// Changes of one kind after a version.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod container;
+pub mod heap;
 pub mod log;
 pub mod rootfs;
 pub mod shim;

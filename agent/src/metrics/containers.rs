@@ -149,7 +149,8 @@ const FIGURES: &[Figure] = &[
     ("container_memory_mapped_file", "Size of memory mapped files in bytes.", Kind::Gauge, |c| {
         some(c.stats.memory.mapped_file)
     }),
-    ("container_memory_failcnt", "Number of memory usage hits limits.", Kind::Counter, |c| {
+    // A gauge, since a counter without `_total` is refused by promtool and the name is cAdvisor's.
+    ("container_memory_failcnt", "Number of memory usage hits limits.", Kind::Gauge, |c| {
         some(c.stats.memory.failcnt)
     }),
     (
@@ -327,6 +328,9 @@ fn network(samples: &[PodSample]) -> Result<Vec<MetricFamily>> {
     Ok(families)
 }
 
+/// A figure of a pod: the sum of what is read of its containers.
+type Sum = (&'static str, &'static str, Kind, fn(&ContainerSample) -> f64);
+
 /// The families of `/metrics/resource`.
 pub(super) fn resource_families(samples: &[PodSample]) -> Result<Vec<MetricFamily>> {
     let mut families = Vec::new();
@@ -365,7 +369,7 @@ pub(super) fn resource_families(samples: &[PodSample]) -> Result<Vec<MetricFamil
         families.extend(family(name, help, *kind, &container_names, values)?);
     }
     let pod_names = ["namespace", "pod"];
-    let sums: [(&str, &str, Kind, fn(&ContainerSample) -> f64); 3] = [
+    let sums: [Sum; 3] = [
         (
             "pod_cpu_usage_seconds_total",
             "Cumulative cpu time consumed by the pod in core-seconds",

@@ -85,9 +85,7 @@ impl AgentNode {
         let folder = dir.to_owned();
         blocking(move || {
             kill_shim(&folder);
-            for name in ["shm"] {
-                berth_runtime::tmpfs::unmount(&folder.join(name));
-            }
+            berth_runtime::tmpfs::unmount(&folder.join("shm"));
             if let Err(error) = volumes::remove_tree(&folder) {
                 tracing::warn!(dir = %folder.display(), %error, "cannot remove it");
             }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use berth_netplug::{HostPort, PodNetwork, Protocol};
 use berth_reconciler::node::{Failure, Sandbox};
@@ -10,12 +9,13 @@ use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::Client;
 use berth_runtime::shim::{SpawnOptions, spawn};
 use jiff::Timestamp;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::entry::{Entry, SandboxRecord, write_json};
 use super::{AgentNode, shims};
 use crate::{etcfiles, volumes};
+
+/// How long a killed shim may take to be gone.
+const KILL_WAIT_SECONDS: i64 = 5;
 
 fn failed(what: impl std::fmt::Display) -> Failure {
     Failure {
@@ -104,7 +104,7 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     Ok(())
 }
 
-fn node_hostname() -> String {
+pub(super) fn node_hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
@@ -173,10 +173,10 @@ async fn stop_shim(node: &AgentNode, entry: &Arc<Entry>) -> Result<(), Failure> 
         state.closing = true;
         state.shim.as_ref().map(|s| s.client.clone())
     };
-    if let Some(client) = client {
-        if let Err(error) = client.shutdown().await {
-            tracing::warn!(pod = entry.pod().full_name(), %error, "the shim did not shut down by itself");
-        }
+    if let Some(client) = client
+        && let Err(error) = client.shutdown().await
+    {
+        tracing::warn!(pod = entry.pod().full_name(), %error, "the shim did not shut down by itself");
     }
     kill_remains(node, entry).await;
     shims::bury(entry);
@@ -205,12 +205,19 @@ pub(super) fn kill_shim(dir: &Path) {
     if !ours() {
         return;
     }
-    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    // A killed process is gone within microseconds unless it is stuck in the kernel; its children are seen to below.
-    let deadline = std::time::Instant::now() + Duration::from_secs(5);
-    while ours() && std::time::Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
+    let Some(process) = rustix::process::Pid::from_raw(pid) else { return };
+    let Ok(pidfd) = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()) else {
+        return;
+    };
+    // Asked again, now that the descriptor holds on to whoever has this number.
+    if !ours() {
+        return;
     }
+    let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+    // It is gone within microseconds unless it is stuck in the kernel; its children die with it.
+    let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: KILL_WAIT_SECONDS, tv_nsec: 0 };
+    let _ = rustix::event::poll(&mut ended, Some(&limit));
 }
 
 /// Ends the sandbox of a pod that has finished; the records of its containers stay.

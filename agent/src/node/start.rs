@@ -1,6 +1,7 @@
 //! Making, signalling and removing container instances.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,7 +60,7 @@ pub(super) async fn start(node: &AgentNode, pod: &Arc<Pod>, start: &StartContain
 struct Prepared {
     instance: Instance,
     request: CreateRequest,
-    held: Vec<std::os::fd::OwnedFd>,
+    held: Vec<OwnedFd>,
 }
 
 enum Launched {
@@ -123,72 +124,41 @@ async fn prepare(
         env::container_env(pod, container, &facts, &node.configs).map_err(|e| config_error(e.to_string()))?;
     let reference = container.image.clone().unwrap_or_default();
     let image = super::image::local(node, &reference).await?.ok_or_else(|| {
-        create_error(format!(
-            "image {reference:?} is no longer in the store; it is pulled again at the next try"
-        ))
+        create_error(format!("image {reference:?} is no longer in the store; pull or load it again"))
     })?;
     let volumes = if pod.spec().volumes.iter().flatten().next().is_some() {
         let (pod, folders, configs) = (pod.clone(), node.folders(pod.uid()), node.configs.clone());
         blocking(move || volumes::set_up(&pod, &folders, &facts, &configs)).await?
     } else {
-        std::collections::BTreeMap::new()
+        BTreeMap::new()
     };
     let id = new_id();
     let files = Files::make(node, pod, entry, &id, start, &image)?;
-    let shm = shared_memory(pod, entry)?;
-    let cgroup = format!("{}/{id}", node.kubepods.pod(pod));
-    let hostname = etcfiles::hostname(pod, &node.facts.name);
-    let built = oci::build(&oci::Inputs {
-        config: &node.config,
-        pod,
-        container,
-        image: &image,
-        env: &env,
-        hostname: &hostname,
-        etc: &entry.dir.join("etc"),
-        volumes: &volumes,
-        shm: shm.as_deref(),
-        termination_log: &files.bundle.join("termination-log"),
-        cgroup: &cgroup,
-        memory_capacity: node.facts.memory,
-    });
-    let built = match built {
-        Ok(built) => built,
+    let assembled =
+        Assembly { node, pod, entry, container, start, image: &image, env: &env, volumes: &volumes }
+            .assemble(&id, &files);
+    match assembled {
+        Ok((instance, held)) => {
+            link_log(node, pod, &instance);
+            Ok(Prepared { instance, request: request(node, container, image, id, files), held })
+        }
         Err(failure) => {
             files.remove();
-            return Err(failure);
+            Err(failure)
         }
-    };
-    let instance = Instance {
-        record: ContainerRecord {
-            id: id.clone(),
-            name: start.name.clone(),
-            attempt: start.attempt,
-            delay: start.delay,
-            spec_hash: start.spec_hash.clone(),
-            image: reference,
-            image_id: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
-            created_at: Timestamp::now(),
-            state: ContainerState::Created,
-            post_start_done: false,
-        },
-        stop_signal: stop_signal(container, &image),
-        log_path: files.log.clone(),
-        cgroup,
-        pid: None,
-    };
-    let written = serde_json::to_vec(&built.spec)
-        .map_err(std::io::Error::other)
-        .and_then(|text| std::fs::write(files.bundle.join("config.json"), text))
-        .and_then(|()| entry.save_instance(&instance));
-    if let Err(error) = written {
-        files.remove();
-        return Err(create_error(format!("write {}: {error}", files.bundle.display())));
     }
-    link_log(node, pod, &instance);
-    let request = CreateRequest {
+}
+
+fn request(
+    node: &AgentNode,
+    container: &v1::Container,
+    image: Image,
+    id: String,
+    files: Files,
+) -> CreateRequest {
+    CreateRequest {
         id,
-        bundle: files.bundle.clone(),
+        bundle: files.bundle,
         rootfs: Rootfs::Overlay {
             lowers: image.layers,
             upper: files.rootfs.join("upper"),
@@ -200,8 +170,66 @@ async fn prepare(
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
-    };
-    Ok(Prepared { instance, request, held: built.held })
+    }
+}
+
+/// What a bundle is made of.
+struct Assembly<'a> {
+    node: &'a AgentNode,
+    pod: &'a Arc<Pod>,
+    entry: &'a Arc<Entry>,
+    container: &'a v1::Container,
+    start: &'a StartContainer,
+    image: &'a Image,
+    env: &'a [(String, String)],
+    volumes: &'a BTreeMap<String, PathBuf>,
+}
+
+impl Assembly<'_> {
+    /// Writes the bundle's `config.json` and `meta.json`; gives the instance and what must stay open until it is made.
+    fn assemble(&self, id: &str, files: &Files) -> Result<(Instance, Vec<OwnedFd>), Failure> {
+        let shm = shared_memory(self.pod, self.entry)?;
+        let cgroup = format!("{}/{id}", self.node.kubepods.pod(self.pod));
+        let built = oci::build(&oci::Inputs {
+            config: &self.node.config,
+            pod: self.pod,
+            container: self.container,
+            image: self.image,
+            env: self.env,
+            hostname: &etcfiles::hostname(self.pod, &super::sandbox::node_hostname()),
+            etc: &self.entry.dir.join("etc"),
+            volumes: self.volumes,
+            shm: shm.as_deref(),
+            termination_log: &files.bundle.join("termination-log"),
+            cgroup: &cgroup,
+            memory_capacity: self.node.facts.memory,
+        })?;
+        let image = self.image;
+        let instance = Instance {
+            record: ContainerRecord {
+                id: id.to_owned(),
+                name: self.start.name.clone(),
+                attempt: self.start.attempt,
+                delay: self.start.delay,
+                spec_hash: self.start.spec_hash.clone(),
+                image: self.container.image.clone().unwrap_or_default(),
+                image_id: image.repo_digests.first().unwrap_or(&image.id).clone(),
+                created_at: Timestamp::now(),
+                state: ContainerState::Created,
+                post_start_done: false,
+            },
+            stop_signal: stop_signal(self.container, image),
+            log_path: files.log.clone(),
+            cgroup,
+            pid: None,
+        };
+        serde_json::to_vec(&built.spec)
+            .map_err(std::io::Error::other)
+            .and_then(|text| std::fs::write(files.bundle.join("config.json"), text))
+            .and_then(|()| self.entry.save_instance(&instance))
+            .map_err(|e| create_error(format!("write {}: {e}", files.bundle.display())))?;
+        Ok((instance, built.held))
+    }
 }
 
 /// The folders of one instance.

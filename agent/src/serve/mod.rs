@@ -34,6 +34,7 @@ const CLEANUP_GRACE_SECONDS: u64 = 3;
 /// # Errors
 /// What keeps it from starting: bad settings, another agent with the same run folder, no root, a port in use.
 pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
+    berth_runtime::heap::keep_small();
     let config = Arc::new(Config::load(args)?);
     log_to_stderr();
     if !nix::unistd::geteuid().is_root() {
@@ -119,10 +120,16 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     show_node(&node);
     let following = tokio::spawn(desired.follow(context, ready));
     notify_systemd(&config, readiness);
+    tokio::spawn(give_memory_back(store));
 
     tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: ending; pods go on running"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    if config.cleanup_on_exit {
+        tracing::info!("ending; removing all pods");
+    } else {
+        tracing::info!("ending; pods go on running");
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     following.abort();
@@ -184,6 +191,17 @@ fn socket(config: &Config) -> anyhow::Result<UnixListener> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("protect {}", path.display()))?;
     Ok(listener)
+}
+
+/// After every burst of changes, gives the memory that it took back to the kernel.
+async fn give_memory_back(store: ObjectStore) {
+    /// How long nothing must have changed.
+    const QUIET: Duration = Duration::from_secs(1);
+    let mut changes = store.changes();
+    while changes.changed().await.is_ok() {
+        while let Ok(Ok(())) = tokio::time::timeout(QUIET, changes.changed()).await {}
+        berth_runtime::heap::trim();
+    }
 }
 
 fn show_node(node: &AgentNode) {

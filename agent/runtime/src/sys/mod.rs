@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod credentials;
+pub mod heap;
 pub mod mount;
 pub mod process;
 pub mod seccomp;
