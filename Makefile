@@ -5,8 +5,11 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # Kernel and end-to-end tests need root: as another user, cargo runs each test binary through sudo.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr a-z- A-Z_)
-AS_ROOT := $(if $(SUDO),env CARGO_TARGET_$(HOST)_RUNNER='$(SUDO)')
+AS_ROOT = $(if $(SUDO),env CARGO_TARGET_$(HOST)_RUNNER="sudo -E env PATH=$$PATH")
 NEXTEST_PROFILE ?= default
+
+# What the tests call: programs that scripts/install unpacks, and those that only root has in its PATH.
+test: export PATH := $(abspath $(TARGET_DIR))/tools/bin:$(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .PHONY: help build run test test-v2 bench lint lint-deny install-deps-run install-deps-test clean

@@ -173,6 +173,7 @@ fn manifest_errors(table: &Value) -> Vec<String> {
     let rows = table["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
     rows.iter()
         .filter_map(|row| row["object"]["metadata"]["annotations"][crate::node::ERROR_ANNOTATION].as_str())
+        .flat_map(str::lines)
         .map(|error| format!("warning: invalid manifest: {error}"))
         .collect()
 }

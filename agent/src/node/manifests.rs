@@ -13,7 +13,7 @@ use serde_json::json;
 use super::AgentNode;
 use crate::store::Kind;
 
-/// Annotation of a running pod whose manifest has turned bad: file, line, field and reason.
+/// Annotation of a pod whose manifest is bad: file, line, field and reason, one mistake a line.
 pub const ERROR_ANNOTATION: &str = "berth.dev/manifest-error";
 
 /// Namespace and name.
@@ -50,7 +50,7 @@ impl AgentNode {
         }
         let runs = |name: &Name| views.iter().any(|v| v.pod.namespace() == name.0 && v.pod.name() == name.1);
         let of_file = views.iter().any(|v| v.pod.source == Source::File(file.to_owned()));
-        let mut stand_ins: HashMap<Name, &ManifestError> = HashMap::new();
+        let mut stand_ins: HashMap<Name, Vec<&ManifestError>> = HashMap::new();
         for error in errors {
             let name = match &error.object {
                 Some(o) if o.kind == "Pod" && !o.name.is_empty() => {
@@ -61,14 +61,14 @@ impl AgentNode {
                 _ => ("default".to_owned(), self.on_node(&file_label(file))),
             };
             if !runs(&name) {
-                stand_ins.entry(name).or_insert(error);
+                stand_ins.entry(name).or_default().push(error);
             }
         }
         for name in old.stand_ins.iter().filter(|n| !stand_ins.contains_key(*n) && !runs(n)) {
             self.store.delete(Kind::Pod, &name.0, &name.1);
         }
-        for (name, error) in &stand_ins {
-            self.store.put(Kind::Pod, &name.0, &name.1, &self.stand_in(name, file, error));
+        for (name, errors) in &stand_ins {
+            self.store.put(Kind::Pod, &name.0, &name.1, &self.stand_in(name, file, errors));
         }
         let mut all = self.manifests.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bad) = all.get_mut(file) {
@@ -80,15 +80,17 @@ impl AgentNode {
         format!("{name}-{}", self.facts.name)
     }
 
-    fn stand_in(&self, name: &Name, file: &Path, error: &ManifestError) -> serde_json::Value {
+    fn stand_in(&self, name: &Name, file: &Path, errors: &[&ManifestError]) -> serde_json::Value {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let message = errors.join("\n");
         json!({
             "metadata": {
                 "name": name.1, "namespace": name.0, "creationTimestamp": jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default(),
-                "annotations": {"kubernetes.io/config.source": "file", ERROR_ANNOTATION: error.to_string(),
+                "annotations": {"kubernetes.io/config.source": "file", ERROR_ANNOTATION: message,
                                 "berth.dev/manifest": file},
             },
             "spec": {"nodeName": self.facts.name, "containers": []},
-            "status": {"phase": "Pending", "reason": "InvalidManifest", "message": error.to_string()},
+            "status": {"phase": "Pending", "reason": "InvalidManifest", "message": message},
         })
     }
 
@@ -103,12 +105,13 @@ impl AgentNode {
                 }
                 _ => true,
             };
-            if let Some(error) = all.get(file).and_then(|bad| bad.errors.iter().find(about)) {
-                shown
-                    .metadata
-                    .annotations
-                    .get_or_insert_default()
-                    .insert(ERROR_ANNOTATION.into(), error.to_string());
+            let errors: Vec<String> = all
+                .get(file)
+                .map(|bad| bad.errors.iter().filter(about).map(ToString::to_string).collect())
+                .unwrap_or_default();
+            if !errors.is_empty() {
+                let annotations = shown.metadata.annotations.get_or_insert_default();
+                annotations.insert(ERROR_ANNOTATION.into(), errors.join("\n"));
             }
         }
         self.store.put(Kind::Pod, pod.namespace(), pod.name(), &shown);

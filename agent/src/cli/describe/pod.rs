@@ -17,11 +17,14 @@ pub fn time(time: Option<&Time>) -> String {
     time.map(|t| t.0.strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()).unwrap_or_default()
 }
 
-/// Labels or annotations, one per line.
+/// Labels or annotations, one per line; a value of several lines goes on below, indented.
 pub fn labels(text: &mut Text, name: &str, between: &str, all: Option<&BTreeMap<String, String>>) {
-    let pairs =
-        all.into_iter().flatten().map(|(key, value)| format!("{key}{between}{}", value.replace('\n', "\\n")));
-    text.list(name, pairs);
+    let lines = |(key, value): (&String, &String)| {
+        let mut lines = value.lines();
+        let first = format!("{key}{between}{}", lines.next().unwrap_or_default());
+        std::iter::once(first).chain(lines.map(|line| format!("  {line}"))).collect::<Vec<_>>()
+    };
+    text.list(name, all.into_iter().flatten().flat_map(lines));
 }
 
 /// Writes a pod without its events.
