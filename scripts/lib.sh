@@ -2,10 +2,19 @@
 
 TOOLS=$(realpath -m "${CARGO_TARGET_DIR:-target}")/tools/bin
 
-say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
-die() { printf '\033[1;31merror:\033[0m %s\n' "$*" >&2; exit 1; }
+if [ -t 2 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\033[1m' red=$'\033[1;31m' plain=$'\033[0m'; else bold='' red='' plain=''; fi
+say() { echo "${bold}==>${plain} $*" >&2; }
+die() { echo "${red}error:${plain} $*" >&2; exit 1; }
 
 # need_root WHAT: ends with a clear message when neither root nor sudo is there.
 need_root() { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "root is needed to $1: run this as root, or install sudo"; }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+# debian_mirror: the mirror that this machine's apt uses; another suite of it is taken for what the machine's own lacks.
+debian_mirror() {
+  local mirror
+  mirror=$(apt-get indextargets 'Origin: Debian' 'Created-By: Packages' --format '$(REPO_URI)' | grep -v security | head -n 1)
+  [ -n "$mirror" ] || die "apt has no lists of a Debian mirror: run apt-get update, then this again"
+  echo "$mirror"
+}

@@ -75,7 +75,7 @@ impl Default for Options {
 pub fn watch(dirs: Vec<PathBuf>, context: Context, options: Options) -> mpsc::UnboundedReceiver<FolderEvent> {
     let (events, receiver) = mpsc::unbounded_channel();
     let watches = Watches::new(dirs);
-    let folder = Folder { table: Table::new(context), watches, events, gone: BTreeMap::new(), options };
+    let folder = Folder { table: Table::new(context), watches, events, gone: BTreeMap::new(), young: BTreeMap::new(), options };
     tokio::spawn(folder.run());
     receiver
 }
@@ -86,24 +86,28 @@ struct Folder {
     events: mpsc::UnboundedSender<FolderEvent>,
     /// Files that are away, and when they count as removed.
     gone: BTreeMap<PathBuf, Instant>,
+    /// Empty files that a scan met just after they were made, and when they are read even so.
+    young: BTreeMap<PathBuf, Instant>,
     options: Options,
 }
 
 impl Folder {
     async fn run(mut self) {
-        self.rescan();
+        // What is there at the start is told at the start.
+        self.rescan(false);
         self.send(FolderEvent::Synced);
         let mut rescan_at = Instant::now() + self.options.rescan;
         loop {
-            let wake_at = self.gone.values().copied().fold(rescan_at, Instant::min);
+            let wake_at = self.gone.values().chain(self.young.values()).copied().fold(rescan_at, Instant::min);
             tokio::select! {
                 changes = self.watches.next() => self.take_in(changes),
                 () = tokio::time::sleep_until(wake_at) => {}
                 () = self.events.closed() => return,
             }
             self.drop_gone();
+            self.read_young();
             if Instant::now() >= rescan_at {
-                self.rescan();
+                self.rescan(true);
                 rescan_at = Instant::now() + self.options.rescan;
             }
         }
@@ -145,7 +149,7 @@ impl Folder {
             }
         }
         if rescan {
-            self.rescan();
+            self.rescan(true);
         }
     }
 
@@ -157,12 +161,14 @@ impl Folder {
     fn read(&mut self, path: &Path) {
         if std::fs::symlink_metadata(path).is_err() {
             // It went again meanwhile; perhaps it comes back.
+            self.young.remove(path);
             if self.table.knows(path) {
                 self.gone.entry(path.to_owned()).or_insert(Instant::now() + SETTLE);
             }
             return;
         }
         self.gone.remove(path);
+        self.young.remove(path);
         let events = self.table.update(path);
         events.into_iter().for_each(|event| self.send(event));
     }
@@ -181,8 +187,17 @@ impl Folder {
         }
     }
 
-    /// Compares the folders with what is known.
-    fn rescan(&mut self) {
+    /// Reads the files whose writers had their time.
+    fn read_young(&mut self) {
+        let now = Instant::now();
+        let due: Vec<_> = self.young.extract_if(.., |_, at| *at <= now).collect();
+        for (path, _) in due {
+            self.read(&path);
+        }
+    }
+
+    /// Compares the folders with what is known. With `patient`, the writer of a new file gets the time to fill it.
+    fn rescan(&mut self, patient: bool) {
         let mut found = Vec::new();
         for dir in self.watches.attach() {
             match load::list(&dir) {
@@ -205,6 +220,10 @@ impl Folder {
         for path in found {
             self.gone.remove(&path);
             if self.table.is_stale(&path) {
+                if patient && load::is_being_made(&path, SETTLE) {
+                    self.young.entry(path).or_insert(now + SETTLE);
+                    continue;
+                }
                 self.read(&path);
             }
         }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::manifest::{self, Cause, Context, ManifestError, Parsed};
 
@@ -86,6 +87,14 @@ pub(super) fn is_ignored(path: &Path) -> bool {
 /// Whether it is a link, symbolic or an additional hard one: such a file is complete as soon as it is there.
 pub(super) fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_symlink() || meta.nlink() > 1)
+}
+
+/// Whether the file was made just now and has nothing in it yet: an event comes when its writer closes it.
+pub(super) fn is_being_made(path: &Path, just_now: Duration) -> bool {
+    let young = |meta: &fs::Metadata| {
+        meta.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|age| age < just_now)
+    };
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0 && young(&meta))
 }
 
 /// Reads and checks a file. None when there is no such file (any more) or it is none.

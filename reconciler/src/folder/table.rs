@@ -18,7 +18,7 @@ use crate::pod::{Pod, Source};
 type Key = (&'static str, String, String);
 
 /// One object of a file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Item {
     Pod(Arc<Pod>),
     ConfigMap(Arc<v1::ConfigMap>),
@@ -34,6 +34,13 @@ struct Entry {
     claims: BTreeSet<Key>,
     /// The claims it lost to earlier files, as last told.
     lost: Vec<(Key, PathBuf)>,
+}
+
+impl Entry {
+    /// Whether another reading of the file gave the same objects at the same places, and the same mistakes.
+    fn says_the_same(&self, other: &Entry) -> bool {
+        self.items == other.items && self.errors == other.errors
+    }
 }
 
 pub(super) struct Table {
@@ -67,11 +74,12 @@ impl Table {
     }
 
     /// Reads the file again and gives the events that follow, for this file and for those that it takes objects from or
-    /// leaves objects to.
+    /// leaves objects to. A file that says what it said before gives none: it may have been read by a scan already when
+    /// the event of its writing comes in, and a `touch` is no change.
     pub fn update(&mut self, path: &Path) -> Vec<FolderEvent> {
         // The stamp is taken first: a change during the reading makes it stale.
         let stamp = load::stamp(path);
-        let before = self.files.remove(path);
+        let mut before = self.files.remove(path);
         let Some(parsed) = load::load(path, &self.context) else {
             let Some(before) = before else { return Vec::new() };
             self.unclaim(path, &before.claims);
@@ -99,6 +107,11 @@ impl Table {
             entry.items.push((key, located.line, item));
         }
         entry.claims = entry.items.iter().map(|(key, ..)| key.clone()).collect();
+        if let Some(mut before) = before.take_if(|before| before.says_the_same(&entry)) {
+            before.stamp = entry.stamp;
+            self.files.insert(path.to_owned(), before);
+            return Vec::new();
+        }
         let old_claims = before.map(|entry| entry.claims).unwrap_or_default();
         if !entry.errors.is_empty() {
             entry.claims.extend(old_claims.iter().cloned());
