@@ -75,7 +75,14 @@ impl Default for Options {
 pub fn watch(dirs: Vec<PathBuf>, context: Context, options: Options) -> mpsc::UnboundedReceiver<FolderEvent> {
     let (events, receiver) = mpsc::unbounded_channel();
     let watches = Watches::new(dirs);
-    let folder = Folder { table: Table::new(context), watches, events, gone: BTreeMap::new(), young: BTreeMap::new(), options };
+    let folder = Folder {
+        table: Table::new(context),
+        watches,
+        events,
+        gone: BTreeMap::new(),
+        young: BTreeMap::new(),
+        options,
+    };
     tokio::spawn(folder.run());
     receiver
 }
@@ -98,7 +105,8 @@ impl Folder {
         self.send(FolderEvent::Synced);
         let mut rescan_at = Instant::now() + self.options.rescan;
         loop {
-            let wake_at = self.gone.values().chain(self.young.values()).copied().fold(rescan_at, Instant::min);
+            let wake_at =
+                self.gone.values().chain(self.young.values()).copied().fold(rescan_at, Instant::min);
             tokio::select! {
                 changes = self.watches.next() => self.take_in(changes),
                 () = tokio::time::sleep_until(wake_at) => {}
@@ -190,8 +198,9 @@ impl Folder {
     /// Reads the files whose writers had their time.
     fn read_young(&mut self) {
         let now = Instant::now();
-        let due: Vec<_> = self.young.extract_if(.., |_, at| *at <= now).collect();
-        for (path, _) in due {
+        let due: Vec<_> =
+            self.young.iter().filter(|(_, at)| **at <= now).map(|(path, _)| path.clone()).collect();
+        for path in due {
             self.read(&path);
         }
     }

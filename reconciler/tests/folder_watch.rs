@@ -109,7 +109,12 @@ async fn a_file_that_says_the_same_again_is_no_news() {
     let mut events = start(dir.path());
     synced(&mut events).await;
     fs::write(&file, pod("web", "nginx:1")).unwrap();
-    fs::OpenOptions::new().append(true).open(&file).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    fs::OpenOptions::new()
+        .append(true)
+        .open(&file)
+        .unwrap()
+        .set_modified(std::time::SystemTime::now())
+        .unwrap();
     fs::write(dir.path().join("db.yaml"), pod("db", "postgres:1")).unwrap();
     assert_eq!(summary(&next(&mut events).await).1, ["db-node1"]);
 }
