@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use berth_runtime::cgroup::Cgroups;
 use berth_runtime::container::seccomp::default_profile;
-use berth_runtime::container::{self, Create, Exec, Stdio};
+use berth_runtime::container::{self, Create, Exec, Stdio, Tie};
 use berth_runtime::rootfs::Rootfs;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
@@ -73,8 +73,14 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
         fs::create_dir(&upper)?;
         fs::create_dir(&work)?;
         let rootfs = Rootfs::Overlay { lowers: vec![lower.clone()], upper, work };
-        let create =
-            Create { id: "bench", spec: &spec, rootfs: &rootfs, stdio: Stdio::default(), bundle: dir };
+        let create = Create {
+            id: "bench",
+            spec: &spec,
+            rootfs: &rootfs,
+            stdio: Stdio::default(),
+            bundle: dir,
+            tie: Tie::default(),
+        };
         let whole = Instant::now();
         let mut container = steps[0].time(|| container::create(create))?;
         steps[1].time(|| container.start())?;
@@ -100,7 +106,14 @@ fn measure_exec(
     fs::create_dir(&upper)?;
     fs::create_dir(&work)?;
     let rootfs = Rootfs::Overlay { lowers: vec![lower.to_owned()], upper, work };
-    let create = Create { id: "bench", spec: &spec, rootfs: &rootfs, stdio: Stdio::default(), bundle: dir };
+    let create = Create {
+        id: "bench",
+        spec: &spec,
+        rootfs: &rootfs,
+        stdio: Stdio::default(),
+        bundle: dir,
+        tie: Tie::default(),
+    };
     let mut container = container::create(create)?;
     container.start()?;
     let process = process(&["true"])?;
@@ -111,6 +124,7 @@ fn measure_exec(
             process: &process,
             stdio: Stdio::default(),
             cgroup: &cgroup,
+            tie: Tie::default(),
         };
         step.time(|| -> Result<(), Failure> {
             let started = container::exec(exec)?;

@@ -26,6 +26,8 @@ pub enum Report {
     Warning(String),
     /// The master of the new terminal comes with this message.
     Console,
+    /// Everything is there but the new root has not been entered: hooks of the host may run.
+    Hooks,
     /// Set up; [`Order::Start`] is awaited.
     Ready,
     /// Given up.
@@ -69,6 +71,8 @@ pub enum Order {
     CgroupReady = 1,
     /// Run the program.
     Start = 2,
+    /// The hooks of the host have run.
+    HooksDone = 3,
 }
 
 /// One end of the pair.
@@ -85,6 +89,11 @@ impl Channel {
     /// An end that a fresh child has moved to this descriptor.
     pub fn adopt(fd: RawFd) -> Channel {
         Channel(adopt_fd(fd))
+    }
+
+    /// An end that is a connection to a gate.
+    pub fn connected(socket: OwnedFd) -> Channel {
+        Channel(socket)
     }
 
     /// The descriptor.

@@ -1,13 +1,16 @@
 //! Making a container: the parent's side.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::OnceLock;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec, State};
 
 use super::channel::{Channel, Order, Report};
+use super::hooks::{self, Moment};
 use super::identity::Identity;
 use super::init::Init;
 use super::namespaces::{ChildrenElsewhere, Namespaces};
@@ -32,7 +35,7 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
     let spec = create.spec;
     let process = spec.process().as_ref().ok_or_else(|| Error::spec("process", "it is missing"))?;
     let linux = spec.linux().as_ref().ok_or_else(|| Error::spec("linux", "it is missing"))?;
-    refuse_unsupported(spec)?;
+    refuse_unsupported(spec, create.tie.outlives)?;
     let cgroups = cgroups()?;
     let path = cgroup_path(create.id, linux.cgroups_path().as_deref())?;
     let init = Init {
@@ -46,10 +49,21 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         task_files: cgroups.v1_task_files(&path)?,
         cgroup_folders: cgroups.visible_folders(&path)?,
         filter: Identity::compile(linux.seccomp().as_ref())?,
+        state: hooks::state(create.id, spec, create.bundle),
+        tie: create.tie,
     };
     let resources = Resources::of_spec(linux.resources().clone().unwrap_or_default());
-    let mut birth =
-        Birth { cgroups, path, resources, channel: None, child: None, console: None, warnings: Vec::new() };
+    let mut birth = Birth {
+        cgroups,
+        path,
+        resources,
+        channel: None,
+        child: None,
+        console: None,
+        warnings: Vec::new(),
+        spec,
+        state: init.state.clone(),
+    };
     match birth.run(init) {
         Ok(()) => birth.into_container(),
         Err(error) => {
@@ -59,14 +73,12 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
     }
 }
 
-fn refuse_unsupported(spec: &Spec) -> Result<(), Error> {
+fn refuse_unsupported(spec: &Spec, later_hooks: bool) -> Result<(), Error> {
     let hooks = spec.hooks().as_ref().is_some_and(|h| {
-        [h.create_runtime(), h.create_container(), h.start_container(), h.poststart(), h.poststop()]
-            .iter()
-            .any(|list| list.as_ref().is_some_and(|l| !l.is_empty()))
+        [h.poststart(), h.poststop()].iter().any(|list| list.as_ref().is_some_and(|l| !l.is_empty()))
     });
-    if hooks {
-        return Err(Error::spec("hooks", "hooks are not supported"));
+    if hooks && !later_hooks {
+        return Err(Error::spec("hooks", "nobody would run the hooks after the start of this container"));
     }
     let Some(linux) = spec.linux() else { return Ok(()) };
     for (field, given) in [
@@ -130,6 +142,8 @@ struct Birth<'a> {
     child: Option<Child>,
     console: Option<OwnedFd>,
     warnings: Vec<String>,
+    spec: &'a Spec,
+    state: State,
 }
 
 impl Birth<'_> {
@@ -170,6 +184,13 @@ impl Birth<'_> {
                 Some((Report::Ready, _)) => return Ok(()),
                 Some((Report::Warning(text), _)) => self.warnings.push(text),
                 Some((Report::Console, fd)) => self.console = fd,
+                Some((Report::Hooks, _)) => {
+                    self.state.set_pid(Some(child.pid));
+                    run_hooks(self.spec, &self.state)?;
+                    channel
+                        .order(Order::HooksDone)
+                        .map_err(|e| Error::sys("talk to", "the container's process", e))?;
+                }
                 Some((Report::Failed(failure), _)) => return Err(failure.into()),
                 None => {
                     let status = reap(child);
@@ -216,6 +237,44 @@ impl Container {
                 None => return Ok(()),
                 Some((Report::Failed(failure), _)) => return Err(failure.into()),
                 Some((Report::Warning(text), _)) => self.warnings.push(text),
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// The hooks of the host that come before a container's root is entered.
+fn run_hooks(spec: &Spec, state: &State) -> Result<(), Error> {
+    [Moment::Prestart, Moment::CreateRuntime]
+        .into_iter()
+        .try_for_each(|moment| hooks::run(hooks::list(spec, moment), moment, state))
+}
+
+/// Somebody at the gate of a created container, see [`super::Tie`].
+pub struct Knock(Channel);
+
+impl Knock {
+    /// Connects to the gate at `path`. Fails with "connection refused" when the container's first process is gone or
+    /// runs its program already.
+    pub fn at(path: &Path) -> Result<Knock, Error> {
+        let failed = |e: nix::Error| Error::sys("connect to", path.display().to_string(), e.into());
+        let socket =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
+        let address = UnixAddr::new(path).map_err(failed)?;
+        connect(socket.as_raw_fd(), &address).map_err(failed)?;
+        Ok(Knock(Channel::connected(socket)))
+    }
+
+    /// Lets the container's program run and waits until it does. An error means that it could not be executed, or that
+    /// a hook did not want it; the process has ended then. Returns warnings.
+    pub fn start(self) -> Result<Vec<String>, Error> {
+        self.0.order(Order::Start).map_err(|e| Error::sys("talk to", "the container's process", e))?;
+        let mut warnings = Vec::new();
+        loop {
+            match self.0.next_report().map_err(|e| Error::sys("listen to", "the container's process", e))? {
+                None => return Ok(warnings),
+                Some((Report::Failed(failure), _)) => return Err(failure.into()),
+                Some((Report::Warning(text), _)) => warnings.push(text),
                 Some(_) => {}
             }
         }

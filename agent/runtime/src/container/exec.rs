@@ -16,12 +16,12 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::channel::{Channel, Report};
 use super::create::{cgroups, reap};
-use super::identity::Identity;
+use super::identity::{Identity, tie_to_parent};
 use super::namespaces::ChildrenElsewhere;
 use super::placement::Placement;
 use super::program::Launch;
 use super::seccomp::Filter;
-use super::{Error, Exec, ExecProcess, Root, Stdio, console, limits, streams, users};
+use super::{Error, Exec, ExecProcess, Root, Stdio, Tie, console, limits, streams, users};
 use crate::cgroup::Cgroups;
 use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
 use crate::sys::{credentials, process};
@@ -37,6 +37,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         target: target.as_fd().try_clone_to_owned().map_err(|e| Error::sys("copy", "a pidfd", e))?,
         task_files: cgroups.v1_task_files(exec.cgroup)?,
         filter: Identity::compile(exec.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()))?,
+        tie: exec.tie,
     };
     let folder = cgroups.v2_folder(exec.cgroup)?;
     let (channel, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
@@ -52,7 +53,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
             Ok(None) => return Ok(ExecProcess { pid: child.pid, pidfd: child.pidfd, console, warnings }),
             Ok(Some((Report::Warning(text), _))) => warnings.push(text),
             Ok(Some((Report::Console, fd))) => console = fd,
-            Ok(Some((Report::Ready, _))) => {}
+            Ok(Some((Report::Ready | Report::Hooks, _))) => {}
             Ok(Some((Report::Failed(failure), _))) => return Err(give_up(&child, failure.into())),
             Err(error) => return Err(give_up(&child, error)),
         }
@@ -120,11 +121,12 @@ struct Visit {
     target: OwnedFd,
     task_files: Vec<PathBuf>,
     filter: Option<Filter>,
+    tie: Tie,
 }
 
 impl Visit {
     fn run(&self, channel: &Channel) {
-        match streams::arrange(&self.stdio, channel, Some(self.target.as_fd())) {
+        match streams::arrange(&self.stdio, channel, Some(self.target.as_fd()), self.tie.preserve_fds) {
             Ok((channel, target)) => {
                 let Err(error) = self.enter(&channel, target);
                 // Without a parent there is nobody to tell.
@@ -165,6 +167,7 @@ impl Visit {
         streams::give_to(identity.uid())?;
         limits::set_rlimits(&self.process, &mut warn)?;
         identity.become_user(self.process.cwd())?;
+        tie_to_parent(&self.tie)?;
         identity.confine()?;
         Err(launch.run())
     }

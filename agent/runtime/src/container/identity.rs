@@ -14,7 +14,7 @@ use oci_spec::runtime::{LinuxSeccomp, Process};
 use super::capabilities::Capabilities;
 use super::seccomp::Filter;
 use super::users::{self, Ids};
-use super::{Error, Root};
+use super::{Error, Root, Tie};
 use crate::sys::{credentials, seccomp};
 
 /// The umask of a process whose spec names none, as every runtime sets it.
@@ -94,9 +94,7 @@ impl Identity {
             Err(Errno::EACCES | Errno::EPERM) => enter(cwd),
             other => other,
         }
-        .map_err(|e| Error::sys("change to working folder", cwd.display().to_string(), e.into()))?;
-        // The change of user has undone it.
-        credentials::die_with_parent().map_err(failed("the signal at the parent's death"))
+        .map_err(|e| Error::sys("change to working folder", cwd.display().to_string(), e.into()))
     }
 
     /// Drops the capabilities, shuts the way to new ones and installs the filter. Nothing but executing the program
@@ -119,6 +117,12 @@ impl Identity {
             None => Ok(()),
         }
     }
+}
+
+/// Says again whether the process dies with its parent: a change of user has undone it.
+pub fn tie_to_parent(tie: &Tie) -> Result<(), Error> {
+    if tie.outlives { credentials::outlive_parent() } else { credentials::die_with_parent() }
+        .map_err(|e| Error::sys("set", "the signal at the parent's death", e))
 }
 
 /// Enters a folder and makes sure that it lies within the root: the path may be a link to a descriptor that leads out

@@ -1,23 +1,26 @@
 //! The first process of a container, from clone3 to execve. Runs in the child.
 
 use std::convert::Infallible;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{SockFlag, accept4};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{sethostname, setsid};
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, Process, Spec, State};
 
 use super::channel::{Channel, Order, Report};
-use super::identity::Identity;
+use super::hooks::{self, Moment};
+use super::identity::{Identity, tie_to_parent};
 use super::mounts::Mounter;
 use super::namespaces::Namespaces;
 use super::placement::Placement;
 use super::program::Launch;
 use super::root::Kind;
 use super::seccomp::Filter;
-use super::{Error, Root, Stdio, console, devices, limits, protect, root_mount, streams, users};
+use super::{Error, Root, Stdio, Tie, console, devices, limits, protect, root_mount, streams, users};
 use crate::rootfs::Rootfs;
 use crate::sys::mount::Attributes;
 use crate::sys::{credentials, process};
@@ -44,15 +47,19 @@ pub struct Init<'a> {
     pub cgroup_folders: Vec<(String, PathBuf)>,
     /// The compiled filter.
     pub filter: Option<Filter>,
+    /// What binds it to the parent.
+    pub tie: Tie,
+    /// What hooks are told.
+    pub state: State,
 }
 
 impl Init<'_> {
     /// Sets up, waits, executes. Returns only when that failed, and the parent has been told then.
     pub fn run(&self, channel: &Channel) {
         // The descriptors of the namespaces do not survive the arranging.
-        match self.namespaces.join().and_then(|()| streams::arrange(&self.stdio, channel, None)) {
-            Ok((channel, _)) => {
-                let Err(error) = self.set_up(&channel);
+        match self.namespaces.join().and_then(|()| self.arrange(channel)) {
+            Ok((mut channel, gate)) => {
+                let Err(error) = self.set_up(&mut channel, gate);
                 // Without a parent there is nobody to tell.
                 let _ = channel.report(&Report::Failed(error.into()), None);
             }
@@ -62,7 +69,12 @@ impl Init<'_> {
         }
     }
 
-    fn set_up(&self, channel: &Channel) -> Result<Infallible, Error> {
+    fn arrange(&self, channel: &Channel) -> Result<(Channel, Option<OwnedFd>), Error> {
+        let gate = self.tie.gate.as_ref().map(AsFd::as_fd);
+        streams::arrange(&self.stdio, channel, gate, self.tie.preserve_fds)
+    }
+
+    fn set_up(&self, channel: &mut Channel, gate: Option<OwnedFd>) -> Result<Infallible, Error> {
         process::reset_signals();
         credentials::set_undumpable().map_err(|e| Error::sys("set", "dumpable", e))?;
         credentials::die_with_parent()
@@ -92,6 +104,7 @@ impl Init<'_> {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|e| Error::sys("unshare", "cgroup namespace", e.into()))?;
         }
+        let state = self.hooks_of_host(channel)?;
         root_mount::pivot(&root, propagation)?;
         drop(root);
         self.finish_root()?;
@@ -103,10 +116,42 @@ impl Init<'_> {
         streams::give_to(identity.uid())?;
         limits::set_rlimits(self.process, &mut warn)?;
         identity.become_user(self.process.cwd())?;
+        tie_to_parent(&self.tie)?;
+        if gate.is_some() {
+            launch.find()?;
+        }
         channel.report(&Report::Ready, None).map_err(|e| Error::sys("report to", "the parent", e))?;
-        channel.await_order(Order::Start)?;
+        match gate {
+            Some(gate) => *channel = await_start_at(&gate)?,
+            None => channel.await_order(Order::Start)?,
+        }
+        if let Some(state) = state {
+            hooks::run(self.hooks(Moment::StartContainer), Moment::StartContainer, &state)?;
+        }
         identity.confine()?;
         Err(launch.run())
+    }
+
+    fn hooks(&self, moment: Moment) -> &[Hook] {
+        hooks::list(self.spec, moment)
+    }
+
+    /// Lets the parent run its hooks and runs those that belong to the container's namespaces but find their programs
+    /// on the host. Returns the state for the later ones, if there are any.
+    fn hooks_of_host(&self, channel: &Channel) -> Result<Option<State>, Error> {
+        if hooks::list(self.spec, Moment::Prestart).len() + self.hooks(Moment::CreateRuntime).len() > 0 {
+            channel.report(&Report::Hooks, None).map_err(|e| Error::sys("report to", "the parent", e))?;
+            channel.await_order(Order::HooksDone)?;
+        }
+        if self.hooks(Moment::CreateContainer).is_empty() && self.hooks(Moment::StartContainer).is_empty() {
+            return Ok(None);
+        }
+        let mut state = self.state.clone();
+        // The host's /proc knows this process by the number that the host uses.
+        let own = std::fs::read_link("/proc/self").map_err(|e| Error::sys("read", "/proc/self", e))?;
+        state.set_pid(own.to_str().and_then(|p| p.parse().ok()));
+        hooks::run(self.hooks(Moment::CreateContainer), Moment::CreateContainer, &state)?;
+        Ok(Some(state))
     }
 
     /// Sets the names of a new UTS namespace.
@@ -163,6 +208,22 @@ impl Init<'_> {
         Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() }
             .apply(root.as_fd(), false)
             .map_err(failed)
+    }
+}
+
+/// Waits until somebody comes to the gate and says start. Who leaves without a word is not counted.
+fn await_start_at(gate: &OwnedFd) -> Result<Channel, Error> {
+    loop {
+        match accept4(gate.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            Ok(fd) => {
+                let channel = Channel::adopt(fd);
+                if channel.await_order(Order::Start).is_ok() {
+                    return Ok(channel);
+                }
+            }
+            Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+            Err(e) => return Err(Error::sys("wait for", "the start", e.into())),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod create;
 mod devices;
 mod error;
 mod exec;
+pub mod hooks;
 mod identity;
 mod init;
 mod limits;
@@ -34,6 +35,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use crate::rootfs::Rootfs;
 
+pub use create::Knock;
 pub use error::Error;
 
 use channel::Channel;
@@ -63,6 +65,21 @@ pub struct Create<'a> {
     pub stdio: Stdio,
     /// The folder that relative paths of the spec start from; it gets a sub-folder `rootfs` when it has none.
     pub bundle: &'a Path,
+    /// What binds its first process to the caller.
+    pub tie: Tie,
+}
+
+/// What binds a new process to its creator. The default is what a shim wants: it dies with the creator, gets no other
+/// descriptors than its streams, and a container waits for [`Container::start`].
+#[derive(Debug, Default)]
+pub struct Tie {
+    /// It lives on when its creator ends.
+    pub outlives: bool,
+    /// So many descriptors from 3 on are handed to the program.
+    pub preserve_fds: u32,
+    /// Instead of [`Container::start`], a container awaits [`Knock::start`] at this listening socket: the creator may
+    /// be gone by then. The program is looked for at once, so that a missing one fails the creation.
+    pub gate: Option<OwnedFd>,
 }
 
 /// A container whose process is set up and waits for [`Container::start`].
@@ -95,6 +112,8 @@ pub struct Exec<'a> {
     pub stdio: Stdio,
     /// The container's cgroup.
     pub cgroup: &'a str,
+    /// What binds it to the caller; the gate is for containers only.
+    pub tie: Tie,
 }
 
 /// A process that runs inside a container, a child of the caller.

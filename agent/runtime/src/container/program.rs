@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 
 use nix::sys::stat::{SFlag, stat};
+use nix::unistd::{AccessFlags, access};
 use oci_spec::runtime::Process;
 
 use super::Error;
@@ -62,6 +63,36 @@ impl Launch {
         }
         let message = format!("exec: {:?}: executable file not found in $PATH", self.name);
         Error::Exec { message, not_found: true }
+    }
+
+    /// Says now what [`Launch::run`] would say later if there is no such program.
+    pub fn find(&self) -> Result<(), Error> {
+        let usable = |path: &str| match stat(path) {
+            Ok(s) if s.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => Err(nix::Error::EISDIR),
+            Ok(_) => access(path, AccessFlags::X_OK),
+            Err(e) => Err(e),
+        };
+        let name = &self.name;
+        if name.contains('/') {
+            return usable(name).map_err(|e| match e {
+                nix::Error::ENOENT | nix::Error::ENOTDIR => Error::Exec {
+                    message: format!("exec: {name:?}: stat {name}: {}", lower(&e.into())),
+                    not_found: true,
+                },
+                nix::Error::EISDIR => {
+                    Error::Exec { message: format!("exec: {name:?}: is a directory"), not_found: false }
+                }
+                e => {
+                    Error::Exec { message: format!("exec: {name:?}: {}", lower(&e.into())), not_found: false }
+                }
+            });
+        }
+        let folders = || self.path.split(':').filter(|f| f.starts_with('/'));
+        if folders().any(|folder| usable(&format!("{folder}/{name}")).is_ok()) {
+            return Ok(());
+        }
+        let message = format!("exec: {name:?}: executable file not found in $PATH");
+        Err(Error::Exec { message, not_found: true })
     }
 
     fn run_path(&self) -> Error {

@@ -13,21 +13,21 @@ use super::mounts::{check_device, open_device};
 use super::{Error, Root, Stdio};
 use crate::sys::process;
 
-/// Where the channel lies in a new process; all above is closed.
-const CHANNEL: RawFd = 3;
-/// Where a further descriptor lies that a child needs.
-const EXTRA: RawFd = 4;
-/// Descriptors are first moved above the places they may have to leave.
-const SCRATCH: RawFd = 10;
+/// The first descriptor after the streams.
+const FIRST: RawFd = 3;
 
-/// Arranges the descriptors of a fresh child: streams at 0 to 2, the channel at 3, one more at 4 if given, nothing
-/// else. What the caller owns is closed under its owners: they must not be dropped in this process.
+/// Arranges the descriptors of a fresh child: streams at 0 to 2, then as many as are `preserved` at the numbers they
+/// have, the channel, one more if given, nothing else. What the caller owns is closed under its owners: they must not be dropped in this process.
 pub fn arrange(
     stdio: &Stdio,
     channel: &Channel,
     extra: Option<BorrowedFd<'_>>,
+    preserved: u32,
 ) -> Result<(Channel, Option<OwnedFd>), Error> {
     let failed = |e| Error::sys("arrange", "standard streams", e);
+    let place = preserve(preserved)?;
+    // Descriptors are first moved above the places they may have to leave.
+    let scratch = place + 5;
     let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
     let null = if streams.iter().any(|s| s.is_none()) {
         Some(open_device(Path::new("/dev/null"), 1, 3, OFlag::O_RDWR).map_err(failed)?)
@@ -37,24 +37,35 @@ pub fn arrange(
     let mut moved = [0; 3];
     for (at, stream) in streams.iter().enumerate() {
         let Some(fd) = stream.as_ref().or(null.as_ref()) else { continue };
-        moved[at] = process::duplicate_above(fd.as_raw_fd(), SCRATCH).map_err(failed)?;
+        moved[at] = process::duplicate_above(fd.as_raw_fd(), scratch).map_err(failed)?;
     }
     // Closed now, not after its number may be somebody else's.
     drop(null);
-    let own = process::duplicate_above(channel.raw(), SCRATCH).map_err(failed)?;
+    let own = process::duplicate_above(channel.raw(), scratch).map_err(failed)?;
     let extra =
-        extra.map(|fd| process::duplicate_above(fd.as_raw_fd(), SCRATCH)).transpose().map_err(failed)?;
+        extra.map(|fd| process::duplicate_above(fd.as_raw_fd(), scratch)).transpose().map_err(failed)?;
     for (at, fd) in moved.into_iter().enumerate() {
         process::install_fd(fd, at as RawFd, true).map_err(failed)?;
     }
-    process::install_fd(own, CHANNEL, false).map_err(failed)?;
+    process::install_fd(own, place, false).map_err(failed)?;
     let Some(extra) = extra else {
-        process::close_from(EXTRA).map_err(failed)?;
-        return Ok((Channel::adopt(CHANNEL), None));
+        process::close_from(place + 1).map_err(failed)?;
+        return Ok((Channel::adopt(place), None));
     };
-    process::install_fd(extra, EXTRA, false).map_err(failed)?;
-    process::close_from(EXTRA + 1).map_err(failed)?;
-    Ok((Channel::adopt(CHANNEL), Some(process::adopt_fd(EXTRA))))
+    process::install_fd(extra, place + 1, false).map_err(failed)?;
+    process::close_from(place + 2).map_err(failed)?;
+    Ok((Channel::adopt(place), Some(process::adopt_fd(place + 1))))
+}
+
+/// Keeps the caller's first descriptors after the streams open for the program, and tells the first number after them.
+fn preserve(count: u32) -> Result<RawFd, Error> {
+    let end = RawFd::try_from(count).ok().and_then(|n| n.checked_add(FIRST)).filter(|end| *end < 1 << 20);
+    let end = end.ok_or_else(|| Error::spec("preserve-fds", format!("{count} are too many")))?;
+    for fd in FIRST..end {
+        process::install_fd(fd, fd, true)
+            .map_err(|e| Error::sys("preserve", format!("descriptor {fd}"), e))?;
+    }
+    Ok(end)
 }
 
 /// Replaces the host's `/dev/null` by the container's, so that no descriptor leads out of its root.

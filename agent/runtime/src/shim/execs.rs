@@ -11,7 +11,7 @@ use super::failure;
 use super::proto::{ExecRequest, Failure, FailureKind};
 use super::record::note;
 use super::slot::{Slot, read_spec};
-use crate::container::{self, Stdio};
+use crate::container::{self, Stdio, Tie};
 use crate::sys::shim_process::set_nonblocking;
 
 /// One process, until its exit code has been fetched or nobody can fetch it any more.
@@ -40,6 +40,7 @@ pub(super) fn start(slot: &Slot, request: ExecRequest) -> Result<(i32, Vec<Owned
         process: &process,
         stdio,
         cgroup: &slot.container.cgroup,
+        tie: Tie::default(),
     };
     let started =
         container::exec(exec).map_err(|error| failure(FailureKind::StartFailed, error.to_string()))?;

@@ -17,7 +17,7 @@ use super::proto::{
 };
 use super::pump::{Pumped, Source};
 use super::record::{self, note};
-use crate::container::{self, Container, Stdio};
+use crate::container::{self, Container, Stdio, Tie};
 use crate::log::{Stream, Writer};
 use crate::sys::process::pidfd_kill;
 use crate::sys::shim_process::set_nonblocking;
@@ -94,7 +94,14 @@ impl Slot {
             failure(FailureKind::Internal, format!("cannot {what}: {error}"))
         };
         let (stdio, ours) = pipes(stdin, tty).map_err(|error| internal("make pipes", &error))?;
-        let create = container::Create { id: &id, spec: &spec, rootfs: &rootfs, stdio, bundle: &bundle };
+        let create = container::Create {
+            id: &id,
+            spec: &spec,
+            rootfs: &rootfs,
+            stdio,
+            bundle: &bundle,
+            tie: Tie::default(),
+        };
         let mut container =
             container::create(create).map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
         for warning in &container.warnings {

@@ -102,6 +102,11 @@ pub fn die_with_parent() -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).map(drop)
 }
 
+/// Undoes [`die_with_parent`].
+pub fn outlive_parent() -> io::Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, 0, 0).map(drop)
+}
+
 /// Sets the supplementary groups.
 pub fn set_groups(groups: &[u32]) -> io::Result<()> {
     // SAFETY: pointer and length describe one slice.

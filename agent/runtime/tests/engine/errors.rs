@@ -81,7 +81,7 @@ fn unsupported() {
     let hooks = json!({"poststop": [{"path": "/bin/true"}]});
     let mut sandbox = Sandbox::new();
     sandbox.spec["hooks"] = hooks;
-    assert_eq!(sandbox.error(), "hooks: hooks are not supported");
+    assert_eq!(sandbox.error(), "hooks: nobody would run the hooks after the start of this container");
     let error = change("/linux/namespaces", json!([{"type": "mount"}, {"type": "user"}]));
     assert!(error.starts_with("linux.namespaces[user]"), "{error}");
     let error = change("/linux/namespaces", json!([{"type": "pid"}]));

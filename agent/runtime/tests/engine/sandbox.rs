@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use berth_runtime::cgroup::Cgroups;
-use berth_runtime::container::{self, Container, Create, Error, Exec, ExecProcess, Stdio};
+use berth_runtime::container::{self, Container, Create, Error, Exec, ExecProcess, Stdio, Tie};
 use berth_runtime::rootfs::Rootfs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -129,7 +129,14 @@ impl Sandbox {
 
     pub fn create_with(&self, rootfs: &Rootfs, stdio: Stdio) -> Result<Container, Error> {
         let spec = self.typed_spec();
-        container::create(Create { id: "c", spec: &spec, rootfs, stdio, bundle: self.dir.path() })
+        container::create(Create {
+            id: "c",
+            spec: &spec,
+            rootfs,
+            stdio,
+            bundle: self.dir.path(),
+            tie: Tie::default(),
+        })
     }
 
     /// Creates with output going to the files `out` and `err` of the bundle.
@@ -186,6 +193,7 @@ impl Sandbox {
             process: &process,
             stdio: self.stdio("exec-out", "exec-err"),
             cgroup: &self.cgroup,
+            tie: Tie::default(),
         })
     }
 
