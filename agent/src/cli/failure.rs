@@ -33,7 +33,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if error.is::<Reported>() {
         return ExitCode::FAILURE;
     }
-    eprintln!("berth: {}", text(error));
+    eprintln!("berth: {}", super::output::visible(&text(error), true));
     if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 

@@ -1,5 +1,6 @@
 //! Printing: aligned tables, JSON and YAML.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use serde_json::{Value, json};
@@ -32,6 +33,29 @@ pub fn colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// Text that may come from a container, such as a termination message, with its control characters made visible: they
+/// could otherwise move the cursor, retitle or script the terminal of who looks at it. Ends of lines and tabs stay when
+/// `lines` is set. Marks that reorder text (Unicode TR 9) are shown as well.
+pub fn visible(text: &str, lines: bool) -> Cow<'_, str> {
+    let harmful = |c: char| {
+        !(lines && matches!(c, '\n' | '\t'))
+            && (c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
+    };
+    if !text.contains(harmful) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            c if !harmful(c) => out.push(c),
+            // As terminals name them: ^[ is escape, ^? delete.
+            c if c.is_ascii() => out.extend(['^', char::from(c as u8 ^ 0x40)]),
+            c => out.extend(c.escape_unicode()),
+        }
+    }
+    Cow::Owned(out)
+}
+
 /// Rows of cells under a heading, in columns that are as wide as what has been printed so far.
 #[derive(Debug, Default)]
 pub struct Columns {
@@ -55,14 +79,16 @@ impl Columns {
 
     /// The rows as text, one line each.
     pub fn format(&mut self, rows: &[Vec<String>]) -> String {
-        for row in rows {
+        let rows: Vec<Vec<Cow<'_, str>>> =
+            rows.iter().map(|row| row.iter().map(|cell| visible(cell, false)).collect()).collect();
+        for row in &rows {
             self.widths.resize(self.widths.len().max(row.len()), 0);
             for (width, cell) in self.widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
         }
         let mut out = String::new();
-        for row in rows {
+        for row in &rows {
             for (n, cell) in row.iter().enumerate() {
                 self.cell(&mut out, cell);
                 if n + 1 < row.len() {
@@ -155,6 +181,16 @@ mod tests {
         let first = columns.format(&[row(&["NAME", "AGE"]), row(&["webserver", "3s"])]);
         assert_eq!(first, "NAME        AGE\nwebserver   3s\n");
         assert_eq!(columns.format(&[row(&["a", "5s"])]), "a           5s\n");
+    }
+
+    #[test]
+    fn control_characters_become_visible() {
+        assert_eq!(visible("plain \u{e4}\n\t", true), "plain \u{e4}\n\t");
+        assert_eq!(visible("a\nb\tc", false), "a^Jb^Ic");
+        assert_eq!(visible("\x1b[2J\x07\r\x7f", true), "^[[2J^G^M^?");
+        assert_eq!(visible("\u{9b}2J\u{202e}x", true), "\\u{9b}2J\\u{202e}x");
+        let mut columns = Columns { widths: Vec::new(), colours: false };
+        assert_eq!(columns.format(&[vec!["\x1b]0;x\x07".to_owned(), "y".to_owned()]]), "^[]0;x^G   y\n");
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     for dir in [&config.root, &config.run, &config.pods_dir(), &config.log_dir] {
         std::fs::create_dir_all(dir).with_context(|| format!("make the folder {}", dir.display()))?;
     }
+    for dir in [&config.root, &config.pods_dir()] {
+        keep_private(dir).with_context(|| format!("make the folder {} private", dir.display()))?;
+    }
     let _lock = lock(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -54,6 +57,12 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
         .build()
         .context("start the async runtime")?;
     runtime.block_on(agent(config))
+}
+
+/// Only root passes: below lie Secrets, and files of images and containers, among them set-user-ID programs, which no
+/// other user of the machine shall run (CVE-2021-41091, CVE-2021-41103).
+fn keep_private(dir: &std::path::Path) -> std::io::Result<()> {
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
 }
 
 fn log_to_stderr() {

@@ -72,7 +72,16 @@ pub fn set_up(
 
 /// Whether the pod has volumes whose content follows ConfigMaps, Secrets or its own labels.
 pub fn follow_objects(pod: &Pod) -> bool {
-    pod.spec().volumes.iter().flatten().any(|v| v.host_path.is_none() && v.empty_dir.is_none())
+    pod.spec().volumes.iter().flatten().any(is_copy)
+}
+
+/// Whether this volume of the pod holds copies that the agent keeps up to date.
+pub fn copies_objects(pod: &Pod, volume: &str) -> bool {
+    pod.spec().volumes.iter().flatten().any(|v| v.name == volume && is_copy(v))
+}
+
+fn is_copy(volume: &v1::Volume) -> bool {
+    volume.host_path.is_none() && volume.empty_dir.is_none()
 }
 
 /// Takes away everything that [`set_up`] made (never the folder of a hostPath); can be repeated.

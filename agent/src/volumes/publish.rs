@@ -14,7 +14,7 @@ const DATA: &str = "..data";
 pub fn publish(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
-    let old = fs::read_link(dir.join(DATA)).ok();
+    let old = fs::read_link(dir.join(DATA)).ok().filter(|old| is_generation(old));
     if let Some(old) = &old
         && same(&dir.join(old), payload)
     {
@@ -31,6 +31,12 @@ pub fn publish(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<
         Some(old) if old != Path::new(&fresh) => super::remove_tree(&dir.join(old)),
         _ => Ok(()),
     }
+}
+
+/// Whether a link leads to a folder that this module made: a name in the volume itself. Containers mount the volume
+/// read-only, and what is removed here must not depend on that alone (CVE-2017-1002102).
+fn is_generation(target: &Path) -> bool {
+    target.to_str().is_some_and(|name| name.len() > 2 && name.starts_with("..") && !name.contains('/'))
 }
 
 fn fresh_name(dir: &Path) -> PathBuf {
@@ -110,6 +116,23 @@ mod tests {
 
     fn payload(files: &[(&str, &str)]) -> Payload {
         files.iter().map(|(n, d)| ((*n).into(), File { data: (*d).into(), mode: 0o640 })).collect()
+    }
+
+    #[test]
+    fn cve_2017_1002102_a_link_out_of_the_volume_is_replaced_and_not_followed() {
+        let parent = tempfile::tempdir().unwrap();
+        let victim = parent.path().join("victim");
+        fs::create_dir(&victim).unwrap();
+        fs::write(victim.join("file"), "kept").unwrap();
+        for target in [victim.to_str().unwrap(), "../victim", "..x/../../victim", ".."] {
+            let dir = parent.path().join("v");
+            fs::create_dir(&dir).unwrap();
+            symlink(target, dir.join(DATA)).unwrap();
+            publish(&dir, &payload(&[("a", "1")]), None).unwrap();
+            assert_eq!(fs::read_to_string(victim.join("file")).unwrap(), "kept", "by {target}");
+            assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "1");
+            fs::remove_dir_all(&dir).unwrap();
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::table::human;
-use crate::cli::output::Columns;
+use crate::cli::output::{Columns, visible};
 
 /// One line: label and value, or a text of its own.
 enum Line {
@@ -76,7 +76,7 @@ impl Text {
         while let Some((line, after)) = rest.split_first() {
             let Line::Field(depth, ..) = line else {
                 if let Line::Plain(text) = line {
-                    out.push_str(text.trim_end());
+                    out.push_str(visible(text, true).trim_end());
                 }
                 out.push('\n');
                 rest = after;
@@ -90,7 +90,7 @@ impl Text {
             let width = fields.iter().map(name_length).max().unwrap_or(0) + 2;
             for field in fields {
                 if let Line::Field(depth, name, value) = field {
-                    let line = format!("{}{name:width$}{value}", "  ".repeat(*depth));
+                    let line = format!("{}{name:width$}{}", "  ".repeat(*depth), visible(value, true));
                     out.push_str(line.trim_end());
                     out.push('\n');
                 }
