@@ -14,7 +14,7 @@ use super::hooks::{self, Moment};
 use super::identity::Identity;
 use super::init::Init;
 use super::namespaces::{ChildrenElsewhere, Namespaces};
-use super::{Container, Create, Error, devices};
+use super::{Container, Create, Error, devices, labels};
 use crate::cgroup::Cgroups;
 use crate::sys::process::{Child, Clone3, pidfd_kill};
 
@@ -36,6 +36,7 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
     let process = spec.process().as_ref().ok_or_else(|| Error::spec("process", "it is missing"))?;
     let linux = spec.linux().as_ref().ok_or_else(|| Error::spec("linux", "it is missing"))?;
     refuse_unsupported(spec, create.tie.outlives)?;
+    labels::check(process, Some(linux))?;
     let cgroups = cgroups()?;
     let path = cgroup_path(create.id, linux.cgroups_path().as_deref())?;
     let init = Init {
@@ -83,7 +84,8 @@ fn refuse_unsupported(spec: &Spec, later_hooks: bool) -> Result<(), Error> {
     let Some(linux) = spec.linux() else { return Ok(()) };
     for (field, given) in [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.personality", linux.personality().is_some()),
+        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
+        ("vm", spec.vm().is_some()),
         ("linux.timeOffsets", linux.time_offsets().is_some()),
         ("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())),
     ] {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::setsid;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Linux, Process, Spec};
 
 use super::channel::{Channel, Report};
 use super::create::{cgroups, reap};
@@ -21,7 +21,9 @@ use super::namespaces::ChildrenElsewhere;
 use super::placement::Placement;
 use super::program::Launch;
 use super::seccomp::Filter;
-use super::{Error, Exec, ExecProcess, Root, Stdio, Tie, console, limits, streams, users};
+use super::{
+    Error, Exec, ExecProcess, Root, Stdio, Tie, console, labels, limits, scheduling, streams, users,
+};
 use crate::cgroup::Cgroups;
 use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
 use crate::sys::{credentials, process};
@@ -31,14 +33,17 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     let cgroups = cgroups()?;
     let target =
         pidfd_open(exec.pid).map_err(|e| Error::sys("open", format!("container process {}", exec.pid), e))?;
+    let linux = exec.spec.linux().as_ref();
     let visit = Visit {
         process: complete(exec.process, exec.spec),
         stdio: exec.stdio,
         target: target.as_fd().try_clone_to_owned().map_err(|e| Error::sys("copy", "a pidfd", e))?,
         task_files: cgroups.v1_task_files(exec.cgroup)?,
-        filter: Identity::compile(exec.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()))?,
+        filter: Identity::compile(linux.and_then(|l| l.seccomp().as_ref()))?,
+        linux,
         tie: exec.tie,
     };
+    labels::check(&visit.process, linux)?;
     let folder = cgroups.v2_folder(exec.cgroup)?;
     let (channel, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
     let child = {
@@ -83,6 +88,21 @@ fn complete(process: &Process, spec: &Spec) -> Process {
         if process.oom_score_adj().is_none() {
             process.set_oom_score_adj(first.oom_score_adj());
         }
+        if process.apparmor_profile().is_none() {
+            process.set_apparmor_profile(first.apparmor_profile().clone());
+        }
+        if process.selinux_label().is_none() {
+            process.set_selinux_label(first.selinux_label().clone());
+        }
+        if process.scheduler().is_none() {
+            process.set_scheduler(first.scheduler().clone());
+        }
+        if process.io_priority().is_none() {
+            process.set_io_priority(*first.io_priority());
+        }
+        if process.exec_cpu_affinity().is_none() {
+            process.set_exec_cpu_affinity(first.exec_cpu_affinity().clone());
+        }
     }
     process
 }
@@ -90,7 +110,7 @@ fn complete(process: &Process, spec: &Spec) -> Process {
 /// Makes the child, on v2 in the container's cgroup. When the container has divided that into smaller ones, no process
 /// may be in it, and the one of the container's first process is taken.
 fn spawn(
-    visit: Visit,
+    visit: Visit<'_>,
     theirs: &Channel,
     folder: Option<File>,
     cgroups: &Cgroups,
@@ -115,16 +135,17 @@ fn own_cgroup(pid: i32) -> Option<String> {
 }
 
 /// The child's part.
-struct Visit {
+struct Visit<'a> {
     process: Process,
     stdio: Stdio,
     target: OwnedFd,
     task_files: Vec<PathBuf>,
     filter: Option<Filter>,
+    linux: Option<&'a Linux>,
     tie: Tie,
 }
 
-impl Visit {
+impl Visit<'_> {
     fn run(&self, channel: &Channel) {
         match streams::arrange(&self.stdio, channel, Some(self.target.as_fd()), self.tie.preserve_fds) {
             Ok((channel, target)) => {
@@ -149,7 +170,11 @@ impl Visit {
             let _ = channel.report(&Report::Warning(text), None);
         };
         let mut identity = Identity::of_process(&self.process, self.filter.clone(), &mut warn)?;
-        limits::set_oom_score(&self.process, &mut warn)?;
+        limits::set_oom_score(0, &self.process, &mut warn)?;
+        labels::set_for_exec(&self.process)?;
+        let affinity = self.process.exec_cpu_affinity().as_ref();
+        let initial = affinity.and_then(|a| a.initial().as_ref());
+        scheduling::set_affinity("process.execCPUAffinity.initial", initial)?;
         Placement::open(&self.task_files)?.enter()?;
         if let Some(target) = target {
             join(target)?;
@@ -165,7 +190,11 @@ impl Visit {
         }
         drop(root);
         streams::give_to(identity.uid())?;
-        limits::set_rlimits(&self.process, &mut warn)?;
+        let affinity = affinity.and_then(|a| a.cpu_affinity_final().as_ref());
+        scheduling::set_affinity("process.execCPUAffinity.final", affinity)?;
+        limits::set_rlimits(0, &self.process, &mut warn)?;
+        scheduling::set_priorities(0, &self.process)?;
+        self.linux.map_or(Ok(()), scheduling::set_own)?;
         identity.become_user(self.process.cwd())?;
         tie_to_parent(&self.tie)?;
         identity.confine()?;

@@ -47,7 +47,10 @@ impl Identity {
                 gid: user.gid(),
                 groups: user.additional_gids().clone().unwrap_or_default(),
             },
-            umask: user.umask().unwrap_or(DEFAULT_UMASK),
+            umask: match user.umask().unwrap_or(DEFAULT_UMASK) {
+                umask @ 0..=0o777 => umask,
+                umask => return Err(Error::spec("process.user.umask", format!("{umask:#o} is above 0o777"))),
+            },
             capabilities,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             filter,

@@ -20,9 +20,13 @@ use super::placement::Placement;
 use super::program::Launch;
 use super::root::Kind;
 use super::seccomp::Filter;
-use super::{Error, Root, Stdio, Tie, console, devices, limits, protect, root_mount, streams, users};
+use super::{
+    Error, Root, Stdio, Tie, console, devices, labels, limits, protect, root_mount, scheduling, streams,
+    users,
+};
 use crate::rootfs::Rootfs;
 use crate::sys::mount::Attributes;
+use crate::sys::shim_process::set_domainname;
 use crate::sys::{credentials, process};
 
 /// Everything that the child needs, worked out by the parent.
@@ -95,7 +99,8 @@ impl Init<'_> {
         protect::mask(&root, self.linux)?;
         protect::make_readonly(&root, self.linux)?;
         protect::set_sysctls(self.linux)?;
-        limits::set_oom_score(self.process, &mut warn)?;
+        limits::set_oom_score(0, self.process, &mut warn)?;
+        labels::set_for_exec(self.process)?;
         identity.look_up(self.process, &root)?;
         let launch = Launch::new(self.process, || users::home(&root, identity.uid()))?;
         cgroup.wait()?;
@@ -114,7 +119,9 @@ impl Init<'_> {
             streams::reopen_null(&Root::open(Path::new("/"))?, &self.stdio)?;
         }
         streams::give_to(identity.uid())?;
-        limits::set_rlimits(self.process, &mut warn)?;
+        limits::set_rlimits(0, self.process, &mut warn)?;
+        scheduling::set_priorities(0, self.process)?;
+        scheduling::set_own(self.linux)?;
         identity.become_user(self.process.cwd())?;
         tie_to_parent(&self.tie)?;
         if gate.is_some() {
@@ -154,17 +161,22 @@ impl Init<'_> {
         Ok(Some(state))
     }
 
-    /// Sets the names of a new UTS namespace.
+    /// Sets the names of the container's UTS namespace.
     fn name(&self) -> Result<(), Error> {
-        if !self.namespaces.is_new(LinuxNamespaceType::Uts) {
-            return Ok(());
+        let given = |name: &'_ Option<String>| name.clone().filter(|n| !n.is_empty());
+        let uts = self.namespaces.lists(LinuxNamespaceType::Uts);
+        let refuse = |field| Err(Error::spec(field, "it needs a UTS namespace of the container's own"));
+        if let Some(name) = given(self.spec.hostname()) {
+            if !uts {
+                return refuse("hostname");
+            }
+            sethostname(&name).map_err(|e| Error::sys("set host name", name, e.into()))?;
         }
-        if let Some(name) = self.spec.hostname() {
-            sethostname(name).map_err(|e| Error::sys("set host name", name, e.into()))?;
-        }
-        if let Some(name) = self.spec.domainname().as_deref().filter(|n| !n.is_empty()) {
-            std::fs::write("/proc/sys/kernel/domainname", name)
-                .map_err(|e| Error::sys("set domain name", name, e))?;
+        if let Some(name) = given(self.spec.domainname()) {
+            if !uts {
+                return refuse("domainname");
+            }
+            set_domainname(&name).map_err(|e| Error::sys("set domain name", name, e))?;
         }
         Ok(())
     }

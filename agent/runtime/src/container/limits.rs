@@ -3,29 +3,37 @@
 use std::fs;
 use std::io;
 
-use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::Resource;
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
 
 use super::Error;
+use crate::sys::process::prlimit;
 
-/// Sets the rlimits. A limit that may not be raised stays where it is, with a warning.
-pub fn set_rlimits(process: &Process, warn: &mut dyn FnMut(String)) -> Result<(), Error> {
-    process.rlimits().iter().flatten().try_for_each(|limit| set_rlimit(limit, warn))
+/// Sets the rlimits of a process; 0 is the calling one. A limit that may not be raised stays where it is, with a
+/// warning.
+pub fn set_rlimits(pid: i32, process: &Process, warn: &mut dyn FnMut(String)) -> Result<(), Error> {
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (at, limit) in limits.iter().enumerate() {
+        if limits[..at].iter().any(|l| l.typ() == limit.typ()) {
+            return Err(Error::spec(format!("process.rlimits[{}]", limit.typ()), "it is listed twice"));
+        }
+        set_rlimit(pid, limit, warn)?;
+    }
+    Ok(())
 }
 
-fn set_rlimit(limit: &PosixRlimit, warn: &mut dyn FnMut(String)) -> Result<(), Error> {
-    let failed = |e: Errno| Error::sys("set limit", limit.typ().to_string(), e.into());
-    let resource = resource(limit.typ());
+fn set_rlimit(pid: i32, limit: &PosixRlimit, warn: &mut dyn FnMut(String)) -> Result<(), Error> {
+    let failed = |e: io::Error| Error::sys("set limit", limit.typ().to_string(), e);
+    let resource = resource(limit.typ()) as u32;
     if limit.soft() > limit.hard() {
         return Err(Error::spec(format!("process.rlimits[{}]", limit.typ()), "soft is above hard"));
     }
-    match setrlimit(resource, limit.soft(), limit.hard()) {
-        Ok(()) => Ok(()),
-        Err(Errno::EPERM) => {
-            let (_, hard) = getrlimit(resource).map_err(failed)?;
+    match prlimit(pid, resource, Some((limit.soft(), limit.hard()))) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let (_, hard) = prlimit(pid, resource, None).map_err(failed)?;
             let hard = hard.min(limit.hard());
-            setrlimit(resource, limit.soft().min(hard), hard).map_err(failed)?;
+            prlimit(pid, resource, Some((limit.soft().min(hard), hard))).map_err(failed)?;
             warn(format!(
                 "{} stays at {hard}: this machine does not let it be raised to {}",
                 limit.typ(),
@@ -59,11 +67,12 @@ fn resource(kind: PosixRlimitType) -> Resource {
     }
 }
 
-/// Sets how much the out-of-memory killer likes this process. Needs the host's `/proc`, and `CAP_SYS_RESOURCE` to
-/// make it less likely than before; without that it is a warning.
-pub fn set_oom_score(process: &Process, warn: &mut dyn FnMut(String)) -> Result<(), Error> {
+/// Sets how much the out-of-memory killer likes a process; 0 is the calling one. Needs the host's `/proc`, and
+/// `CAP_SYS_RESOURCE` to make it less likely than before; without that it is a warning.
+pub fn set_oom_score(pid: i32, process: &Process, warn: &mut dyn FnMut(String)) -> Result<(), Error> {
     let Some(score) = process.oom_score_adj() else { return Ok(()) };
-    match fs::write("/proc/self/oom_score_adj", score.to_string()) {
+    let process = if pid == 0 { "self".to_owned() } else { pid.to_string() };
+    match fs::write(format!("/proc/{process}/oom_score_adj"), score.to_string()) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             warn(format!("oom_score_adj {score} was not set: this machine does not let it be lowered"));

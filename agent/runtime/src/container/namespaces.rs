@@ -57,6 +57,11 @@ impl Namespaces {
         self.new.contains(&kind)
     }
 
+    /// Whether the container has one that the spec lists, its own or a joined one.
+    pub fn lists(&self, kind: LinuxNamespaceType) -> bool {
+        self.is_new(kind) || self.joined.iter().any(|(k, _)| *k == kind)
+    }
+
     /// What clone3 shall make. The cgroup namespace comes later: its root is the cgroup that a process is in when it
     /// makes it.
     pub fn clone_flags(&self) -> u64 {

@@ -6,6 +6,7 @@ pub mod credentials;
 pub mod heap;
 pub mod mount;
 pub mod process;
+pub mod scheduling;
 pub mod seccomp;
 pub mod shim_io;
 pub mod shim_process;

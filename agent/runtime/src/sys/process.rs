@@ -127,6 +127,16 @@ pub fn adopt_fd(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Sets soft and hard limit of a process when given, 0 is the calling one, and returns what they were.
+pub fn prlimit(pid: i32, resource: u32, new: Option<(u64, u64)>) -> io::Result<(u64, u64)> {
+    let new = new.map(|(soft, hard)| libc::rlimit64 { rlim_cur: soft, rlim_max: hard });
+    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let pointer = new.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the new limit is null or live, the old one is live.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, pointer, &raw mut old) })?;
+    Ok((old.rlim_cur, old.rlim_max))
+}
+
 /// The size of the kernel's signal sets, and the highest signal.
 const SIGNAL_SET: usize = 8;
 const SIGNALS: i32 = 64;

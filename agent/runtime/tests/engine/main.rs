@@ -14,14 +14,16 @@ mod harness;
 mod hostile;
 mod identity;
 mod isolation;
+mod process;
 mod sandbox;
 mod terminal;
 
 fn main() -> std::process::ExitCode {
-    let groups: [(&str, &[harness::Test]); 8] = [
+    let groups: [(&str, &[harness::Test]); 9] = [
         ("isolation", isolation::TESTS),
         ("files", files::TESTS),
         ("identity", identity::TESTS),
+        ("process", process::TESTS),
         ("terminal", terminal::TESTS),
         ("exec", exec::TESTS),
         ("errors", errors::TESTS),

@@ -1,0 +1,59 @@
+//! AppArmor profiles and SELinux labels, where the kernel has them.
+
+use std::fs;
+use std::path::Path;
+
+use oci_spec::runtime::{Linux, Process};
+
+use super::Error;
+
+/// Says `Y` when AppArmor is on.
+const APPARMOR: &str = "/sys/module/apparmor/parameters/enabled";
+/// There when SELinux is on.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
+/// A profile of this name means none.
+const UNCONFINED: &str = "unconfined";
+
+fn given(value: &Option<String>) -> Option<&str> {
+    value.as_deref().filter(|v| !v.is_empty())
+}
+
+fn has_selinux() -> bool {
+    Path::new(SELINUX).exists()
+}
+
+/// Refuses what the kernel cannot do: a container must not run with less protection than it was given.
+pub fn check(process: &Process, linux: Option<&Linux>) -> Result<(), Error> {
+    let refuse = |field: &str, system: &str| Err(Error::spec(field, format!("this kernel has no {system}")));
+    if given(process.apparmor_profile()).is_some_and(|p| p != UNCONFINED)
+        && !fs::read_to_string(APPARMOR).is_ok_and(|text| text.starts_with('Y'))
+    {
+        return refuse("process.apparmorProfile", "AppArmor");
+    }
+    if given(process.selinux_label()).is_some() && !has_selinux() {
+        return refuse("process.selinuxLabel", "SELinux");
+    }
+    if linux.is_some_and(|l| given(l.mount_label()).is_some()) && !has_selinux() {
+        return refuse("linux.mountLabel", "SELinux");
+    }
+    Ok(())
+}
+
+/// Has the next execve change to the process' profile and label. Needs the host's `/proc`: what a container has there
+/// cannot be trusted (CVE-2019-16884).
+pub fn set_for_exec(process: &Process) -> Result<(), Error> {
+    if let Some(profile) =
+        given(process.apparmor_profile()).filter(|p| *p != UNCONFINED || Path::new(APPARMOR).exists())
+    {
+        let own = Path::new("/proc/thread-self/attr/apparmor/exec");
+        // Before Linux 5.8 there was one file for all modules.
+        let path = if own.exists() { own } else { Path::new("/proc/thread-self/attr/exec") };
+        fs::write(path, format!("exec {profile}"))
+            .map_err(|e| Error::sys("set", format!("process.apparmorProfile {profile}"), e))?;
+    }
+    if let Some(label) = given(process.selinux_label()) {
+        fs::write("/proc/thread-self/attr/exec", label)
+            .map_err(|e| Error::sys("set", format!("process.selinuxLabel {label}"), e))?;
+    }
+    Ok(())
+}
