@@ -2,7 +2,7 @@
 //!
 //! The tour: [`cli`] parses words and runs the client verbs; [`serve`] is `berth agent`: it puts together [`config`], the
 //! [`node`] (the reconciler's actions, carried out with shims, images and the pod network), the [`backend`] of the
-//! [`api`], manifest folders and [`metrics`]. [`oci`] turns a container of a pod into an OCI specification,
+//! [`api`], manifest folders and [`metrics`]. [`oci`] turns a container of a pod into an OCI specification, [`oci_cli`] is the command line of an OCI runtime,
 //! [`volumes`] and [`etcfiles`] make what it mounts. [`store`] holds the objects that the API serves, [`configs`] the ConfigMaps and
 //! Secrets in use, [`events`] records what happened, [`facts`] is what there is to know of the machine.
 
@@ -17,6 +17,7 @@ pub mod facts;
 pub mod metrics;
 pub mod node;
 pub mod oci;
+pub mod oci_cli;
 pub mod serve;
 mod shared;
 pub mod store;

@@ -1,12 +1,21 @@
-//! `berth`: one binary for the agent, the shim of each pod, and the command line.
+//! `berth`: one binary for the agent, the shim of each pod, the command line, and as `berth-oci` an OCI runtime.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1).peekable();
+    let mut args = std::env::args_os();
+    let oci = args.next().is_some_and(|name| Path::new(&name).file_name().is_some_and(|n| n == "berth-oci"));
+    let mut args = args.peekable();
+    if oci {
+        return berth::oci_cli::main(args);
+    }
     // Before any thread is started: the shim forks, and must stay small.
     if args.peek().is_some_and(|word| word == "shim") {
         return berth_runtime::shim::main(args.skip(1));
+    }
+    if args.peek().is_some_and(|word| word == "oci-runtime") {
+        return berth::oci_cli::main(args.skip(1));
     }
     berth::cli::main()
 }

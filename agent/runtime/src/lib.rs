@@ -2,13 +2,14 @@
 //!
 //! The tour: [`container`] turns a `Spec` into a process (namespaces, mounts, capabilities, seccomp), [`cgroup`]
 //! bounds it on cgroup v1 and v2, [`shim`] is the small process per pod that is the parent of its containers and
-//! the protocol to talk to it, [`log`] writes and reads CRI logs, [`rootfs`] says where a root file system comes
+//! the protocol to talk to it, [`oci`] has the operations of an OCI runtime's command line, [`log`] writes and reads CRI logs, [`rootfs`] says where a root file system comes
 //! from. System calls that need `unsafe` live in `sys` only.
 
 pub mod cgroup;
 pub mod container;
 pub mod heap;
 pub mod log;
+pub mod oci;
 pub mod rootfs;
 pub mod shim;
 mod sys;

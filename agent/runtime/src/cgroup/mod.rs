@@ -9,6 +9,7 @@ mod create;
 mod device_program;
 mod devices;
 mod error;
+mod freeze;
 mod hierarchy;
 mod path;
 mod read;
@@ -122,6 +123,22 @@ impl Cgroups {
     /// How many processes the out-of-memory killer took in this cgroup and below it.
     pub fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         read::oom_kills(&self.hierarchy, path::relative(path)?)
+    }
+
+    /// Stops every process inside and below, and waits up to five seconds for it. When not all of them stop they are
+    /// let go on.
+    pub fn freeze(&self, path: &str) -> Result<(), Error> {
+        freeze::freeze(&self.hierarchy, path::relative(path)?)
+    }
+
+    /// Lets stopped processes go on. A cgroup that does not exist is fine.
+    pub fn thaw(&self, path: &str) -> Result<(), Error> {
+        freeze::thaw(&self.hierarchy, path::relative(path)?)
+    }
+
+    /// Whether its processes have been stopped. A cgroup that does not exist has none.
+    pub fn is_frozen(&self, path: &str) -> bool {
+        path::relative(path).is_ok_and(|relative| freeze::is_frozen(&self.hierarchy, relative))
     }
 
     /// Creates the folders only. Returns those that are new (v1).

@@ -1,7 +1,7 @@
 //! Making a container: the parent's side.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -195,7 +195,7 @@ impl Birth<'_> {
                 }
                 Some((Report::Failed(failure), _)) => return Err(failure.into()),
                 None => {
-                    let status = reap(child);
+                    let status = reap(child.pidfd.as_fd());
                     self.child = None;
                     return Err(Error::Died { status });
                 }
@@ -221,7 +221,7 @@ impl Birth<'_> {
     fn undo(&mut self) {
         if let Some(child) = self.child.take() {
             let _ = pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
-            reap(&child);
+            reap(child.pidfd.as_fd());
         }
         let _ = self.cgroups.remove(&self.path);
     }
@@ -284,9 +284,9 @@ impl Knock {
 }
 
 /// Waits for a child that has ended or is about to, and says how it ended.
-pub fn reap(child: &Child) -> String {
+pub fn reap(pidfd: BorrowedFd<'_>) -> String {
     loop {
-        return match waitid(Id::PIDFd(child.pidfd.as_fd()), WaitPidFlag::WEXITED) {
+        return match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED) {
             Err(nix::Error::EINTR) => continue,
             Ok(WaitStatus::Exited(_, code)) => format!("exit code {code}"),
             Ok(WaitStatus::Signaled(_, signal, _)) => format!("killed by {signal}"),

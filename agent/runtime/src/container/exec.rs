@@ -68,7 +68,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
 fn give_up(child: &Child, error: Error) -> Error {
     // It may have ended by itself.
     let _ = pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
-    reap(child);
+    reap(child.pidfd.as_fd());
     error
 }
 

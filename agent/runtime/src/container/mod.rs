@@ -37,8 +37,11 @@ use oci_spec::runtime::{Process, Spec};
 
 use crate::rootfs::Rootfs;
 
+pub use capabilities::known_capabilities;
 pub use create::Knock;
+pub(crate) use create::cgroups;
 pub use error::Error;
+pub use mount_options::names as mount_option_names;
 
 use channel::Channel;
 use root::Root;
@@ -145,4 +148,9 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
 /// Starts a process inside a running container. It runs when this returns. The same conditions as for [`create`] hold.
 pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     exec::exec(exec)
+}
+
+/// Waits for the end of a child, which must be near, and takes its exit status away.
+pub(crate) fn reap(pidfd: std::os::fd::BorrowedFd<'_>) {
+    create::reap(pidfd);
 }

@@ -106,6 +106,17 @@ pub fn propagation(option: &str) -> Option<(u64, bool)> {
     find(option).map(|f| (f, false)).or_else(|| find(option.strip_prefix('r')?).map(|f| (f, true)))
 }
 
+/// The names of all options that are not handed to a file system as they are, sorted.
+pub fn names() -> Vec<String> {
+    let attributes = ATTRIBUTES.iter().flat_map(|(n, ..)| [(*n).to_owned(), format!("r{n}")]);
+    let propagation = PROPAGATION.iter().flat_map(|(n, _)| [(*n).to_owned(), format!("r{n}")]);
+    let mut names: Vec<String> = attributes.chain(propagation).collect();
+    names.retain(|n| n != "rdefaults");
+    names.extend(FLAGS.iter().chain(&["bind", "rbind", "remount", "tmpcopyup"]).map(|n| (*n).to_owned()));
+    names.sort_unstable();
+    names
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

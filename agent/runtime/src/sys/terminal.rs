@@ -38,6 +38,14 @@ pub fn resize(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<(
     Ok(())
 }
 
+/// A terminal's size: rows and columns.
+pub fn size(terminal: BorrowedFd<'_>) -> io::Result<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one winsize.
+    ioctl(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
+    Ok((size.ws_row, size.ws_col))
+}
+
 fn ioctl(result: libc::c_int) -> io::Result<libc::c_long> {
     check(libc::c_long::from(result))
 }

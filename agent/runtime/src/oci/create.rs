@@ -1,0 +1,276 @@
+//! Making a container: `create` and the first half of `run`.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use oci_spec::runtime::Spec;
+
+use super::store::{Folder, Lock, replace};
+use super::{Error, Record, Runtime, config_of, console, process};
+use crate::container::hooks::{self, Moment};
+use crate::container::{self, Container, Create, Stdio, Tie, cgroups};
+use crate::rootfs::Rootfs;
+
+/// How a container is to be created.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Its id.
+    pub id: String,
+    /// Its bundle, an absolute path.
+    pub bundle: PathBuf,
+    /// Gets the id of its first process.
+    pub pid_file: Option<PathBuf>,
+    /// A listening socket that gets the master of its terminal.
+    pub console_socket: Option<PathBuf>,
+    /// So many descriptors from 3 on are handed to its program.
+    pub preserve_fds: u32,
+}
+
+/// How a container is to be run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// How it is created.
+    pub create: CreateOptions,
+    /// Return when it runs, and leave it alone.
+    pub detach: bool,
+    /// Do not delete it when it ends.
+    pub keep: bool,
+}
+
+/// A container with its folder, still locked.
+pub(super) struct Made {
+    pub folder: Folder,
+    pub lock: Lock,
+    pub record: Record,
+    pub spec: Spec,
+    pub container: Container,
+}
+
+impl Runtime {
+    /// Creates a container. It waits for [`Runtime::start`] and does not end with this process.
+    pub fn create(&mut self, options: &CreateOptions) -> Result<(), Error> {
+        self.make(options, Attachment::Gate).map(drop)
+    }
+
+    /// Makes a container up to the point where its program would run, and takes everything back when that fails.
+    pub(super) fn make(&mut self, options: &CreateOptions, attachment: Attachment) -> Result<Made, Error> {
+        let bytes = read_config(&options.bundle)?;
+        let spec: Spec = serde_json::from_slice(&bytes)
+            .map_err(|source| Error::Json { path: config_of(&options.bundle), source })?;
+        let rootfs = check(&spec, options, attachment)?;
+        let (folder, lock) = self.store.make(&options.id)?;
+        let record = match first_record(&spec, options, &rootfs).and_then(|record| {
+            folder.save_config(&bytes)?;
+            folder.save(&record)?;
+            Ok(record)
+        }) {
+            Ok(record) => record,
+            Err(error) => {
+                self.warn_of(folder.remove());
+                return Err(error);
+            }
+        };
+        match give_birth(&folder, &spec, options, attachment, &rootfs) {
+            Ok(mut container) => {
+                self.warnings.append(&mut container.warnings);
+                self.finish(Made { folder, lock, record, spec, container }, options)
+            }
+            Err(error) => {
+                self.warn_of(folder.remove());
+                self.stopped_hooks(&spec, &options.id, &options.bundle);
+                Err(error)
+            }
+        }
+    }
+
+    /// What is left to do for a container whose process is there.
+    fn finish(&mut self, mut made: Made, options: &CreateOptions) -> Result<Made, Error> {
+        let result = hand_over(&mut made, options);
+        if result.is_err() {
+            self.undo(&made);
+        }
+        result.map(|()| made)
+    }
+
+    /// Removes a container that could not be made as a whole.
+    pub(super) fn undo(&mut self, made: &Made) {
+        self.warn_of(process::signal(&made.container.pidfd, libc::SIGKILL));
+        container::reap(made.container.pidfd.as_fd());
+        self.remove(&made.folder, &made.record, &made.spec);
+    }
+
+    /// An error that comes too late to be the answer.
+    pub(super) fn warn_of<T>(&mut self, result: Result<T, Error>) {
+        if let Err(error) = result {
+            self.warnings.push(error.to_string());
+        }
+    }
+}
+
+/// Who lets a new container's program run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// Whoever comes to its gate.
+    Gate,
+    /// This process, which then waits for it and deals with its terminal.
+    Foreground,
+    /// This process, which then goes away.
+    Background,
+}
+
+fn read_config(bundle: &Path) -> Result<Vec<u8>, Error> {
+    let path = config_of(bundle);
+    fs::read(&path).map_err(Error::path("read", &path))
+}
+
+/// Refuses what cannot work; returns the root file system's path.
+fn check(spec: &Spec, options: &CreateOptions, attachment: Attachment) -> Result<PathBuf, Error> {
+    check_version(spec.version())?;
+    let root = spec.root().as_ref().ok_or_else(|| Error::invalid("root", "it is missing"))?;
+    let rootfs = options.bundle.join(root.path());
+    let rootfs = fs::canonicalize(&rootfs).map_err(Error::path("resolve root.path", &rootfs))?;
+    let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
+    let wants = options.console_socket.is_some();
+    if terminal && !wants && attachment != Attachment::Foreground {
+        return Err(Error::invalid("process.terminal", "a terminal needs --console-socket here"));
+    }
+    if wants && !terminal {
+        return Err(Error::invalid("--console-socket", "process.terminal is not set"));
+    }
+    Ok(rootfs)
+}
+
+/// Any 1.x is understood (runtime-spec, "Specification version"); the rest must be a semantic version.
+fn check_version(version: &str) -> Result<(), Error> {
+    let core = version.split(['-', '+']).next().unwrap_or_default();
+    let numbers: Option<Vec<u32>> = core.split('.').map(|n| n.parse().ok()).collect();
+    match numbers.as_deref() {
+        Some([1, _, _]) => Ok(()),
+        Some([_, _, _]) => {
+            Err(Error::invalid("ociVersion", format!("{version} is not supported, only 1.x is")))
+        }
+        _ => Err(Error::invalid("ociVersion", format!("{version:?} is not a semantic version"))),
+    }
+}
+
+fn first_record(spec: &Spec, options: &CreateOptions, rootfs: &Path) -> Result<Record, Error> {
+    let uid = nix::unistd::geteuid();
+    let owner = nix::unistd::User::from_uid(uid).ok().flatten().map(|u| u.name);
+    Ok(Record {
+        oci_version: spec.version().clone(),
+        id: options.id.clone(),
+        pid: 0,
+        pid_start_time: 0,
+        bundle: options.bundle.clone(),
+        rootfs: rootfs.to_owned(),
+        created: Timestamp::now(),
+        owner: owner.unwrap_or_else(|| uid.to_string()),
+        annotations: spec.annotations().clone().unwrap_or_default(),
+        cgroup: String::new(),
+    })
+}
+
+fn give_birth(
+    folder: &Folder,
+    spec: &Spec,
+    options: &CreateOptions,
+    attachment: Attachment,
+    rootfs: &Path,
+) -> Result<Container, Error> {
+    let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
+    let gate = (attachment == Attachment::Gate).then(|| make_gate(&folder.gate())).transpose()?;
+    let create = Create {
+        id: &options.id,
+        spec,
+        rootfs: &Rootfs::Path(rootfs.to_owned()),
+        stdio: if terminal { Stdio::default() } else { own_stdio() },
+        bundle: &options.bundle,
+        tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate },
+    };
+    container::create(create)
+        .map_err(|source| Error::Container { operation: "unable to start container process", source })
+}
+
+/// The socket at which the container will wait.
+fn make_gate(path: &Path) -> Result<OwnedFd, Error> {
+    let failed = |e: nix::Error| Error::path("listen at", path)(e);
+    let gate =
+        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
+    bind(gate.as_raw_fd(), &UnixAddr::new(path).map_err(failed)?).map_err(failed)?;
+    fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(Error::path("protect", path))?;
+    listen(&gate, Backlog::MAXALLOWABLE).map_err(failed)?;
+    Ok(gate)
+}
+
+/// The standard streams of this process, which become the container's.
+pub(super) fn own_stdio() -> Stdio {
+    let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().ok();
+    Stdio {
+        stdin: copy(std::io::stdin().as_fd()),
+        stdout: copy(std::io::stdout().as_fd()),
+        stderr: copy(std::io::stderr().as_fd()),
+    }
+}
+
+/// Gives the terminal to who wants it, and writes down what there is now.
+fn hand_over(made: &mut Made, options: &CreateOptions) -> Result<(), Error> {
+    if let Some(socket) = &options.console_socket {
+        let master = made.container.console.take();
+        console::send(socket, master.ok_or_else(|| Error::invalid("process.terminal", "it has no master"))?)?;
+    }
+    made.record.pid = made.container.pid;
+    // None: it is gone already, which the state will tell.
+    made.record.pid_start_time = process::start_time(made.container.pid).unwrap_or(0);
+    made.record.cgroup.clone_from(&made.container.cgroup);
+    made.folder.save(&made.record)?;
+    match &options.pid_file {
+        Some(path) => write_pid(path, made.container.pid),
+        None => Ok(()),
+    }
+}
+
+/// Writes a process id so that a reader never sees half of it.
+pub(super) fn write_pid(path: &Path, pid: i32) -> Result<(), Error> {
+    replace(path, pid.to_string().as_bytes())
+}
+
+impl Runtime {
+    /// Removes what is left of a container that has ended: cgroup, folder; then come the hooks. What cannot be removed
+    /// is a warning, and the rest goes nevertheless.
+    pub(super) fn remove(&mut self, folder: &Folder, record: &Record, spec: &Spec) {
+        if !record.cgroup.is_empty() {
+            let removed = cgroups().map_err(|source| Error::Container { operation: "delete", source });
+            let removed = removed.and_then(|c| c.remove(&record.cgroup).map_err(Error::from));
+            self.warn_of(removed);
+        }
+        self.warn_of(folder.remove());
+        self.stopped_hooks(spec, &record.id, &record.bundle);
+    }
+
+    /// Runs the hooks for the end. "If any poststop hook fails, the runtime MUST log a warning, but the remaining hooks
+    /// and lifecycle continue."
+    fn stopped_hooks(&mut self, spec: &Spec, id: &str, bundle: &Path) {
+        let state = hooks::state(id, spec, bundle);
+        let failed = hooks::run_each(hooks::list(spec, Moment::Poststop), Moment::Poststop, &state);
+        self.warnings.extend(failed.filter_map(Result::err).map(|e| e.to_string()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_version;
+
+    #[test]
+    fn versions() {
+        for good in ["1.0.0", "1.0.2-dev", "1.2.0", "1.3.0+x"] {
+            assert!(check_version(good).is_ok(), "{good} is refused");
+        }
+        for bad in ["", "1", "1.0", "0.9.0", "2.0.0", "x.y.z", "1.0.0.0"] {
+            assert!(check_version(bad).is_err(), "{bad} passed");
+        }
+    }
+}

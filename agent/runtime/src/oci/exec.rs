@@ -1,0 +1,84 @@
+//! `exec`: a further process in a running container.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Process, Spec};
+
+use super::create::{own_stdio, write_pid};
+use super::{Error, Runtime, Status, console, foreground};
+use crate::container::{self, Exec, Stdio, Tie};
+
+/// How a process is to be started.
+#[derive(Clone, Debug)]
+pub struct ExecOptions {
+    /// Return when it runs, and leave it alone.
+    pub detach: bool,
+    /// Gets its process id.
+    pub pid_file: Option<PathBuf>,
+    /// A listening socket that gets the master of its terminal.
+    pub console_socket: Option<PathBuf>,
+    /// So many descriptors from 3 on are handed to its program.
+    pub preserve_fds: u32,
+    /// Allow it in a paused container, where it runs only when that is resumed.
+    pub ignore_paused: bool,
+    /// The cgroup below the container's that it goes to, without a leading slash.
+    pub sub_cgroup: Option<String>,
+}
+
+impl Runtime {
+    /// The configuration of a container as it was when it was created.
+    pub fn config(&self, id: &str) -> Result<Spec, Error> {
+        self.store.open(id)?.config()
+    }
+
+    /// Starts a process in a container. Without `detach` this waits for its end and returns its exit code.
+    pub fn exec(&mut self, id: &str, process: &Process, options: &ExecOptions) -> Result<u8, Error> {
+        let folder = self.store.open(id)?;
+        let record = folder.record()?;
+        let wrong = |status| Error::WrongState { operation: "exec in", id: id.to_owned(), status };
+        match record.status(&folder) {
+            status @ (Status::Stopped | Status::Creating) => return Err(wrong(status)),
+            status @ Status::Paused if !options.ignore_paused => return Err(wrong(status)),
+            _ => {}
+        }
+        let terminal = process.terminal().unwrap_or(false);
+        if terminal && options.detach && options.console_socket.is_none() {
+            return Err(Error::invalid("--tty", "with --detach it needs --console-socket"));
+        }
+        if !terminal && options.console_socket.is_some() {
+            return Err(Error::invalid("--console-socket", "the process has no terminal"));
+        }
+        let spec = folder.config()?;
+        let signals = if options.detach { None } else { Some(foreground::Signals::take()?) };
+        let cgroup = match &options.sub_cgroup {
+            Some(sub) => format!("{}/{sub}", record.cgroup),
+            None => record.cgroup.clone(),
+        };
+        let started = container::exec(Exec {
+            pid: record.pid,
+            spec: &spec,
+            process,
+            stdio: if terminal { Stdio::default() } else { own_stdio() },
+            cgroup: &cgroup,
+            tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate: None },
+        })
+        .map_err(|source| Error::Container {
+            operation: "exec failed: unable to start container process",
+            source,
+        })?;
+        self.warnings.extend(started.warnings);
+        let mut console = started.console;
+        if let (Some(path), Some(master)) =
+            (&options.console_socket, console.take_if(|_| options.console_socket.is_some()))
+        {
+            console::send(path, master)?;
+        }
+        if let Some(path) = &options.pid_file {
+            write_pid(path, started.pid)?;
+        }
+        match signals {
+            None => Ok(0),
+            Some(signals) => foreground::wait(&started.pidfd, console, signals),
+        }
+    }
+}

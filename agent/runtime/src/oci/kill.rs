@@ -1,0 +1,70 @@
+//! `kill`.
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::{Error, Runtime, Status, process};
+use crate::container::cgroups;
+
+impl Runtime {
+    /// Sends a signal to the first process of a container, or to all. A container that has ended is an error.
+    pub fn kill(&mut self, id: &str, signal: i32, all: bool) -> Result<(), Error> {
+        let folder = self.store.open(id)?;
+        let record = folder.record()?;
+        let status = record.status(&folder);
+        if status == Status::Stopped && !all {
+            return Err(Error::NotRunning { id: id.to_owned() });
+        }
+        if status == Status::Creating {
+            return Err(Error::WrongState { operation: "kill", id: id.to_owned(), status });
+        }
+        let shared = signal == libc::SIGKILL && !has_own_pids(&folder.config()?);
+        if all || shared {
+            self.signal_all(&record.cgroup, signal)?;
+        }
+        if !all {
+            let init = process::open(record.pid, record.pid_start_time)?;
+            let told = init.map(|fd| process::signal(&fd, signal)).transpose()?.unwrap_or(false);
+            if !told && !shared {
+                return Err(Error::NotRunning { id: id.to_owned() });
+            }
+        }
+        if signal == libc::SIGKILL && status == Status::Paused {
+            // What is frozen does not die on cgroup v1.
+            cgroup(&record.cgroup, |c, path| c.thaw(path))?;
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to all processes of a cgroup. One that ends meanwhile is fine.
+    fn signal_all(&self, path: &str, signal: i32) -> Result<(), Error> {
+        if signal == libc::SIGKILL {
+            return cgroup(path, |c, path| c.kill(path));
+        }
+        let pids = cgroup(path, |c, path| c.pids(path))?;
+        for pid in pids {
+            if let Some(started) = process::start_time(pid)
+                && let Some(fd) = process::open(pid, started)?
+            {
+                process::signal(&fd, signal)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether its processes end with the first one.
+fn has_own_pids(spec: &Spec) -> bool {
+    let list = spec.linux().as_ref().and_then(|l| l.namespaces().as_deref()).unwrap_or_default();
+    list.iter().any(|n| {
+        n.typ() == LinuxNamespaceType::Pid && n.path().as_ref().is_none_or(|p| p.as_os_str().is_empty())
+    })
+}
+
+/// Does something with the cgroup of a container.
+pub(super) fn cgroup<T>(
+    path: &str,
+    work: impl FnOnce(&crate::cgroup::Cgroups, &str) -> Result<T, crate::cgroup::Error>,
+) -> Result<T, Error> {
+    let cgroups = cgroups().map_err(|source| Error::Container { operation: "find the cgroups", source })?;
+    Ok(work(cgroups, path)?)
+}

@@ -1,0 +1,111 @@
+//! `exec`: flags or a file to a process.
+
+use std::collections::HashSet;
+use std::fs;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+use berth_runtime::oci::{ExecOptions, Runtime};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec};
+
+use super::args::ExecArgs;
+
+/// Starts the process that the flags describe.
+pub fn run(runtime: &mut Runtime, args: &ExecArgs) -> Result<u8> {
+    let process = match &args.process {
+        Some(path) => {
+            let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?
+        }
+        None => of_flags(args, &runtime.config(&args.id)?)?,
+    };
+    let process = with_terminal(process, args);
+    let options = ExecOptions {
+        detach: args.detach,
+        pid_file: args.pid_file.clone(),
+        console_socket: args.console_socket.clone(),
+        preserve_fds: args.preserve_fds,
+        ignore_paused: args.ignore_paused,
+        sub_cgroup: args.cgroup.as_deref().map(sub_cgroup).transpose()?.flatten(),
+    };
+    Ok(runtime.exec(&args.id, &process, &options)?)
+}
+
+/// `--tty` adds to what a file says.
+fn with_terminal(mut process: Process, args: &ExecArgs) -> Process {
+    if args.tty {
+        process.set_terminal(Some(true));
+    }
+    process
+}
+
+/// The container's own process, changed by the flags.
+fn of_flags(args: &ExecArgs, spec: &Spec) -> Result<Process> {
+    if args.command.is_empty() {
+        bail!("exec: there is neither a command nor --process");
+    }
+    let mut process = spec.process().clone().unwrap_or_default();
+    process.set_args(Some(args.command.clone())).set_terminal(Some(args.tty)).set_console_size(None);
+    if let Some(cwd) = &args.cwd {
+        process.set_cwd(cwd.clone());
+    }
+    if let Some(wrong) = args.env.iter().find(|e| !e.contains('=')) {
+        bail!("--env: {wrong:?} has no =");
+    }
+    process.set_env(Some(process.env().iter().flatten().chain(&args.env).cloned().collect()));
+    if let Some(user) = &args.user {
+        let (uid, gid) = user.split_once(':').map_or((user.as_str(), None), |(u, g)| (u, Some(g)));
+        let number =
+            |text: &str| text.parse::<u32>().with_context(|| format!("--user: {user:?} is not UID[:GID]"));
+        let mut ids = process.user().clone();
+        ids.set_uid(number(uid)?).set_username(None);
+        if let Some(gid) = gid {
+            ids.set_gid(number(gid)?);
+        }
+        process.set_user(ids);
+    }
+    if !args.additional_gids.is_empty() {
+        let mut user = process.user().clone();
+        let gids = user.additional_gids().iter().flatten().chain(&args.additional_gids).copied().collect();
+        user.set_additional_gids(Some(gids));
+        process.set_user(user);
+    }
+    if args.no_new_privs {
+        process.set_no_new_privileges(Some(true));
+    }
+    if args.apparmor.is_some() {
+        process.set_apparmor_profile(args.apparmor.clone());
+    }
+    if args.process_label.is_some() {
+        process.set_selinux_label(args.process_label.clone());
+    }
+    add_capabilities(&mut process, &args.cap)?;
+    Ok(process)
+}
+
+/// Adds to the bounding, effective and permitted sets; the ambient and inheritable ones stay, as in runc.
+fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let more = names
+        .iter()
+        .map(|n| Capability::from_str(n).map_err(|_| anyhow::anyhow!("--cap: unknown capability {n:?}")))
+        .collect::<Result<HashSet<_>>>()?;
+    let mut sets: LinuxCapabilities = process.capabilities().clone().unwrap_or_default();
+    let add = |set: &Option<HashSet<Capability>>| Some(set.iter().flatten().chain(&more).copied().collect());
+    let (bounding, effective, permitted) =
+        (add(sets.bounding()), add(sets.effective()), add(sets.permitted()));
+    sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+    process.set_capabilities(Some(sets));
+    Ok(())
+}
+
+/// A path below the container's cgroup; `/` is that itself.
+fn sub_cgroup(path: &str) -> Result<Option<String>> {
+    if path.contains(':') {
+        bail!("--cgroup: {path:?}: a path for single controllers is not supported");
+    }
+    let inner = path.trim_matches('/');
+    Ok((!inner.is_empty()).then(|| inner.to_owned()))
+}
