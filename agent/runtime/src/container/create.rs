@@ -7,16 +7,19 @@ use std::sync::OnceLock;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec, State};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec, State};
 
+use super::birth::give_birth;
 use super::channel::{Channel, Order, Report};
 use super::hooks::{self, Moment};
 use super::identity::Identity;
 use super::init::Init;
-use super::namespaces::{ChildrenElsewhere, Namespaces};
-use super::{Container, Create, Error, devices, labels};
+use super::namespaces::Namespaces;
+use super::sources::Sources;
+use super::user_namespace::{Maps, outer_uid};
+use super::{Container, Create, Error, devices, labels, limits, scheduling, streams, time_namespace};
 use crate::cgroup::Cgroups;
-use crate::sys::process::{Child, Clone3, pidfd_kill};
+use crate::sys::process::{Child, pidfd_kill};
 
 /// The hierarchies do not change while a process lives, and looking for them costs more than a folder in them.
 pub fn cgroups() -> Result<&'static Cgroups, Error> {
@@ -39,6 +42,8 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
     labels::check(process, Some(linux))?;
     let cgroups = cgroups()?;
     let path = cgroup_path(create.id, linux.cgroups_path().as_deref())?;
+    let namespaces = Namespaces::of_spec(spec)?;
+    time_namespace::check(linux, namespaces.is_new(LinuxNamespaceType::Time))?;
     let init = Init {
         spec,
         linux,
@@ -46,7 +51,8 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         rootfs: create.rootfs,
         bundle: create.bundle,
         stdio: create.stdio,
-        namespaces: Namespaces::of_spec(spec)?,
+        namespaces,
+        sources: Sources::default(),
         task_files: cgroups.v1_task_files(&path)?,
         cgroup_folders: cgroups.visible_folders(&path)?,
         filter: Identity::compile(linux.seccomp().as_ref())?,
@@ -74,6 +80,17 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
     }
 }
 
+/// Gives a child in a user namespace its maps, if that is new, and its streams.
+fn settle_in(pid: i32, init: &Init<'_>) -> Result<(), Error> {
+    if init.namespaces.is_new(LinuxNamespaceType::User) {
+        Maps::of_container(init.linux)?.write_to(pid)?;
+    }
+    if let Ok(Some(outer)) = outer_uid(pid, init.process.user().uid()) {
+        streams::give_to_outer(&init.stdio, outer);
+    }
+    Ok(())
+}
+
 fn refuse_unsupported(spec: &Spec, later_hooks: bool) -> Result<(), Error> {
     let hooks = spec.hooks().as_ref().is_some_and(|h| {
         [h.poststart(), h.poststop()].iter().any(|list| list.as_ref().is_some_and(|l| !l.is_empty()))
@@ -86,8 +103,6 @@ fn refuse_unsupported(spec: &Spec, later_hooks: bool) -> Result<(), Error> {
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
         ("vm", spec.vm().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().is_some()),
-        ("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())),
     ] {
         if given {
             return Err(Error::spec(field, "it is not supported"));
@@ -149,7 +164,9 @@ struct Birth<'a> {
 }
 
 impl Birth<'_> {
-    fn run(&mut self, init: Init<'_>) -> Result<(), Error> {
+    fn run(&mut self, mut init: Init<'_>) -> Result<(), Error> {
+        let user = init.namespaces.lists(LinuxNamespaceType::User);
+        init.sources = Sources::prepare(self.spec, init.rootfs, init.bundle, &init.namespaces)?;
         // v2 wants the cgroup before the process; on v1 it is made while the process mounts.
         let folder: Option<File> = match self.cgroups.version() {
             crate::cgroup::Version::V2 => {
@@ -159,14 +176,13 @@ impl Birth<'_> {
             crate::cgroup::Version::V1 => None,
         };
         let (own, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
-        let elsewhere = init.namespaces.joined_pid().map(ChildrenElsewhere::enter).transpose()?;
-        let clone = Clone3 { flags: init.namespaces.clone_flags(), cgroup: folder.as_ref().map(AsFd::as_fd) };
-        let child = clone
-            .spawn(|| init.run(&theirs))
-            .map_err(|e| Error::sys("clone", "the container's process", e))?;
+        let child = give_birth(&init.namespaces, folder.as_ref().map(AsFd::as_fd), || init.run(&theirs))?;
+        let child = self.child.insert(child);
+        if user {
+            settle_in(child.pid, &init)?;
+        }
         // The child holds its copies; the parent's ends of its streams would keep them open.
-        drop((elsewhere, init, theirs));
-        self.child = Some(child);
+        drop((init, theirs));
         let channel = self.channel.insert(own);
         if folder.is_none() {
             self.cgroups.make(&self.path, &self.resources.early)?;
@@ -175,8 +191,20 @@ impl Birth<'_> {
         channel.order(Order::CgroupReady).map_err(|e| Error::sys("talk to", "the container's process", e))?;
         self.cgroups.kill_as_a_group(&self.path)?;
         self.await_ready()?;
+        if user {
+            self.set_from_outside()?;
+        }
         self.cgroups.apply(&self.path, &self.resources.late)?;
         Ok(())
+    }
+
+    /// What takes rights on the host, which a process in a user namespace no longer has.
+    fn set_from_outside(&mut self) -> Result<(), Error> {
+        let (Some(child), Some(process)) = (&self.child, self.spec.process()) else { return Ok(()) };
+        let mut warn = |text| self.warnings.push(text);
+        limits::set_oom_score(child.pid, process, &mut warn)?;
+        limits::set_rlimits(child.pid, process, &mut warn)?;
+        scheduling::set_priorities(child.pid, process)
     }
 
     fn await_ready(&mut self) -> Result<(), Error> {
@@ -193,6 +221,8 @@ impl Birth<'_> {
                         .order(Order::HooksDone)
                         .map_err(|e| Error::sys("talk to", "the container's process", e))?;
                 }
+                // Only a helper says that.
+                Some((Report::Born(_), _)) => {}
                 Some((Report::Failed(failure), _)) => return Err(failure.into()),
                 None => {
                     let status = reap(child.pidfd.as_fd());

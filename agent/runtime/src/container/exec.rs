@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::setsid;
-use oci_spec::runtime::{Linux, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
 use super::channel::{Channel, Report};
 use super::create::{cgroups, reap};
@@ -21,6 +21,8 @@ use super::namespaces::ChildrenElsewhere;
 use super::placement::Placement;
 use super::program::Launch;
 use super::seccomp::Filter;
+use super::time_namespace::CLONE_NEWTIME;
+use super::user_namespace::outer_uid;
 use super::{
     Error, Exec, ExecProcess, Root, Stdio, Tie, console, labels, limits, scheduling, streams, users,
 };
@@ -44,6 +46,11 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         tie: exec.tie,
     };
     labels::check(&visit.process, linux)?;
+    if lists(linux, LinuxNamespaceType::User)
+        && let Ok(Some(outer)) = outer_uid(exec.pid, visit.process.user().uid())
+    {
+        streams::give_to_outer(&visit.stdio, outer);
+    }
     let folder = cgroups.v2_folder(exec.cgroup)?;
     let (channel, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
     let child = {
@@ -58,7 +65,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
             Ok(None) => return Ok(ExecProcess { pid: child.pid, pidfd: child.pidfd, console, warnings }),
             Ok(Some((Report::Warning(text), _))) => warnings.push(text),
             Ok(Some((Report::Console, fd))) => console = fd,
-            Ok(Some((Report::Ready | Report::Hooks, _))) => {}
+            Ok(Some((Report::Born(_) | Report::Ready | Report::Hooks, _))) => {}
             Ok(Some((Report::Failed(failure), _))) => return Err(give_up(&child, failure.into())),
             Err(error) => return Err(give_up(&child, error)),
         }
@@ -147,9 +154,9 @@ struct Visit<'a> {
 
 impl Visit<'_> {
     fn run(&self, channel: &Channel) {
-        match streams::arrange(&self.stdio, channel, Some(self.target.as_fd()), self.tie.preserve_fds) {
-            Ok((channel, target)) => {
-                let Err(error) = self.enter(&channel, target);
+        match streams::arrange(&self.stdio, channel, &[self.target.as_fd()], self.tie.preserve_fds) {
+            Ok((channel, mut target)) => {
+                let Err(error) = self.enter(&channel, target.pop());
                 // Without a parent there is nobody to tell.
                 let _ = channel.report(&Report::Failed(error.into()), None);
             }
@@ -176,8 +183,17 @@ impl Visit<'_> {
         let initial = affinity.and_then(|a| a.initial().as_ref());
         scheduling::set_affinity("process.execCPUAffinity.initial", initial)?;
         Placement::open(&self.task_files)?.enter()?;
+        let user = lists(self.linux, LinuxNamespaceType::User);
+        if user {
+            // What the host's rights are needed for.
+            limits::set_rlimits(0, &self.process, &mut warn)?;
+            scheduling::set_priorities(0, &self.process)?;
+        }
         if let Some(target) = target {
-            join(target)?;
+            join(target, self.linux)?;
+        }
+        if user {
+            credentials::become_root().map_err(|e| Error::sys("become", "root of the user namespace", e))?;
         }
         umask(Mode::empty());
         let root = Root::open(Path::new("/"))?;
@@ -192,8 +208,10 @@ impl Visit<'_> {
         streams::give_to(identity.uid())?;
         let affinity = affinity.and_then(|a| a.cpu_affinity_final().as_ref());
         scheduling::set_affinity("process.execCPUAffinity.final", affinity)?;
-        limits::set_rlimits(0, &self.process, &mut warn)?;
-        scheduling::set_priorities(0, &self.process)?;
+        if !user {
+            limits::set_rlimits(0, &self.process, &mut warn)?;
+            scheduling::set_priorities(0, &self.process)?;
+        }
         self.linux.map_or(Ok(()), scheduling::set_own)?;
         identity.become_user(self.process.cwd())?;
         tie_to_parent(&self.tie)?;
@@ -202,13 +220,24 @@ impl Visit<'_> {
     }
 }
 
-/// Joins all of the container's namespaces at once; the PID namespace is already right. Joining one's own again is
-/// allowed.
-fn join(target: OwnedFd) -> Result<(), Error> {
-    let all = CloneFlags::CLONE_NEWNS
+/// Whether the container has a namespace of a kind that not every container has.
+fn lists(linux: Option<&Linux>, kind: LinuxNamespaceType) -> bool {
+    linux.and_then(|l| l.namespaces().as_ref()).into_iter().flatten().any(|n| n.typ() == kind)
+}
+
+/// Joins all of the container's namespaces at once; the kernel takes the user namespace first. The PID namespace is
+/// already right. Joining one's own again is allowed, but for the user namespace.
+fn join(target: OwnedFd, linux: Option<&Linux>) -> Result<(), Error> {
+    let mut all = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWCGROUP
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWNET;
+    if lists(linux, LinuxNamespaceType::User) {
+        all |= CloneFlags::CLONE_NEWUSER;
+    }
+    if lists(linux, LinuxNamespaceType::Time) {
+        all |= CLONE_NEWTIME;
+    }
     setns(target, all).map_err(|e| Error::sys("join", "the container's namespaces", e.into()))
 }

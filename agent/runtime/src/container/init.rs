@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{SockFlag, accept4};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{sethostname, setsid};
+use nix::unistd::{geteuid, sethostname, setsid};
 use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, Process, Spec, State};
 
 use super::channel::{Channel, Order, Report};
@@ -20,9 +20,10 @@ use super::placement::Placement;
 use super::program::Launch;
 use super::root::Kind;
 use super::seccomp::Filter;
+use super::sources::Sources;
 use super::{
     Error, Root, Stdio, Tie, console, devices, labels, limits, protect, root_mount, scheduling, streams,
-    users,
+    time_namespace, users,
 };
 use crate::rootfs::Rootfs;
 use crate::sys::mount::Attributes;
@@ -45,6 +46,8 @@ pub struct Init<'a> {
     pub stdio: Stdio,
     /// Namespaces to make and join.
     pub namespaces: Namespaces,
+    /// Mounts that the parent made.
+    pub sources: Sources,
     /// v1 files to enter the cgroup by.
     pub task_files: Vec<PathBuf>,
     /// The cgroup's folders for a cgroup mount.
@@ -61,9 +64,11 @@ impl Init<'_> {
     /// Sets up, waits, executes. Returns only when that failed, and the parent has been told then.
     pub fn run(&self, channel: &Channel) {
         // The descriptors of the namespaces do not survive the arranging.
-        match self.namespaces.join().and_then(|()| self.arrange(channel)) {
-            Ok((mut channel, gate)) => {
-                let Err(error) = self.set_up(&mut channel, gate);
+        // A helper has joined them already.
+        let joined = if self.namespaces.need_helper() { Ok(()) } else { self.namespaces.join() };
+        match joined.and_then(|()| self.arrange(channel)) {
+            Ok((mut channel, gate, sources)) => {
+                let Err(error) = self.set_up(&mut channel, gate, sources);
                 // Without a parent there is nobody to tell.
                 let _ = channel.report(&Report::Failed(error.into()), None);
             }
@@ -73,17 +78,56 @@ impl Init<'_> {
         }
     }
 
-    fn arrange(&self, channel: &Channel) -> Result<(Channel, Option<OwnedFd>), Error> {
+    fn arrange(&self, channel: &Channel) -> Result<(Channel, Option<OwnedFd>, Sources), Error> {
         let gate = self.tie.gate.as_ref().map(AsFd::as_fd);
-        streams::arrange(&self.stdio, channel, gate, self.tie.preserve_fds)
+        let extra: Vec<_> = gate.into_iter().chain(self.sources.descriptors()).collect();
+        let (channel, moved) = streams::arrange(&self.stdio, channel, &extra, self.tie.preserve_fds)?;
+        let mut moved = moved.into_iter();
+        let gate = gate.and_then(|_| moved.next());
+        Ok((channel, gate, self.sources.at(moved)))
     }
 
-    fn set_up(&self, channel: &mut Channel, gate: Option<OwnedFd>) -> Result<Infallible, Error> {
+    /// Waits for the maps of a new user namespace, does what only works as long as this is still the host's root to the file
+    /// system, and becomes the namespace's root.
+    fn enter_user_namespace(&self, cgroup: &mut CgroupGate<'_>) -> Result<Placement, Error> {
+        cgroup.wait()?;
+        let placement = Placement::open(&self.task_files)?;
+        self.enter_time_namespace()?;
+        credentials::become_root().map_err(|e| Error::sys("become", "root of the user namespace", e))?;
+        // Only now may a user without rights have it: newuidmap(1) looks at whose process this is.
+        set_undumpable()?;
+        Ok(placement)
+    }
+
+    fn enter_time_namespace(&self) -> Result<(), Error> {
+        if self.namespaces.is_new(LinuxNamespaceType::Time) {
+            time_namespace::enter(self.linux)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn set_up(
+        &self,
+        channel: &mut Channel,
+        gate: Option<OwnedFd>,
+        mut sources: Sources,
+    ) -> Result<Infallible, Error> {
         process::reset_signals();
-        credentials::set_undumpable().map_err(|e| Error::sys("set", "dumpable", e))?;
+        let user = self.namespaces.lists(LinuxNamespaceType::User);
+        if !user || geteuid().is_root() {
+            set_undumpable()?;
+        }
         credentials::die_with_parent()
             .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
         setsid().map_err(|e| Error::sys("start", "a session", e.into()))?;
+        let mut cgroup = CgroupGate { channel, ready: false };
+        let mut placement = None;
+        if user {
+            placement = Some(self.enter_user_namespace(&mut cgroup)?);
+        } else {
+            self.enter_time_namespace()?;
+        }
         self.name()?;
         let mut warn = |text: String| {
             // A warning that cannot be delivered is not worth more than the container.
@@ -91,20 +135,21 @@ impl Init<'_> {
         };
         let mut identity = Identity::of_process(self.process, self.filter.clone(), &mut warn)?;
         umask(Mode::empty());
-        let mut cgroup = CgroupGate { channel, ready: false };
         let propagation = self.linux.rootfs_propagation().as_deref();
-        let root = root_mount::mount_root(self.rootfs, self.bundle, propagation)?;
-        self.mount_all(&root, &mut cgroup)?;
+        let root = root_mount::mount_root(self.rootfs, self.bundle, propagation, sources.root.take())?;
+        self.mount_all(&root, &mut cgroup, sources)?;
         let terminal = self.open_terminal(&root, channel)?;
         protect::mask(&root, self.linux)?;
         protect::make_readonly(&root, self.linux)?;
         protect::set_sysctls(self.linux)?;
-        limits::set_oom_score(0, self.process, &mut warn)?;
+        if !user {
+            limits::set_oom_score(0, self.process, &mut warn)?;
+        }
         labels::set_for_exec(self.process)?;
         identity.look_up(self.process, &root)?;
         let launch = Launch::new(self.process, || users::home(&root, identity.uid()))?;
         cgroup.wait()?;
-        Placement::open(&self.task_files)?.enter()?;
+        placement.map_or_else(|| Placement::open(&self.task_files), Ok)?.enter()?;
         if self.namespaces.is_new(LinuxNamespaceType::Cgroup) {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|e| Error::sys("unshare", "cgroup namespace", e.into()))?;
@@ -119,8 +164,10 @@ impl Init<'_> {
             streams::reopen_null(&Root::open(Path::new("/"))?, &self.stdio)?;
         }
         streams::give_to(identity.uid())?;
-        limits::set_rlimits(0, self.process, &mut warn)?;
-        scheduling::set_priorities(0, self.process)?;
+        if !user {
+            limits::set_rlimits(0, self.process, &mut warn)?;
+            scheduling::set_priorities(0, self.process)?;
+        }
         scheduling::set_own(self.linux)?;
         identity.become_user(self.process.cwd())?;
         tie_to_parent(&self.tie)?;
@@ -181,13 +228,13 @@ impl Init<'_> {
         Ok(())
     }
 
-    fn mount_all(&self, root: &Root, cgroup: &mut CgroupGate<'_>) -> Result<(), Error> {
+    fn mount_all(&self, root: &Root, cgroup: &mut CgroupGate<'_>, mut sources: Sources) -> Result<(), Error> {
         let mut mounter = Mounter::new(root, self.bundle, &self.cgroup_folders);
-        for mount in self.spec.mounts().iter().flatten() {
+        for (at, mount) in self.spec.mounts().iter().flatten().enumerate() {
             if matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) {
                 cgroup.wait()?;
             }
-            mounter.mount(mount)?;
+            mounter.mount(mount, sources.take(at))?;
         }
         devices::populate(root, self.spec)?;
         // A working folder that the image lacks is made, as other runtimes do.
@@ -221,6 +268,10 @@ impl Init<'_> {
             .apply(root.as_fd(), false)
             .map_err(failed)
     }
+}
+
+fn set_undumpable() -> Result<(), Error> {
+    credentials::set_undumpable().map_err(|e| Error::sys("set", "dumpable", e))
 }
 
 /// Waits until somebody comes to the gate and says start. Who leaves without a word is not counted.

@@ -5,6 +5,7 @@
 //! (`root_mount`), `mounts`, `devices`, `console`, masks and kernel parameters (`protect`), cgroup (`placement`),
 //! `limits`, `identity`, and at last the `program`. Every path inside the container goes through `root`.
 
+mod birth;
 mod capabilities;
 mod channel;
 mod console;
@@ -27,7 +28,10 @@ mod root;
 mod root_mount;
 mod scheduling;
 pub mod seccomp;
+mod sources;
 mod streams;
+mod time_namespace;
+mod user_namespace;
 mod users;
 
 use std::os::fd::OwnedFd;

@@ -17,6 +17,8 @@ pub struct Options {
     pub flags: Vec<&'static str>,
     /// Options of the file system, with their values.
     pub data: Vec<(String, Option<String>)>,
+    /// `Some(true)` for ridmap, `Some(false)` for idmap: users mapped, with `true` in all mounts below, too.
+    pub idmap: Option<bool>,
     /// Fill the new tmpfs with what the image has at that place.
     pub copy_up: bool,
 }
@@ -73,6 +75,8 @@ impl Options {
         match option {
             "bind" => self.bind = self.bind.or(Some(false)),
             "rbind" => self.bind = Some(true),
+            "idmap" => self.idmap = self.idmap.or(Some(false)),
+            "ridmap" => self.idmap = Some(true),
             "tmpcopyup" => self.copy_up = true,
             // What mount(8) uses for itself.
             "remount" | "auto" | "noauto" | "user" | "nouser" | "_netdev" | "nofail" | "loud"

@@ -14,7 +14,7 @@ use super::mount_options::Options;
 use super::root::Kind;
 use super::{Error, Root};
 use crate::sys::cstring;
-use crate::sys::mount::{Attributes, FsContext, attach, clone_tree};
+use crate::sys::mount::{Attributes, FsContext, attach, clone_tree, set_idmap};
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 /// Files of procfs that a mount may cover: they only tell about resources (lxcfs does this).
@@ -48,19 +48,15 @@ impl<'a> Mounter<'a> {
         Mounter { root, bundle, cgroups, late_readonly: Vec::new() }
     }
 
-    /// Makes one mount.
-    pub fn mount(&mut self, mount: &Mount) -> Result<(), Error> {
+    /// Makes one mount; `prepared` is its tree if the parent has made it.
+    pub fn mount(&mut self, mount: &Mount, prepared: Option<OwnedFd>) -> Result<(), Error> {
         let destination = mount.destination();
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            return Err(refuse(destination, "id-mapped mounts are not supported"));
-        }
         let options = Options::parse(mount.options().as_deref().unwrap_or_default());
-        let bind = options.bind.or((mount.typ().as_deref() == Some("bind")).then_some(false));
-        match (bind, mount.typ().as_deref()) {
-            (Some(recursive), _) => self.bind(mount, &options, recursive),
-            (None, Some("cgroup" | "cgroup2")) => self.cgroup(destination, &options),
-            (None, Some(fstype)) => self.file_system(mount, fstype, &options),
-            (None, None) => Err(refuse(destination, "it has neither a type nor bind among its options")),
+        match mount.typ().as_deref() {
+            _ if is_bind(mount, &options) => self.bind(mount, &options, prepared),
+            Some("cgroup" | "cgroup2") => self.cgroup(destination, &options),
+            Some(fstype) => self.file_system(mount, fstype, &options),
+            None => Err(refuse(destination, "it has neither a type nor bind among its options")),
         }
     }
 
@@ -74,24 +70,13 @@ impl<'a> Mounter<'a> {
         Ok(())
     }
 
-    fn bind(&mut self, mount: &Mount, options: &Options, recursive: bool) -> Result<(), Error> {
-        let source =
-            mount.source().as_ref().ok_or_else(|| refuse(mount.destination(), "a bind needs a source"))?;
-        let source = self.bundle.join(source);
+    fn bind(&mut self, mount: &Mount, options: &Options, prepared: Option<OwnedFd>) -> Result<(), Error> {
         if let Some((key, _)) = options.data.first() {
             return Err(refuse(mount.destination(), format!("unknown option {key:?} of a bind mount")));
         }
-        let failed = |e| Error::sys("bind mount", source.display().to_string(), e);
-        let tree = clone_tree(None, &source, recursive).map_err(failed)?;
+        let tree = prepared.map_or_else(|| bind_tree(mount, options, self.bundle, None), Ok)?;
+        let failed = |e| Error::sys("look at source of", mount.destination().display().to_string(), e);
         let folder = file_type(tree.as_fd()).map_err(failed)? == SFlag::S_IFDIR;
-        // `rw`, `exec` and their like do not loosen what the source has: that is how others read the spec.
-        let tighten =
-            Attributes { clear: options.attributes.clear & libc::MOUNT_ATTR__ATIME, ..options.attributes };
-        for (attributes, recursive) in [(tighten, false), (options.recursive, true)] {
-            if !attributes.is_empty() {
-                attributes.apply(tree.as_fd(), recursive).map_err(failed)?;
-            }
-        }
         let target =
             self.target(mount.destination(), if folder { Kind::Folder } else { Kind::File }, false)?;
         self.guard_proc(mount.destination(), target.as_fd(), Some(tree.as_fd()))?;
@@ -152,7 +137,7 @@ impl<'a> Mounter<'a> {
             list.push("ro".to_owned());
         }
         outer.set_options(Some(list));
-        self.mount(&outer)?;
+        self.mount(&outer, None)?;
         for (name, folder) in self.cgroups.iter().filter(|(_, folder)| folder.exists()) {
             let target = self.target(&destination.join(name), Kind::Folder, true)?;
             self.cgroup_bind(folder, target.as_fd(), options, destination)?;
@@ -229,7 +214,40 @@ impl<'a> Mounter<'a> {
     }
 }
 
-fn refuse(destination: &Path, reason: impl Into<String>) -> Error {
+/// Whether a mount is a bind.
+pub fn is_bind(mount: &Mount, options: &Options) -> bool {
+    options.bind.is_some() || mount.typ().as_deref() == Some("bind")
+}
+
+/// What a bind mount shows, with its attributes, mapped by a user namespace if one is given; attached nowhere.
+pub fn bind_tree(
+    mount: &Mount,
+    options: &Options,
+    bundle: &Path,
+    idmap: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, Error> {
+    let source =
+        mount.source().as_ref().ok_or_else(|| refuse(mount.destination(), "a bind needs a source"))?;
+    let source = bundle.join(source);
+    let recursive = options.bind == Some(true);
+    let failed = |e| Error::sys("bind mount", source.display().to_string(), e);
+    let tree = clone_tree(None, &source, recursive).map_err(failed)?;
+    // `rw`, `exec` and their like do not loosen what the source has: that is how others read the spec.
+    let tighten =
+        Attributes { clear: options.attributes.clear & libc::MOUNT_ATTR__ATIME, ..options.attributes };
+    for (attributes, recursive) in [(tighten, false), (options.recursive, true)] {
+        if !attributes.is_empty() {
+            attributes.apply(tree.as_fd(), recursive).map_err(failed)?;
+        }
+    }
+    if let Some(namespace) = idmap {
+        set_idmap(tree.as_fd(), namespace, options.idmap == Some(true))
+            .map_err(|e| Error::sys("map the users of", source.display().to_string(), e))?;
+    }
+    Ok(tree)
+}
+
+pub fn refuse(destination: &Path, reason: impl Into<String>) -> Error {
     Error::spec(format!("mounts[{}]", destination.display()), reason)
 }
 

@@ -1,7 +1,9 @@
 //! The namespaces of a container: new ones, joined ones and inherited ones.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use nix::sched::{CloneFlags, setns};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
@@ -23,7 +25,7 @@ impl Namespaces {
         for namespace in list {
             namespaces.add(namespace)?;
         }
-        if !namespaces.is_new(LinuxNamespaceType::Mount) {
+        if !namespaces.lists(LinuxNamespaceType::Mount) {
             return Err(Error::spec("linux.namespaces", "a container needs a mount namespace of its own"));
         }
         Ok(namespaces)
@@ -35,18 +37,15 @@ impl Namespaces {
         if self.new.contains(&kind) || self.joined.iter().any(|(k, _)| *k == kind) {
             return Err(Error::spec(field(), "it is listed twice"));
         }
-        if matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Time) {
-            return Err(Error::spec(field(), "user and time namespaces are not supported"));
-        }
         match namespace.path().as_ref().filter(|p| !p.as_os_str().is_empty()) {
             None => self.new.push(kind),
-            Some(_) if kind == LinuxNamespaceType::Mount => {
-                return Err(Error::spec(field(), "joining a mount namespace is not supported"));
-            }
             Some(path) => {
                 let file = File::open(path)
                     .map_err(|e| Error::sys("open namespace", path.display().to_string(), e))?;
-                self.joined.push((kind, file));
+                // The kernel lets nobody enter the user namespace that they are in already.
+                if kind != LinuxNamespaceType::User || !is_own(&file, kind)? {
+                    self.joined.push((kind, file));
+                }
             }
         }
         Ok(())
@@ -63,27 +62,56 @@ impl Namespaces {
     }
 
     /// What clone3 shall make. The cgroup namespace comes later: its root is the cgroup that a process is in when it
-    /// makes it.
+    /// makes it. So does the time namespace, since its offsets can be set only before somebody is in it.
     pub fn clone_flags(&self) -> u64 {
         self.new
             .iter()
-            .filter(|k| **k != LinuxNamespaceType::Cgroup)
+            .filter(|k| !matches!(k, LinuxNamespaceType::Cgroup | LinuxNamespaceType::Time))
             .fold(0, |flags, kind| flags | *kind as u64)
     }
 
-    /// The PID namespace to join: only children of the process that joins are in it.
-    pub fn joined_pid(&self) -> Option<BorrowedFd<'_>> {
-        self.joined.iter().find(|(k, _)| *k == LinuxNamespaceType::Pid).map(|(_, f)| f.as_fd())
+    /// A namespace to join.
+    pub fn joined_fd(&self, kind: LinuxNamespaceType) -> Option<BorrowedFd<'_>> {
+        self.joined.iter().find(|(k, _)| *k == kind).map(|(_, f)| f.as_fd())
     }
 
-    /// Joins the others.
-    pub fn join(&self) -> Result<(), Error> {
-        for (kind, file) in self.joined.iter().filter(|(k, _)| *k != LinuxNamespaceType::Pid) {
-            setns(file, CloneFlags::from_bits_truncate(*kind as i32))
-                .map_err(|e| Error::sys("join namespace", kind.to_string(), e.into()))?;
-        }
-        Ok(())
+    /// Whether new namespaces must be made by a process that has joined the others, see [`super::birth`].
+    pub fn need_helper(&self) -> bool {
+        self.lists(LinuxNamespaceType::User) && !self.joined.is_empty()
     }
+
+    /// Joins all but the PID namespace, which only children come into.
+    pub fn join(&self) -> Result<(), Error> {
+        self.joined.iter().filter(|(k, _)| *k != LinuxNamespaceType::Pid).try_for_each(join)
+    }
+
+    /// Joins all, when there is a user namespace among them or to be made. Those that belong to the caller's user namespace
+    /// must be joined before it is left, those that belong to the joined one only then.
+    pub fn join_all(&self) -> Result<(), Error> {
+        let (user, others): (Vec<_>, Vec<_>) =
+            self.joined.iter().partition(|(k, _)| *k == LinuxNamespaceType::User);
+        let mut later = Vec::new();
+        for namespace in others {
+            match join(namespace) {
+                Err(Error::Sys { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    later.push(namespace);
+                }
+                other => other?,
+            }
+        }
+        user.into_iter().chain(later).try_for_each(join)
+    }
+}
+
+fn join((kind, file): &(LinuxNamespaceType, File)) -> Result<(), Error> {
+    setns(file, CloneFlags::from_bits_retain(*kind as i32))
+        .map_err(|e| Error::sys("join namespace", kind.to_string(), e.into()))
+}
+
+fn is_own(file: &File, kind: LinuxNamespaceType) -> Result<bool, Error> {
+    let failed = |e| Error::sys("look at namespace", kind.to_string(), e);
+    let own = fs::metadata(format!("/proc/self/ns/{kind}")).map_err(failed)?;
+    Ok(file.metadata().map_err(failed)?.ino() == own.ino())
 }
 
 /// While this lives, children of this process are born into another PID namespace.

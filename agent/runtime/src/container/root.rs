@@ -41,6 +41,11 @@ impl Root {
             .map_err(|e| Error::sys("open root file system", path.display().to_string(), e.into()))
     }
 
+    /// Takes an open folder as the root.
+    pub fn of_folder(folder: OwnedFd) -> Root {
+        Root(folder)
+    }
+
     /// The folder itself.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

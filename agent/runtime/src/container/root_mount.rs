@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -15,8 +16,8 @@ use nix::unistd::{chdir, fchdir, pivot_root};
 use super::mount_options::propagation;
 use super::{Error, Root};
 use crate::rootfs::Rootfs;
-use crate::sys::cstring;
-use crate::sys::mount::{Attributes, FsContext, attach, clone_tree, is_mount_root};
+use crate::sys::mount::{Attributes, FsContext, attach, clone_tree, is_mount_root, set_idmap};
+use crate::sys::{credentials, cstring};
 
 /// A single fsconfig value may be this long (`strndup_user` in fs/fsopen.c, with its end).
 const MAX_VALUE: usize = 255;
@@ -26,8 +27,13 @@ const MAX_LOWER_OPTIONS: usize = 3000;
 const MAX_LOWERS: usize = 500;
 
 /// Cuts the mount namespace off the host's and mounts the root file system. `wanted` is the spec's
-/// `rootfsPropagation`.
-pub fn mount_root(rootfs: &Rootfs, bundle: &Path, wanted: Option<&str>) -> Result<Root, Error> {
+/// `rootfsPropagation`, `prepared` the mount if the parent has made it.
+pub fn mount_root(
+    rootfs: &Rootfs,
+    bundle: &Path,
+    wanted: Option<&str>,
+    prepared: Option<OwnedFd>,
+) -> Result<Root, Error> {
     let change = match wanted {
         None | Some("") => (libc::MS_SLAVE, true),
         Some(name) => propagation(name)
@@ -37,10 +43,13 @@ pub fn mount_root(rootfs: &Rootfs, bundle: &Path, wanted: Option<&str>) -> Resul
     Attributes { propagation: change.0, ..Attributes::default() }
         .apply_to_path(Path::new("/"), change.1)
         .map_err(|e| Error::sys("set mount propagation of", "/", e))?;
+    if let Some(tree) = prepared {
+        return attach_prepared(tree);
+    }
     let target = bundle.join("rootfs");
     match rootfs {
         Rootfs::Path(path) => {
-            let path = if path.is_absolute() { path.clone() } else { bundle.join(path) };
+            let path = root_path(path, bundle);
             if change.0 == libc::MS_SHARED {
                 make_private_above(&path)?;
             }
@@ -67,6 +76,62 @@ pub fn mount_root(rootfs: &Rootfs, bundle: &Path, wanted: Option<&str>) -> Resul
     }
 }
 
+/// Where a root file system of this path is.
+pub fn root_path(path: &Path, bundle: &Path) -> PathBuf {
+    if path.is_absolute() { path.to_owned() } else { bundle.join(path) }
+}
+
+/// Its own place may be out of reach from within a user namespace, so it goes over the host's root, which pivot_root takes
+/// away from under it.
+fn attach_prepared(tree: OwnedFd) -> Result<Root, Error> {
+    let failed = |e| Error::sys("attach root file system to", "/", e);
+    // A new user namespace has made all mounts slaves, but not the host's root of a joined mount namespace.
+    Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() }
+        .apply_to_path(Path::new("/"), false)
+        .map_err(failed)?;
+    let place = open_layer(Path::new("/"))?;
+    attach(tree.as_fd(), place.as_fd()).map_err(failed)?;
+    Ok(Root::of_folder(tree))
+}
+
+/// An overlay whose layers are mapped to the users of a user namespace, so that the image's root is the container's root;
+/// attached nowhere. Needs Linux 6.15, which lets overlayfs use mounts that are attached nowhere.
+pub fn idmapped_overlay(
+    lowers: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    namespace: BorrowedFd<'_>,
+) -> Result<OwnedFd, Error> {
+    check_layers(lowers)?;
+    let map = |path: &Path| -> Result<OwnedFd, Error> {
+        let failed = |e| Error::sys("map the users of", path.display().to_string(), e);
+        let tree = clone_tree(None, path, false).map_err(failed)?;
+        set_idmap(tree.as_fd(), namespace, false).map_err(failed)?;
+        Ok(tree)
+    };
+    let lowers = lowers.iter().map(|path| map(path)).collect::<Result<Vec<_>, _>>()?;
+    // Upper and work folder must lie in one mount: that of the folder above both.
+    let (Some(above), Some(upper_name), Some(work_name)) =
+        (upper.parent(), upper.file_name(), work.file_name())
+    else {
+        return Err(Error::spec("rootfs.upper", "it has no name"));
+    };
+    if work.parent() != Some(above) {
+        return Err(Error::spec("rootfs.work", "in a user namespace it must lie beside the upper folder"));
+    }
+    let above = map(above)?;
+    let path = |fd: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let layers: Vec<PathBuf> = lowers.iter().map(path).collect();
+    let work = path(&above).join(work_name);
+    // overlayfs works as who mounts it, who must be somebody in the mapped layers: the owner of its work folder.
+    let owner = fs::metadata(&work).map_err(|e| Error::sys("look at", "the overlay's work folder", e))?;
+    let failed = |e| Error::sys("act as", "the owner of the overlay's work folder", e);
+    credentials::act_as(owner.uid(), owner.gid()).map_err(failed)?;
+    let made = configure_overlay(&layers, &path(&above).join(upper_name), &work, "the root file system");
+    credentials::act_as(0, 0).map_err(failed)?;
+    made
+}
+
 /// pivot_root refuses a root whose parent mount is shared, and a root mounted on one would show on the host.
 fn make_private_above(path: &Path) -> Result<(), Error> {
     let failed = |e| Error::sys("make private the mount of", path.display().to_string(), e);
@@ -78,10 +143,7 @@ fn make_private_above(path: &Path) -> Result<(), Error> {
 }
 
 fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Error> {
-    if lowers.is_empty() || lowers.len() > MAX_LOWERS {
-        let reason = format!("an overlay needs 1 to {MAX_LOWERS} layers, not {}", lowers.len());
-        return Err(Error::spec("rootfs.lowers", reason));
-    }
+    check_layers(lowers)?;
     match overlay_by_context(lowers, upper, work, target) {
         Err(Error::Sys { source, operation, .. })
             if operation == LOWERDIR_ADD && matches!(source.raw_os_error(), Some(libc::EINVAL)) =>
@@ -92,11 +154,25 @@ fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -
     }
 }
 
+fn check_layers(lowers: &[PathBuf]) -> Result<(), Error> {
+    if lowers.is_empty() || lowers.len() > MAX_LOWERS {
+        let reason = format!("an overlay needs 1 to {MAX_LOWERS} layers, not {}", lowers.len());
+        return Err(Error::spec("rootfs.lowers", reason));
+    }
+    Ok(())
+}
+
 const LOWERDIR_ADD: &str = "add overlay layer";
 
 /// One layer per option (Linux 6.8 and later): no limit on the sum of the paths, no characters to escape.
 fn overlay_by_context(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Error> {
-    let object = || target.display().to_string();
+    let object = target.display().to_string();
+    let mounted = configure_overlay(lowers, upper, work, &object)?;
+    let place = open_layer(target)?;
+    attach(mounted.as_fd(), place.as_fd()).map_err(|e| Error::sys("attach overlay to", object, e))
+}
+
+fn configure_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, object: &str) -> Result<OwnedFd, Error> {
     let context = FsContext::open("overlay").map_err(|e| Error::sys("open file system", "overlay", e))?;
     // Descriptors must live until the mount is made.
     let mut long_paths = Vec::new();
@@ -115,16 +191,11 @@ fn overlay_by_context(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Pa
     }
     set("set overlay upper folder", "upperdir", upper)?;
     set("set overlay work folder", "workdir", work)?;
-    let mounted = context.mount(0).map_err(|e| {
+    context.mount(0).map_err(|e| {
         let why = context.complaint();
-        Error::sys(
-            "mount overlay on",
-            if why.is_empty() { object() } else { format!("{} ({why})", object()) },
-            e,
-        )
-    })?;
-    let place = open_layer(target)?;
-    attach(mounted.as_fd(), place.as_fd()).map_err(|e| Error::sys("attach overlay to", object(), e))
+        let object = if why.is_empty() { object.to_owned() } else { format!("{object} ({why})") };
+        Error::sys("mount overlay on", object, e)
+    })
 }
 
 fn open_layer(path: &Path) -> Result<OwnedFd, Error> {

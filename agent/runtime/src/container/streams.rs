@@ -17,17 +17,17 @@ use crate::sys::process;
 const FIRST: RawFd = 3;
 
 /// Arranges the descriptors of a fresh child: streams at 0 to 2, then as many as are `preserved` at the numbers they
-/// have, the channel, one more if given, nothing else. What the caller owns is closed under its owners: they must not be dropped in this process.
+/// have, the channel, the extra ones, nothing else. What the caller owns is closed under its owners: they must not be dropped in this process.
 pub fn arrange(
     stdio: &Stdio,
     channel: &Channel,
-    extra: Option<BorrowedFd<'_>>,
+    extra: &[BorrowedFd<'_>],
     preserved: u32,
-) -> Result<(Channel, Option<OwnedFd>), Error> {
+) -> Result<(Channel, Vec<OwnedFd>), Error> {
     let failed = |e| Error::sys("arrange", "standard streams", e);
     let place = preserve(preserved)?;
     // Descriptors are first moved above the places they may have to leave.
-    let scratch = place + 5;
+    let scratch = place + 2 + extra.len() as RawFd;
     let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
     let null = if streams.iter().any(|s| s.is_none()) {
         Some(open_device(Path::new("/dev/null"), 1, 3, OFlag::O_RDWR).map_err(failed)?)
@@ -42,19 +42,22 @@ pub fn arrange(
     // Closed now, not after its number may be somebody else's.
     drop(null);
     let own = process::duplicate_above(channel.raw(), scratch).map_err(failed)?;
-    let extra =
-        extra.map(|fd| process::duplicate_above(fd.as_raw_fd(), scratch)).transpose().map_err(failed)?;
+    let extra: Vec<RawFd> = extra
+        .iter()
+        .map(|fd| process::duplicate_above(fd.as_raw_fd(), scratch))
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
     for (at, fd) in moved.into_iter().enumerate() {
         process::install_fd(fd, at as RawFd, true).map_err(failed)?;
     }
     process::install_fd(own, place, false).map_err(failed)?;
-    let Some(extra) = extra else {
-        process::close_from(place + 1).map_err(failed)?;
-        return Ok((Channel::adopt(place), None));
-    };
-    process::install_fd(extra, place + 1, false).map_err(failed)?;
-    process::close_from(place + 2).map_err(failed)?;
-    Ok((Channel::adopt(place), Some(process::adopt_fd(place + 1))))
+    let mut at = place;
+    for fd in &extra {
+        at += 1;
+        process::install_fd(*fd, at, false).map_err(failed)?;
+    }
+    process::close_from(at + 1).map_err(failed)?;
+    Ok((Channel::adopt(place), (place + 1..=at).map(process::adopt_fd).collect()))
 }
 
 /// Keeps the caller's first descriptors after the streams open for the program, and tells the first number after them.
@@ -80,6 +83,16 @@ pub fn reopen_null(root: &Root, stdio: &Stdio) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Gives streams to a user of a user namespace, who is somebody else here: from the inside that would not be allowed.
+pub fn give_to_outer(stdio: &Stdio, uid: u32) {
+    for fd in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().flatten() {
+        // As from the inside it is a help, not a condition; a device belongs to everybody.
+        if fstat(fd).is_ok_and(|s| s.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFCHR.bits()) {
+            let _ = fchown(fd, Some(Uid::from_raw(uid)), None::<Gid>);
+        }
+    }
 }
 
 /// Gives the streams to the container's user, who could otherwise not open `/dev/stdout` again.

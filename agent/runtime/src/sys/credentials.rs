@@ -124,6 +124,29 @@ pub fn set_ids(uid: u32, gid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Changes who the calling thread is to file systems only, without losing capabilities.
+pub fn act_as(uid: u32, gid: u32) -> io::Result<()> {
+    let before = capget()?;
+    // SAFETY: only integers are passed. Both return the old id, so that a second call tells whether it worked.
+    let now = unsafe {
+        libc::syscall(libc::SYS_setfsgid, gid);
+        libc::syscall(libc::SYS_setfsuid, uid);
+        (libc::syscall(libc::SYS_setfsuid, u32::MAX), libc::syscall(libc::SYS_setfsgid, u32::MAX))
+    };
+    capset(before)?;
+    if now == (libc::c_long::from(uid), libc::c_long::from(gid)) {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EPERM))
+    }
+}
+
+/// Becomes root of the user namespace that the thread is in.
+pub fn become_root() -> io::Result<()> {
+    set_ids(0, 0)?;
+    die_with_parent()
+}
+
 fn prctl(option: i32, a: u64, b: u64) -> io::Result<i64> {
     // SAFETY: only options that take integers are passed; unused arguments are zero as the kernel demands.
     check(unsafe { libc::syscall(libc::SYS_prctl, option, a, b, 0_u64, 0_u64) })

@@ -148,6 +148,29 @@ impl Attributes {
     }
 }
 
+/// Maps the users of a mount that is attached nowhere yet, and of all below it when `recursive`, by a user namespace.
+pub fn set_idmap(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_raw_fd() as u64,
+    };
+    let flags = libc::AT_EMPTY_PATH as u32 | if recursive { AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty C string, the structure is live and its size is passed.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    })?;
+    Ok(())
+}
+
 /// True when `path` is where something is mounted.
 pub fn is_mount_root(path: &Path) -> io::Result<bool> {
     let path: CString = cstring(path.as_os_str())?;

@@ -43,7 +43,8 @@ impl Clone3<'_> {
             pidfd: &raw mut pidfd as u64,
             child_tid: 0,
             parent_tid: 0,
-            exit_signal: libc::SIGCHLD as u64,
+            // A sibling of the caller gets the caller's own.
+            exit_signal: if self.flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 },
             stack: 0,
             stack_size: 0,
             tls: 0,

@@ -83,7 +83,7 @@ fn unsupported() {
     sandbox.spec["hooks"] = hooks;
     assert_eq!(sandbox.error(), "hooks: nobody would run the hooks after the start of this container");
     let error = change("/linux/namespaces", json!([{"type": "mount"}, {"type": "user"}]));
-    assert!(error.starts_with("linux.namespaces[user]"), "{error}");
+    assert!(error.starts_with("linux.uidMappings"), "{error}");
     let error = change("/linux/namespaces", json!([{"type": "pid"}]));
     assert!(error.contains("mount namespace"), "{error}");
     let error = change("/linux/cgroupsPath", json!("/a/../b"));

@@ -17,13 +17,15 @@ mod isolation;
 mod process;
 mod sandbox;
 mod terminal;
+mod user_namespace;
 
 fn main() -> std::process::ExitCode {
-    let groups: [(&str, &[harness::Test]); 9] = [
+    let groups: [(&str, &[harness::Test]); 10] = [
         ("isolation", isolation::TESTS),
         ("files", files::TESTS),
         ("identity", identity::TESTS),
         ("process", process::TESTS),
+        ("user_namespace", user_namespace::TESTS),
         ("terminal", terminal::TESTS),
         ("exec", exec::TESTS),
         ("errors", errors::TESTS),
