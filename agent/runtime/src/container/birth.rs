@@ -4,7 +4,7 @@
 //! the others must be made by somebody who is in it already. So when namespaces are to be joined besides, a helper
 //! joins them and gives birth to a sibling of itself, which again is a child of the caller.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use oci_spec::runtime::LinuxNamespaceType;
 
@@ -42,7 +42,7 @@ pub fn give_birth(
     let helper = helper.map_err(failed)?;
     drop(theirs);
     let answer = own.next_report();
-    let status = reap(&helper);
+    let status = reap(helper.pidfd.as_fd());
     match answer.map_err(|e| Error::sys("listen to", "the helper process", e))? {
         // Not reaped yet, so the number is its own.
         Some((Report::Born(pid), _)) => {

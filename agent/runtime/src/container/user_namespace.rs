@@ -91,7 +91,7 @@ impl Maps {
         drop(own);
         // It may have ended by itself.
         let _ = pidfd_kill(holder.pidfd.as_fd(), libc::SIGKILL);
-        reap(&holder);
+        reap(holder.pidfd.as_fd());
         namespace
     }
 }
