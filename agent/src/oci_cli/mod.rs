@@ -48,10 +48,21 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            log.error(&format!("{error:#}"));
+            log.error(&text(&error));
             ExitCode::from(failure)
         }
     }
+}
+
+/// The error in one line, each cause once: most print their own.
+fn text(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for part in error.chain().map(ToString::to_string) {
+        if !parts.last().is_some_and(|last| last.contains(&part)) {
+            parts.push(part);
+        }
+    }
+    parts.join(": ")
 }
 
 fn run(runtime: &mut Runtime, cli: &Cli) -> Result<u8> {

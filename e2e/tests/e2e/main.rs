@@ -16,5 +16,6 @@ mod machine;
 mod main_job;
 mod metrics;
 mod network;
+mod oci_runtime;
 mod scale;
 mod smoke;
