@@ -1,4 +1,4 @@
-//! `berth`: one binary for the agent, the shim of each pod, the command line, and as `berth-oci` an OCI runtime.
+//! `berth`: one binary for the agent, with the shim of each pod in it, the command line, and as `berth-oci` an OCI runtime.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,10 +9,6 @@ fn main() -> ExitCode {
     let mut args = args.peekable();
     if oci {
         return berth::oci_cli::main(args);
-    }
-    // Before any thread is started: the shim forks, and must stay small.
-    if args.peek().is_some_and(|word| word == "shim") {
-        return berth_runtime::shim::main(args.skip(1));
     }
     if args.peek().is_some_and(|word| word == "oci-runtime") {
         return berth::oci_cli::main(args.skip(1));

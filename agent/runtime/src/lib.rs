@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod container;
+#[cfg(feature = "agent")]
 pub mod heap;
 pub mod log;
 pub mod oci;

@@ -32,6 +32,7 @@ use berth_reconciler::node::{
 use berth_reconciler::pod::Pod;
 use berth_reconciler::worker::Reconciler;
 use berth_runtime::cgroup::Cgroups;
+use berth_runtime::shim::Program;
 use k8s_openapi::api::core::v1;
 
 use crate::config::Config;
@@ -90,8 +91,8 @@ pub struct AgentNode {
     pub events: Arc<Recorder>,
     /// Figures of the agent.
     pub counters: Arc<Counters>,
-    /// This binary, which is every pod's shim.
-    exe: PathBuf,
+    /// What every pod's shim is executed from; made for the first one.
+    shim: OnceLock<Program>,
     entries: Mutex<HashMap<String, Arc<Entry>>>,
     kubepods: kubepods::Tree,
     reconciler: OnceLock<Arc<Reconciler<AgentNode>>>,
@@ -115,7 +116,7 @@ impl AgentNode {
             store: parts.store,
             events: parts.events,
             counters: parts.counters,
-            exe: PathBuf::from("/proc/self/exe"),
+            shim: OnceLock::new(),
             entries: Mutex::default(),
             kubepods,
             reconciler: OnceLock::new(),
@@ -163,6 +164,16 @@ impl AgentNode {
             data: self.config.root.join("volumes").join(uid),
             objects: self.config.pods_dir().join(uid).join("volumes"),
         }
+    }
+
+    /// The shim's program, which is a part of this one.
+    fn shim_program(&self) -> std::io::Result<Program> {
+        static BYTES: &[u8] = include_bytes!(env!("BERTH_SHIM_PROGRAM"));
+        if let Some(program) = self.shim.get() {
+            return Ok(program.clone());
+        }
+        let made = Program::embedded(BYTES)?;
+        Ok(self.shim.get_or_init(|| made).clone())
     }
 
     fn log_dir(&self, pod: &Pod) -> PathBuf {

@@ -75,8 +75,8 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
         ipc_new: spec.host_ipc != Some(true),
         uts_new: !host_network,
     };
-    let exe = node.exe.clone();
-    let shim = blocking(move || spawn(&exe, &options)).await.map_err(failed)?;
+    let program = node.shim_program().map_err(|e| failed(format!("prepare the shim's program: {e}")))?;
+    let shim = blocking(move || spawn(&program, &options)).await.map_err(failed)?;
     let (client, events) = Client::connect(&entry.dir.join("shim.sock")).await.map_err(failed)?;
     shims::follow(node, entry, client, events);
     let (ips, attachment) = if host_network {

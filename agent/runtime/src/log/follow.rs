@@ -7,7 +7,7 @@ use inotify::{Inotify, WatchMask};
 use tokio::io::unix::AsyncFd;
 
 use super::{Query, Reader};
-use crate::sys::shim_io;
+use crate::sys::agent_io;
 
 /// Room for a few events; their content does not matter, only that there were some.
 const EVENTS: usize = 1 << 10;
@@ -29,7 +29,7 @@ impl Follow {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // The folder holds the files of one container only, so that their changes are what we are told of.
         watch.watches().add(dir, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
-        Ok(Follow { reader: Reader::open(path, query)?, watch: shim_io::watch(watch)? })
+        Ok(Follow { reader: Reader::open(path, query)?, watch: agent_io::watch(watch)? })
     }
 
     /// The next lines; waits until there are some. `None` when the query's byte limit is reached. Cancel-safe: nothing is

@@ -4,6 +4,7 @@
 //! size. [`Reader`] is the agent's: from the last N lines or a point in time to the end, then onwards as the log grows,
 //! across rotations. [`Follow`] drives a reader by inotify.
 
+#[cfg(feature = "agent")]
 mod follow;
 mod reader;
 mod record;
@@ -11,6 +12,7 @@ mod rotate;
 mod tail;
 mod writer;
 
+#[cfg(feature = "agent")]
 pub use follow::Follow;
 pub use reader::{Query, Reader, read_to};
 pub use record::{Record, Stream, parse};

@@ -1,31 +1,47 @@
 //! The program of a shim, in a form that no container can overwrite (CVE-2019-5736).
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::sys::heap::forget_pages;
 use crate::sys::mount::{Attributes, clone_tree};
 
-/// The program that was made safe last: a process starts all its shims from one.
-static LAST: Mutex<Option<(PathBuf, Arc<OwnedFd>)>> = Mutex::new(None);
+/// What shims are executed from. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Program(Arc<OwnedFd>);
 
-/// A descriptor of the program `exe`, to be executed by its name in `/proc/self/fd`.
-pub(super) fn sealed(exe: &Path) -> io::Result<Arc<OwnedFd>> {
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((path, fd)) = &*last
-        && path == exe
-    {
-        return Ok(Arc::clone(fd));
+impl Program {
+    /// A program that lies in a file, which nobody can change through what its processes show of it.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or neither mounted nor copied.
+    pub fn from_file(exe: &Path) -> io::Result<Program> {
+        // A mount shares the page cache with other processes of the file; a copy in memory does not.
+        let fd = detached(exe).or_else(|_| File::open(exe).and_then(|mut file| copied(&mut file)))?;
+        Ok(Program(Arc::new(fd)))
     }
-    // A mount shares the page cache with the agent; a copy in memory does not.
-    let fd = Arc::new(detached(exe).or_else(|_| copied(exe))?);
-    *last = Some((exe.to_owned(), Arc::clone(&fd)));
-    Ok(fd)
+
+    /// A program that is part of this one. Its bytes are copied to a memory file that all shims share, and do not count
+    /// as this process' memory any longer.
+    ///
+    /// # Errors
+    /// When memory files are not allowed.
+    pub fn embedded(bytes: &'static [u8]) -> io::Result<Program> {
+        let fd = copied(&mut &*bytes)?;
+        forget_pages(bytes);
+        Ok(Program(Arc::new(fd)))
+    }
+
+    /// The name to execute it by.
+    pub(super) fn name(&self) -> PathBuf {
+        path(&self.0)
+    }
 }
 
 /// A read-only mount of the file that is attached nowhere.
@@ -36,20 +52,19 @@ fn detached(exe: &Path) -> io::Result<OwnedFd> {
     Ok(mount)
 }
 
-/// A copy in memory that nobody can change: where mounts are not allowed, or the file was replaced on disk.
-fn copied(exe: &Path) -> io::Result<OwnedFd> {
+/// A copy in memory that nobody can change.
+fn copied(program: &mut impl Read) -> io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let mut copy = File::from(memfd_create(c"berth-shim", flags)?);
-    io::copy(&mut File::open(exe)?, &mut copy)?;
-    copy.seek(SeekFrom::Start(0))?;
+    io::copy(program, &mut copy)?;
     let seals =
         SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
     fcntl(&copy, FcntlArg::F_ADD_SEALS(seals))?;
-    Ok(copy.into())
+    // A file that is open for writing anywhere cannot be executed.
+    Ok(File::open(path(&copy))?.into())
 }
 
-/// The name to execute a descriptor by.
-pub(super) fn name(fd: &OwnedFd) -> PathBuf {
+fn path(fd: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
@@ -63,14 +78,14 @@ mod tests {
         let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         std::fs::write(file.path(), "program").unwrap();
         let mount = detached(file.path()).unwrap();
-        let error = File::options().write(true).open(name(&mount)).unwrap_err();
+        let error = File::options().write(true).open(path(&mount)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EROFS));
-        assert_eq!(std::fs::read_to_string(name(&mount)).unwrap(), "program");
+        assert_eq!(std::fs::read_to_string(path(&mount)).unwrap(), "program");
 
-        let copy = copied(file.path()).unwrap();
-        let mut open = File::options().write(true).open(name(&copy)).unwrap();
+        let copy = copied(&mut &b"program"[..]).unwrap();
+        let mut open = File::options().write(true).open(path(&copy)).unwrap();
         let error = io::Write::write(&mut open, b"x").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));
-        assert_eq!(std::fs::read_to_string(name(&copy)).unwrap(), "program");
+        assert_eq!(std::fs::read_to_string(path(&copy)).unwrap(), "program");
     }
 }

@@ -9,24 +9,32 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 mod args;
+#[cfg(feature = "agent")]
 mod binary;
 mod calls;
+#[cfg(feature = "agent")]
 pub mod client;
 mod connection;
 mod dial;
 mod execs;
 mod exits;
 mod frame;
+#[cfg(feature = "agent")]
 mod link;
 pub mod proto;
 mod pump;
+#[cfg(feature = "agent")]
 mod reaper;
 mod record;
 mod server;
 mod setup;
 mod slot;
+#[cfg(feature = "agent")]
 mod spawn;
 
+#[cfg(feature = "agent")]
+pub use binary::Program;
+#[cfg(feature = "agent")]
 pub use spawn::{Error as SpawnError, ShimProcess, SpawnOptions, spawn};
 
 use proto::{Failure, FailureKind};

@@ -1,7 +1,7 @@
 //! The agent's side of a shim's birth.
 
 use std::io::{self, PipeReader, PipeWriter, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{binary, reaper};
+use super::{Program, reaper};
 use crate::sys::process::{pidfd_kill, pidfd_open};
 
 /// How to start the shim of one pod.
@@ -39,7 +39,7 @@ pub struct ShimProcess {
 /// Why a shim could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The binary could not be made safe to execute, or a system call on the way failed.
+    /// A system call on the way failed.
     #[error("cannot {what} to start a shim: {source}")]
     Prepare {
         /// What was tried.
@@ -68,17 +68,16 @@ pub enum Error {
 /// How long a shim may take to become ready.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Starts the shim of a pod from the binary `exe` (usually `/proc/self/exe`) and waits until its socket answers.
+/// Starts the shim of a pod and waits until its socket answers.
 /// Blocks for a few milliseconds. The shim is in its own session and outlives the caller; while the caller lives, a
 /// thread reaps it when it ends.
 ///
 /// # Errors
 /// When the binary cannot be executed, or the shim's own set-up failed (its words are in the error).
-pub fn spawn(exe: &Path, opts: &SpawnOptions) -> Result<ShimProcess, Error> {
+pub fn spawn(program: &Program, opts: &SpawnOptions) -> Result<ShimProcess, Error> {
     let failed = |what| move |source| Error::Prepare { what, source };
-    let binary = binary::sealed(exe).map_err(failed("seal the binary"))?;
     let (ready, report) = std::io::pipe().map_err(failed("make a pipe"))?;
-    let child = command(&binary, opts, report).spawn().map_err(failed("execute the binary"))?;
+    let child = command(program, opts, report).spawn().map_err(failed("execute the binary"))?;
     let pid = i32::try_from(child.id()).unwrap_or_default();
     // Nobody else reaps it, so that the number is its own until then.
     let pidfd = pidfd_open(pid).map_err(failed("open the pidfd"))?;
@@ -92,9 +91,9 @@ pub fn spawn(exe: &Path, opts: &SpawnOptions) -> Result<ShimProcess, Error> {
 
 /// Nothing here needs code between fork and exec, so that the standard library uses `posix_spawn`: a fork would copy
 /// the page tables of a big agent.
-fn command(binary: &OwnedFd, opts: &SpawnOptions, report: PipeWriter) -> Command {
+fn command(program: &Program, opts: &SpawnOptions, report: PipeWriter) -> Command {
     let kind = |new| if new { "new" } else { "host" };
-    let mut command = Command::new(binary::name(binary));
+    let mut command = Command::new(program.name());
     command.arg0("berth").arg("shim").arg("--dir").arg(&opts.dir);
     command.args(["--net", kind(opts.net_new), "--ipc", kind(opts.ipc_new), "--uts", kind(opts.uts_new)]);
     if let Some(hostname) = &opts.hostname {

@@ -1,8 +1,11 @@
 //! System calls that need `unsafe`: the only place of this crate where it is allowed.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "agent")]
+pub mod agent_io;
 pub mod bpf;
 pub mod credentials;
+#[cfg(feature = "agent")]
 pub mod heap;
 pub mod mount;
 pub mod process;

@@ -9,7 +9,7 @@ use berth_runtime::log::{Query, read_to};
 use berth_runtime::rootfs::Rootfs;
 use berth_runtime::shim::client::Client;
 use berth_runtime::shim::proto::{CreateRequest, Event, ExitRecord, Status};
-use berth_runtime::shim::{ShimProcess, SpawnOptions, spawn};
+use berth_runtime::shim::{Program, ShimProcess, SpawnOptions, spawn};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -19,11 +19,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program with `shim::main`, which cargo builds beside the tests.
-pub fn exe() -> PathBuf {
+pub fn exe() -> Program {
     let test = std::env::current_exe().unwrap();
     let exe = test.parent().and_then(Path::parent).unwrap().join("examples/shim");
     assert!(exe.exists(), "{} is missing: build with --examples", exe.display());
-    exe
+    Program::from_file(&exe).unwrap()
 }
 
 pub struct Pod {
