@@ -61,6 +61,8 @@ pub fn frugal_heap() {
         libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 10);
         libc::mallopt(libc::M_TOP_PAD, 4 << 10);
+        // No list of small freed pieces that are not joined with their neighbours.
+        libc::mallopt(libc::M_MXFAST, 0);
     }
 }
 
