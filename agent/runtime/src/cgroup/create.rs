@@ -26,6 +26,11 @@ pub fn v1(mounts: &[Mount], relative: &Path, resources: &LinuxResources) -> Resu
     Ok(fresh)
 }
 
+/// Makes a v1 cgroup in every hierarchy.
+pub fn v1_everywhere(mounts: &[Mount], relative: &Path) -> Result<(), Error> {
+    mounts.iter().try_for_each(|mount| v1_folder(mount, &mount.root.join(relative)).map(drop))
+}
+
 /// True when `resources` sets a limit of an on-demand v1 controller.
 fn needs(resources: &LinuxResources, controller: &str) -> bool {
     match controller {

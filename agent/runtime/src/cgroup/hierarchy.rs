@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cgroups_rs::fs::hierarchies;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::{Error, Version, path};
 
@@ -11,6 +12,12 @@ const ALWAYS: [&str; 7] = ["cpu", "cpuacct", "memory", "pids", "devices", "freez
 /// The v1 controllers that a cgroup is made in only when one of their limits is asked for: each further hierarchy
 /// costs a folder and an attach at every container start.
 const ON_DEMAND: [&str; 5] = ["cpuset", "hugetlb", "net_cls", "net_prio", "rdma"];
+/// Hierarchies without a limit to ask for: who may mount them must be in a cgroup there, too, see
+/// [`super::Cgroups::make_everywhere`]. The last stands for the v2 hierarchy of a hybrid machine.
+const BARE: [&str; 4] = ["perf_event", "misc", "name=systemd", UNIFIED];
+const UNIFIED: &str = "unified";
+/// Where systemd mounts that.
+const UNIFIED_BESIDE: &str = "/sys/fs/cgroup/unified";
 
 /// One mounted v1 hierarchy.
 #[derive(Clone, Debug)]
@@ -25,6 +32,16 @@ impl Mount {
     /// True when cgroups are made here without being asked for.
     pub fn always(&self) -> bool {
         self.controllers.iter().any(|c| ALWAYS.contains(c))
+    }
+
+    /// The name of the folder below `/sys/fs/cgroup` that shows this hierarchy in a container.
+    pub fn name(&self) -> String {
+        self.controllers.join(",").trim_start_matches("name=").to_owned()
+    }
+
+    /// The file in each cgroup that moves the thread which writes `0` there.
+    pub fn entrance(&self) -> &'static str {
+        if self.controllers == [UNIFIED] { "cgroup.procs" } else { "tasks" }
     }
 }
 
@@ -45,7 +62,7 @@ impl Hierarchy {
         }
         let mut mounts: Vec<Mount> = Vec::new();
         for info in hierarchies::mountinfo_self() {
-            let known = ALWAYS.iter().chain(&ON_DEMAND);
+            let known = ALWAYS.iter().chain(&ON_DEMAND).chain(&BARE);
             let controllers: Vec<&'static str> =
                 known.filter(|c| info.super_opts.iter().any(|o| o == *c)).copied().collect();
             let seen = mounts.iter().any(|m| m.controllers == controllers);
@@ -57,6 +74,10 @@ impl Hierarchy {
             return Err(Error::NoHierarchy(
                 "neither cgroup v2 on /sys/fs/cgroup nor v1 controllers".to_owned(),
             ));
+        }
+        let unified = Path::new(UNIFIED_BESIDE);
+        if statfs(unified).is_ok_and(|s| s.filesystem_type() == CGROUP2_SUPER_MAGIC) {
+            mounts.push(Mount { controllers: vec![UNIFIED], root: unified.to_owned() });
         }
         Ok(Hierarchy::V1(mounts))
     }

@@ -150,6 +150,17 @@ impl Cgroups {
         }
     }
 
+    /// Creates a v1 cgroup in every hierarchy of the machine. A process that is in the root of one, because it has no
+    /// limit there, has a cgroup namespace that starts at that root: with CAP_SYS_ADMIN it could mount the hierarchy
+    /// and have the host run its release_agent (CVE-2022-0492). Nothing on v2, where there is only one.
+    pub(crate) fn make_everywhere(&self, path: &str) -> Result<(), Error> {
+        let relative = path::relative(path)?;
+        match &self.hierarchy {
+            Hierarchy::V1(mounts) => create::v1_everywhere(mounts, relative),
+            Hierarchy::V2(_) => Ok(()),
+        }
+    }
+
     /// Sets limits on a cgroup that exists.
     pub(crate) fn apply(&self, path: &str, resources: &LinuxResources) -> Result<(), Error> {
         let relative = path::relative(path)?;
@@ -171,7 +182,9 @@ impl Cgroups {
     pub(crate) fn v1_task_files(&self, path: &str) -> Result<Vec<PathBuf>, Error> {
         let relative = path::relative(path)?;
         Ok(match &self.hierarchy {
-            Hierarchy::V1(mounts) => mounts.iter().map(|m| m.root.join(relative).join("tasks")).collect(),
+            Hierarchy::V1(mounts) => {
+                mounts.iter().map(|m| m.root.join(relative).join(m.entrance())).collect()
+            }
             Hierarchy::V2(_) => Vec::new(),
         })
     }
@@ -188,9 +201,7 @@ impl Cgroups {
     pub(crate) fn visible_folders(&self, path: &str) -> Result<Vec<(String, PathBuf)>, Error> {
         let relative = path::relative(path)?;
         Ok(match &self.hierarchy {
-            Hierarchy::V1(mounts) => {
-                mounts.iter().map(|m| (m.controllers.join(","), m.root.join(relative))).collect()
-            }
+            Hierarchy::V1(mounts) => mounts.iter().map(|m| (m.name(), m.root.join(relative))).collect(),
             Hierarchy::V2(root) => vec![(String::new(), root.join(relative))],
         })
     }

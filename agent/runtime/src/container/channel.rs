@@ -28,7 +28,8 @@ pub enum Report {
     Console,
     /// Everything is there but the new root has not been entered: hooks of the host may run.
     Hooks,
-    /// The container's process has this number. Only a helper says it, see [`super::birth`].
+    /// The process has this number. Only a helper says it, see [`super::birth`], and the guide of an exec, whose
+    /// message has a pidfd with it.
     Born(i32),
     /// Set up; [`Order::Start`] is awaited.
     Ready,

@@ -167,6 +167,7 @@ impl Birth<'_> {
     fn run(&mut self, mut init: Init<'_>) -> Result<(), Error> {
         let user = init.namespaces.lists(LinuxNamespaceType::User);
         init.sources = Sources::prepare(self.spec, init.rootfs, init.bundle, &init.namespaces)?;
+        let may_mount = init.may_mount();
         // v2 wants the cgroup before the process; on v1 it is made while the process mounts.
         let folder: Option<File> = match self.cgroups.version() {
             crate::cgroup::Version::V2 => {
@@ -186,6 +187,9 @@ impl Birth<'_> {
         let channel = self.channel.insert(own);
         if folder.is_none() {
             self.cgroups.make(&self.path, &self.resources.early)?;
+            if may_mount {
+                self.cgroups.make_everywhere(&self.path)?;
+            }
         }
         self.cgroups.apply(&self.path, &self.resources.early)?;
         channel.order(Order::CgroupReady).map_err(|e| Error::sys("talk to", "the container's process", e))?;
@@ -212,6 +216,7 @@ impl Birth<'_> {
         loop {
             match channel.next_report().map_err(|e| Error::sys("listen to", "the container's process", e))? {
                 Some((Report::Ready, _)) => return Ok(()),
+                Some((Report::Born(_), _)) => {}
                 Some((Report::Warning(text), _)) => self.warnings.push(text),
                 Some((Report::Console, fd)) => self.console = fd,
                 Some((Report::Hooks, _)) => {
@@ -222,7 +227,6 @@ impl Birth<'_> {
                         .map_err(|e| Error::sys("talk to", "the container's process", e))?;
                 }
                 // Only a helper says that.
-                Some((Report::Born(_), _)) => {}
                 Some((Report::Failed(failure), _)) => return Err(failure.into()),
                 None => {
                     let status = reap(child.pidfd.as_fd());

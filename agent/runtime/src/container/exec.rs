@@ -1,12 +1,16 @@
 //! Starting a process inside a running container.
 //!
 //! The container is not trusted: the new process leaves every descriptor behind before it enters, cannot be looked
-//! into, and resolves the container's paths within its root. It is born into the container's PID namespace as a child
-//! of the caller, with a single fork.
+//! into, and resolves the container's paths within its root.
+//!
+//! It takes two processes. The first, a guide, joins all that the container has, as a process of the host that nobody
+//! in the container sees, and becomes the user. Only then does it make the second one, in the container's PID namespace
+//! and as a child of the caller: when it becomes visible it has no way back to the host any more, so that not even those
+//! get there who may trace it (CVE-2016-9962 with CAP_SYS_PTRACE).
 
 use std::convert::Infallible;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
@@ -14,10 +18,9 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::setsid;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
-use super::channel::{Channel, Report};
+use super::channel::{Channel, Failure, Report};
 use super::create::{cgroups, reap};
 use super::identity::{Identity, tie_to_parent};
-use super::namespaces::ChildrenElsewhere;
 use super::placement::Placement;
 use super::program::Launch;
 use super::seccomp::Filter;
@@ -53,30 +56,45 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     }
     let folder = cgroups.v2_folder(exec.cgroup)?;
     let (channel, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
-    let child = {
-        let _elsewhere = ChildrenElsewhere::enter(target.as_fd())?;
-        spawn(visit, &theirs, folder, cgroups, exec.pid)?
-    };
+    let guide = spawn(visit, &theirs, folder, cgroups, exec.pid)?;
     drop(theirs);
+    let mut visitor = None;
+    let heard = listen(&channel, &mut visitor);
+    if heard.is_err() {
+        give_up(&guide);
+        visitor.iter().for_each(give_up);
+    } else {
+        reap(guide.pidfd.as_fd());
+    }
+    let (warnings, console) = heard?;
+    let Child { pid, pidfd } =
+        visitor.ok_or_else(|| Error::Died { status: "it was never born".to_owned() })?;
+    Ok(ExecProcess { pid, pidfd, console, warnings })
+}
+
+/// Listens until the program runs. Gives the warnings and the terminal.
+fn listen(channel: &Channel, visitor: &mut Option<Child>) -> Result<(Vec<String>, Option<OwnedFd>), Error> {
     let mut warnings = Vec::new();
     let mut console = None;
+    // Two processes speak: that one failed may be heard before the birth of the other.
+    let mut failure = None;
     loop {
-        match channel.next_report().map_err(|e| Error::sys("listen to", "the new process", e)) {
-            Ok(None) => return Ok(ExecProcess { pid: child.pid, pidfd: child.pidfd, console, warnings }),
-            Ok(Some((Report::Warning(text), _))) => warnings.push(text),
-            Ok(Some((Report::Console, fd))) => console = fd,
-            Ok(Some((Report::Born(_) | Report::Ready | Report::Hooks, _))) => {}
-            Ok(Some((Report::Failed(failure), _))) => return Err(give_up(&child, failure.into())),
-            Err(error) => return Err(give_up(&child, error)),
+        let report = channel.next_report().map_err(|e| Error::sys("listen to", "the new process", e))?;
+        match report {
+            None => return failure.map_or(Ok((warnings, console)), |f: Failure| Err(f.into())),
+            Some((Report::Warning(text), _)) => warnings.push(text),
+            Some((Report::Console, fd)) => console = fd,
+            Some((Report::Born(pid), Some(pidfd))) => *visitor = Some(Child { pid, pidfd }),
+            Some((Report::Failed(reason), _)) => failure = Some(reason),
+            Some((Report::Born(_) | Report::Ready | Report::Hooks, _)) => {}
         }
     }
 }
 
-fn give_up(child: &Child, error: Error) -> Error {
+fn give_up(child: &Child) {
     // It may have ended by itself.
     let _ = pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
     reap(child.pidfd.as_fd());
-    error
 }
 
 /// What an exec leaves open is as in the container's first process.
@@ -156,9 +174,10 @@ impl Visit<'_> {
     fn run(&self, channel: &Channel) {
         match streams::arrange(&self.stdio, channel, &[self.target.as_fd()], self.tie.preserve_fds) {
             Ok((channel, mut target)) => {
-                let Err(error) = self.enter(&channel, target.pop());
-                // Without a parent there is nobody to tell.
-                let _ = channel.report(&Report::Failed(error.into()), None);
+                if let Err(error) = self.enter(&channel, target.pop()) {
+                    // Without a parent there is nobody to tell.
+                    let _ = channel.report(&Report::Failed(error.into()), None);
+                }
             }
             Err(error) => {
                 let _ = channel.report(&Report::Failed(error.into()), None);
@@ -166,12 +185,12 @@ impl Visit<'_> {
         }
     }
 
-    fn enter(&self, channel: &Channel, target: Option<OwnedFd>) -> Result<Infallible, Error> {
+    /// The guide's part, up to the birth of the visitor.
+    fn enter(&self, channel: &Channel, target: Option<OwnedFd>) -> Result<(), Error> {
         process::reset_signals();
         credentials::set_undumpable().map_err(|e| Error::sys("set", "dumpable", e))?;
         credentials::die_with_parent()
             .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
-        setsid().map_err(|e| Error::sys("start", "a session", e.into()))?;
         let mut warn = |text: String| {
             // A warning that cannot be delivered is not worth more than the process.
             let _ = channel.report(&Report::Warning(text), None);
@@ -199,13 +218,14 @@ impl Visit<'_> {
         let root = Root::open(Path::new("/"))?;
         identity.look_up(&self.process, &root)?;
         let launch = Launch::new(&self.process, || users::home(&root, identity.uid()))?;
-        if self.process.terminal() == Some(true) {
-            console::take(&console::open(&root, &self.process, channel)?)?;
+        let terminal = if self.process.terminal() == Some(true) {
+            Some(console::open(&root, &self.process, channel)?)
         } else {
             streams::reopen_null(&root, &self.stdio)?;
-        }
+            streams::give_to(identity.uid())?;
+            None
+        };
         drop(root);
-        streams::give_to(identity.uid())?;
         let affinity = affinity.and_then(|a| a.cpu_affinity_final().as_ref());
         scheduling::set_affinity("process.execCPUAffinity.final", affinity)?;
         if !user {
@@ -214,8 +234,33 @@ impl Visit<'_> {
         }
         self.linux.map_or(Ok(()), scheduling::set_own)?;
         identity.become_user(self.process.cwd())?;
+        identity.confine_first()?;
+        let birth = Clone3 { flags: libc::CLONE_PARENT as u64, cgroup: None };
+        let visitor = birth
+            .spawn(|| {
+                let Err(error) = self.visit(&identity, &launch, terminal.as_ref());
+                let _ = channel.report(&Report::Failed(error.into()), None);
+            })
+            .map_err(|e| Error::sys("clone", "a process in the container", e))?;
+        channel
+            .report(&Report::Born(visitor.pid), Some(visitor.pidfd.as_raw_fd()))
+            .map_err(|e| Error::sys("report to", "the parent", e))
+    }
+
+    /// The visitor's part.
+    fn visit(
+        &self,
+        identity: &Identity,
+        launch: &Launch,
+        terminal: Option<&OwnedFd>,
+    ) -> Result<Infallible, Error> {
         tie_to_parent(&self.tie)?;
-        identity.confine()?;
+        setsid().map_err(|e| Error::sys("start", "a session", e.into()))?;
+        if let Some(terminal) = terminal {
+            console::take(terminal)?;
+            streams::give_to(identity.uid())?;
+        }
+        identity.confine_last()?;
         Err(launch.run())
     }
 }
@@ -226,8 +271,11 @@ fn lists(linux: Option<&Linux>, kind: LinuxNamespaceType) -> bool {
 }
 
 /// Joins all of the container's namespaces at once; the kernel takes the user namespace first. The PID namespace is
-/// already right. Joining one's own again is allowed, but for the user namespace.
+/// joined for children, and first: it may be the pod's, which a user namespace has no right to. Joining one's own again is
+/// allowed, but for the user namespace.
 fn join(target: OwnedFd, linux: Option<&Linux>) -> Result<(), Error> {
+    let failed = |e: nix::Error| Error::sys("join", "the container's namespaces", e.into());
+    setns(&target, CloneFlags::CLONE_NEWPID).map_err(failed)?;
     let mut all = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWCGROUP
         | CloneFlags::CLONE_NEWUTS
@@ -239,5 +287,5 @@ fn join(target: OwnedFd, linux: Option<&Linux>) -> Result<(), Error> {
     if lists(linux, LinuxNamespaceType::Time) {
         all |= CLONE_NEWTIME;
     }
-    setns(target, all).map_err(|e| Error::sys("join", "the container's namespaces", e.into()))
+    setns(target, all).map_err(failed)
 }

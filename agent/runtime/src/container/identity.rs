@@ -103,14 +103,24 @@ impl Identity {
     /// Drops the capabilities, shuts the way to new ones and installs the filter. Nothing but executing the program
     /// may follow.
     pub fn confine(&self) -> Result<(), Error> {
+        self.confine_first()?;
+        self.confine_last()
+    }
+
+    /// As much of that as a process can bear that still has to make a child, which the filter may forbid.
+    pub fn confine_first(&self) -> Result<(), Error> {
         if self.no_new_privileges {
             self.capabilities.apply()?;
-            credentials::no_new_privileges().map_err(|e| Error::sys("set", "no_new_privs", e))?;
-            return self.install_filter();
+            return credentials::no_new_privileges().map_err(|e| Error::sys("set", "no_new_privs", e));
         }
         // Without no_new_privs a filter needs CAP_SYS_ADMIN.
+        if self.filter.is_some() { Ok(()) } else { self.capabilities.apply() }
+    }
+
+    /// The rest of it.
+    pub fn confine_last(&self) -> Result<(), Error> {
         self.install_filter()?;
-        self.capabilities.apply()
+        if self.no_new_privileges || self.filter.is_none() { Ok(()) } else { self.capabilities.apply() }
     }
 
     fn install_filter(&self) -> Result<(), Error> {

@@ -1,16 +1,19 @@
 //! AppArmor profiles and SELinux labels, where the kernel has them.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use oci_spec::runtime::{Linux, Process};
 
-use super::Error;
+use super::{Error, procfs};
 
 /// Says `Y` when AppArmor is on.
 const APPARMOR: &str = "/sys/module/apparmor/parameters/enabled";
 /// There when SELinux is on.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
+/// Where a security module takes the label of what is executed next, below `/proc`.
+const EXEC: &str = "thread-self/attr/exec";
 /// A profile of this name means none.
 const UNCONFINED: &str = "unconfined";
 
@@ -45,14 +48,17 @@ pub fn set_for_exec(process: &Process) -> Result<(), Error> {
     if let Some(profile) =
         given(process.apparmor_profile()).filter(|p| *p != UNCONFINED || Path::new(APPARMOR).exists())
     {
-        let own = Path::new("/proc/thread-self/attr/apparmor/exec");
-        // Before Linux 5.8 there was one file for all modules.
-        let path = if own.exists() { own } else { Path::new("/proc/thread-self/attr/exec") };
-        fs::write(path, format!("exec {profile}"))
-            .map_err(|e| Error::sys("set", format!("process.apparmorProfile {profile}"), e))?;
+        let text = format!("exec {profile}");
+        let own = procfs::write(Path::new("thread-self/attr/apparmor/exec"), text.as_bytes());
+        match own {
+            // Before Linux 5.8 there was one file for all modules.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => procfs::write(Path::new(EXEC), text.as_bytes()),
+            other => other,
+        }
+        .map_err(|e| Error::sys("set", format!("process.apparmorProfile {profile}"), e))?;
     }
     if let Some(label) = given(process.selinux_label()) {
-        fs::write("/proc/thread-self/attr/exec", label)
+        procfs::write(Path::new(EXEC), label.as_bytes())
             .map_err(|e| Error::sys("set", format!("process.selinuxLabel {label}"), e))?;
     }
     Ok(())

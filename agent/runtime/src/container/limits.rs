@@ -1,12 +1,12 @@
 //! Resource limits and the out-of-memory score of a process.
 
-use std::fs;
 use std::io;
+use std::path::Path;
 
 use nix::sys::resource::Resource;
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
 
-use super::Error;
+use super::{Error, procfs};
 use crate::sys::process::prlimit;
 
 /// Sets the rlimits of a process; 0 is the calling one. A limit that may not be raised stays where it is, with a
@@ -72,7 +72,7 @@ fn resource(kind: PosixRlimitType) -> Resource {
 pub fn set_oom_score(pid: i32, process: &Process, warn: &mut dyn FnMut(String)) -> Result<(), Error> {
     let Some(score) = process.oom_score_adj() else { return Ok(()) };
     let process = if pid == 0 { "self".to_owned() } else { pid.to_string() };
-    match fs::write(format!("/proc/{process}/oom_score_adj"), score.to_string()) {
+    match procfs::write(&Path::new(&process).join("oom_score_adj"), score.to_string().as_bytes()) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             warn(format!("oom_score_adj {score} was not set: this machine does not let it be lowered"));

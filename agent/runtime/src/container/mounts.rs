@@ -1,8 +1,7 @@
 //! The mounts of a spec, made inside the root file system through descriptors only.
 
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -10,6 +9,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 use oci_spec::runtime::Mount;
 
+use super::copy_up::copy_up;
 use super::mount_options::Options;
 use super::root::Kind;
 use super::{Error, Root};
@@ -287,42 +287,6 @@ fn configure(context: &FsContext, mount: &Mount, fstype: &str, options: &Options
             (key, Some(value)) => context.set(key, &cstring(value)?)?,
             (key, None) => context.flag(key)?,
         }
-    }
-    Ok(())
-}
-
-/// Copies the tree that a new tmpfs hides into it. Both folders are reached through descriptors, and nothing of the
-/// copied tree is followed.
-fn copy_up(hidden: BorrowedFd<'_>, tmpfs: BorrowedFd<'_>) -> io::Result<()> {
-    let path = |fd: BorrowedFd<'_>| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    copy_folder(&path(hidden), &path(tmpfs))
-}
-
-fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        let meta = entry.metadata()?;
-        if meta.is_dir() {
-            fs::create_dir(&target)?;
-            copy_folder(&entry.path(), &target)?;
-        } else if meta.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(entry.path())?, &target)?;
-        } else if meta.is_file() {
-            fs::copy(entry.path(), &target)?;
-        } else {
-            continue;
-        }
-        copy_owner(&target, &meta)?;
-    }
-    Ok(())
-}
-
-fn copy_owner(target: &Path, meta: &fs::Metadata) -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    std::os::unix::fs::lchown(target, Some(meta.uid()), Some(meta.gid()))?;
-    if !meta.is_symlink() {
-        fs::set_permissions(target, meta.permissions())?;
     }
     Ok(())
 }

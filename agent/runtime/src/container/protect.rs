@@ -1,17 +1,17 @@
 //! Masked paths, read-only paths and kernel parameters.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 use oci_spec::runtime::Linux;
 
 use super::mounts::{attach_to, file_type, open_device};
-use super::{Error, Root};
+use super::{Error, Root, procfs};
 use crate::sys::mount::{Attributes, FsContext, clone_tree};
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
@@ -84,13 +84,12 @@ pub fn set_sysctls(linux: &Linux) -> Result<(), Error> {
         if !own_namespace(namespace) {
             return Err(refuse(&format!("the container shares the host's {namespace} namespace")));
         }
+        if value.chars().any(|c| c.is_control() && c != '\t') {
+            return Err(refuse("its value has a control character"));
+        }
         // Dots separate; where a name holds dots itself (an interface), slashes do, as in sysctl(8).
         let path = if key.contains('/') { key.clone() } else { key.replace('.', "/") };
-        let path = PathBuf::from("/proc/sys").join(path);
-        fs::OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .and_then(|mut f| f.write_all(value.as_bytes()))
+        procfs::write(&Path::new("sys").join(path), value.as_bytes())
             .map_err(|e| Error::sys("set kernel parameter", key.clone(), e))?;
     }
     Ok(())
@@ -110,7 +109,7 @@ fn sysctl_namespace(key: &str) -> Option<&'static str> {
         "kernel.msg_next_id",
     ];
     let dotted = key.replace('/', ".");
-    if dotted.contains("..") || key.starts_with('/') || key.contains('\0') {
+    if dotted.contains("..") || key.starts_with('/') || key.contains(|c: char| c.is_control() || c == ' ') {
         return None;
     }
     match dotted.as_str() {
@@ -148,9 +147,17 @@ mod tests {
         assert_eq!(sysctl_namespace("net/ipv4/conf/eth0.1/forwarding"), Some("net"));
         assert_eq!(sysctl_namespace("kernel.shmmax"), Some("ipc"));
         assert_eq!(sysctl_namespace("fs.mqueue.msg_max"), Some("ipc"));
-        for bad in
-            ["kernel.core_pattern", "vm.swappiness", "net/../kernel/core_pattern", "/net/x", "net..ipv4"]
-        {
+        for bad in [
+            "kernel.core_pattern",
+            "vm.swappiness",
+            "net/../kernel/core_pattern",
+            "/net/x",
+            "net..ipv4",
+            "kernel.shmmax+kernel.core_pattern",
+            "net.x\nkernel.core_pattern",
+            "kernel",
+            "net",
+        ] {
             assert_eq!(sysctl_namespace(bad), None, "{bad} passed");
         }
     }

@@ -15,7 +15,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// How a child is to be made.
 pub struct Clone3<'a> {
-    /// `CLONE_NEW*` flags.
+    /// `CLONE_NEW*` flags, and `CLONE_PARENT` for a sibling of the caller.
     pub flags: u64,
     /// The cgroup v2 folder that the child shall be born in.
     pub cgroup: Option<BorrowedFd<'a>>,
