@@ -24,6 +24,9 @@ pub const TESTS: &[Test] = &[
     ("seccomp_denies_and_allows", seccomp),
     ("seccomp_looks_at_arguments", seccomp_arguments),
     ("seccomp_can_kill", seccomp_kill),
+    ("seccomp_judges_32_bit_programs_by_their_own_numbers", seccomp_narrow),
+    ("seccomp_kills_threads_traps_and_logs", seccomp_actions),
+    ("seccomp_flags_and_what_is_not_supported", seccomp_flags),
     ("the_default_profile_lets_programs_run", seccomp_default),
     ("the_default_profile_with_another_user_and_no_new_privs", seccomp_other_user),
 ];
@@ -207,6 +210,87 @@ fn seccomp_kill() {
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS"}],
     });
     assert_eq!(with_seccomp("(exec mkdir /x); echo $?", rules).ok(), (128 + libc::SIGSYS).to_string());
+}
+
+/// A program for i386 that makes the folder /made and exits with the error number: 84 bytes of ELF headers, 28 of code.
+fn narrow_program() -> Vec<u8> {
+    const BASE: u32 = 0x0804_8000;
+    let mut file = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let mut words = |list: &[u32]| file.extend(list.iter().flat_map(|w| w.to_le_bytes()));
+    // An executable for machine 3, version 1; entry, program headers, section headers, flags; sizes and counts.
+    words(&[3 << 16 | 2, 1, BASE + 84, 52, 0, 0, 32 << 16 | 52, 1, 0]);
+    // One part to load: offset, addresses, sizes, readable and executable, aligned to pages.
+    words(&[1, 0, BASE, BASE, 118, 118, 5, 0x1000]);
+    file.extend([0xb8, 39, 0, 0, 0, 0xbb]); // eax = mkdir, ebx =
+    file.extend((BASE + 112).to_le_bytes()); // the name
+    file.extend([0xb9, 0xed, 1, 0, 0, 0xcd, 0x80]); // ecx = 0o755, call
+    file.extend([0xf7, 0xd8, 0x89, 0xc3, 0xb8, 1, 0, 0, 0, 0xcd, 0x80]); // ebx = -eax, eax = exit, call
+    file.extend(b"/made\0");
+    file
+}
+
+#[cfg(target_arch = "x86_64")]
+fn seccomp_narrow() {
+    let run = |seccomp: Option<Value>| {
+        let mut sandbox = Sandbox::script("true");
+        fs::write(sandbox.image("bin/narrow"), narrow_program()).unwrap();
+        fs::set_permissions(sandbox.image("bin/narrow"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        sandbox.spec["process"]["args"] = json!(["narrow"]);
+        if let Some(seccomp) = seccomp {
+            sandbox.spec["linux"]["seccomp"] = seccomp;
+        }
+        let container = sandbox.start().map_err(|e| e.to_string())?;
+        Ok::<i32, String>(sandbox.finish(container).code())
+    };
+    match run(None) {
+        // A kernel for 64 bits only.
+        Err(error) => return assert!(error.contains("exec format error"), "{error}"),
+        Ok(code) => assert_eq!(code, 0),
+    }
+    let rules = |architectures: Value| {
+        Some(json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures,
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}],
+        }))
+    };
+    assert_eq!(run(rules(json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]))), Ok(28));
+    assert_eq!(run(rules(json!(["SCMP_ARCH_X86_64"]))), Ok(128 + libc::SIGSYS));
+    assert_eq!(run(Some(default_rules())), Ok(0), "the default profile");
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn seccomp_narrow() {
+    assert_eq!(narrow_program().len(), 118);
+}
+
+fn seccomp_actions() {
+    let rules = |action: &str| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": action}]});
+    let script = "(exec mkdir /x); echo $?; test -d /x && echo made";
+    let killed = (128 + libc::SIGSYS).to_string();
+    for action in ["SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP"] {
+        let mut output = with_seccomp(script, rules(action));
+        output.status = nix::sys::wait::WaitStatus::Exited(nix::unistd::Pid::from_raw(1), 0);
+        assert_eq!(output.ok(), killed, "{action}");
+    }
+    assert_eq!(with_seccomp(script, rules("SCMP_ACT_LOG")).ok(), "0\nmade");
+    // Nobody traces, so the kernel says that there is no such call.
+    let output = with_seccomp("mkdir /x; test -d /x || echo none", rules("SCMP_ACT_TRACE"));
+    assert_eq!(output.ok(), "none");
+    assert!(output.stderr.contains("not implemented"), "{output:?}");
+}
+
+fn seccomp_flags() {
+    let mut rules = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "flags": ["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+                  "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+    });
+    assert_eq!(with_seccomp("grep Seccomp: /proc/self/status", rules.clone()).ok(), "Seccomp:\t2");
+    rules["syscalls"] = json!([{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]);
+    let mut sandbox = Sandbox::script("true");
+    sandbox.spec["linux"]["seccomp"] = rules;
+    assert_eq!(sandbox.error(), "linux.seccomp.syscalls.action: SCMP_ACT_NOTIFY is not supported");
 }
 
 fn default_rules() -> Value {

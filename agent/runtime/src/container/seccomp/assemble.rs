@@ -1,7 +1,7 @@
 //! Writing the filter's program, in classic BPF.
 
 use super::arguments::Condition;
-use super::{Range, Verdict, syscalls};
+use super::{Range, Verdict};
 use crate::sys::seccomp::Instruction;
 
 /// Load a word of `struct seccomp_data`.
@@ -58,15 +58,17 @@ fn op(code: u16, k: u32) -> Instruction {
     Instruction { code, jt: 0, jf: 0, k }
 }
 
-/// The whole program: foreign architectures are killed, then the number is looked up.
-pub fn program(ranges: &[Range]) -> Vec<Instruction> {
-    let mut program = vec![
-        op(LOAD, ARCH),
-        Instruction { code: JUMP_EQUAL, jt: 1, jf: 0, k: syscalls::ARCH },
-        op(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
-        op(LOAD, NUMBER),
-    ];
-    program.extend(tree(ranges));
+/// The whole program: for each architecture its ranges; others are killed.
+pub fn program(blocks: &[(u32, Vec<Range>)]) -> Vec<Instruction> {
+    let mut program = vec![op(LOAD, ARCH)];
+    for (audit, ranges) in blocks {
+        let tree = tree(ranges);
+        program.push(Instruction { code: JUMP_EQUAL, jt: 1, jf: 0, k: *audit });
+        program.push(op(JUMP, tree.len() as u32 + 1));
+        program.push(op(LOAD, NUMBER));
+        program.extend(tree);
+    }
+    program.push(op(RETURN, libc::SECCOMP_RET_KILL_PROCESS));
     program
 }
 

@@ -21,6 +21,8 @@ pub use default::default_profile;
 
 /// Errno values are at most this (MAX_ERRNO in linux/err.h).
 const MAX_ERRNO: u32 = 4095;
+/// The kernel takes no longer program (BPF_MAXINSNS).
+const MAX_PROGRAM: usize = 4096;
 /// `SECCOMP_RET_ERRNO | ENOSYS`.
 const NOT_IMPLEMENTED: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
@@ -46,10 +48,33 @@ struct Range {
 }
 
 impl Filter {
-    /// Compiles the rules of a spec. Names that this architecture does not have are skipped, since profiles are
-    /// written for many; programs of other architectures are killed.
+    /// Compiles the rules of a spec for the machine's own programs and for those of the architectures that it lists.
+    /// Names that an architecture does not have are skipped, since profiles are written for many; programs of
+    /// architectures that are not listed are killed.
     pub fn compile(spec: &LinuxSeccomp) -> Result<Filter, Error> {
-        Ok(Filter { program: assemble::program(&ranges(spec)?), flags: flags(spec) })
+        let listener = spec.listener_path().as_ref().filter(|p| !p.as_os_str().is_empty());
+        if listener.is_some() || spec.listener_metadata().as_ref().is_some_and(|m| !m.is_empty()) {
+            return Err(Error::spec("linux.seccomp.listenerPath", "notifying a listener is not supported"));
+        }
+        let listed =
+            |table: &syscalls::Table| spec.architectures().iter().flatten().any(|arch| *arch == table.arch);
+        // The tables of one architecture follow each other by their first numbers.
+        let mut blocks: Vec<(u32, Vec<Range>)> = Vec::new();
+        for (at, table) in syscalls::TABLES.iter().enumerate() {
+            let wanted = at == 0 || listed(table);
+            match blocks.iter_mut().find(|(audit, _)| *audit == table.audit) {
+                Some((_, block)) if wanted => block.extend(ranges(spec, table)?),
+                Some((_, block)) => block.push(not_there(table.first)),
+                None if wanted => blocks.push((table.audit, ranges(spec, table)?)),
+                None => {}
+            }
+        }
+        let program = assemble::program(&blocks);
+        if program.len() > MAX_PROGRAM {
+            let reason = format!("it becomes {} instructions, the kernel takes {MAX_PROGRAM}", program.len());
+            return Err(Error::spec("linux.seccomp", reason));
+        }
+        Ok(Filter { program, flags: flags(spec) })
     }
 
     /// The program.
@@ -76,15 +101,20 @@ fn flags(spec: &LinuxSeccomp) -> u64 {
     })
 }
 
-/// The verdict on every number, in ranges that cover all of them.
-fn ranges(spec: &LinuxSeccomp) -> Result<Vec<Range>, Error> {
+/// For programs of a kind that is not listed and shares its architecture with one that is.
+fn not_there(first: u32) -> Range {
+    Range { start: first, verdict: Verdict { conditional: Vec::new(), otherwise: NOT_IMPLEMENTED } }
+}
+
+/// The verdict on every number of a table, in ranges that cover all from its first on.
+fn ranges(spec: &LinuxSeccomp, table: &syscalls::Table) -> Result<Vec<Range>, Error> {
     let default = action("defaultAction", spec.default_action(), spec.default_errno_ret())?;
     let mut verdicts: BTreeMap<u32, Verdict> = BTreeMap::new();
     let mut decided: HashSet<u32> = HashSet::new();
     for rule in spec.syscalls().iter().flatten() {
         let value = action("syscalls.action", rule.action(), rule.errno_ret())?;
         let alternatives = alternatives(rule)?;
-        for number in rule.names().iter().filter_map(|name| syscalls::number(name)) {
+        for number in rule.names().iter().filter_map(|name| table.number(name)) {
             if decided.contains(&number) {
                 continue;
             }
@@ -100,16 +130,16 @@ fn ranges(spec: &LinuxSeccomp) -> Result<Vec<Range>, Error> {
         }
     }
     let plain = |value| Verdict { conditional: Vec::new(), otherwise: value };
-    let end = verdicts.keys().next_back().map_or(0, |last| last + 1);
+    let end = verdicts.keys().next_back().map_or(table.first, |last| last + 1);
     let mut ranges: Vec<Range> = Vec::new();
     let mut add = |start: u32, verdict: Verdict| {
         if ranges.last().is_none_or(|last| last.verdict != verdict) {
             ranges.push(Range { start, verdict });
         }
     };
-    let mut next = 0;
+    let mut next = table.first;
     for (number, verdict) in verdicts {
-        if number > next || next == 0 && number > 0 {
+        if number > next {
             add(next, plain(default));
         }
         add(number, verdict);
@@ -120,9 +150,6 @@ fn ranges(spec: &LinuxSeccomp) -> Result<Vec<Range>, Error> {
     let newer =
         if spec.default_action() == LinuxSeccompAction::ScmpActErrno { NOT_IMPLEMENTED } else { default };
     add(end, plain(newer));
-    if let Some(foreign) = syscalls::FIRST_FOREIGN {
-        add(foreign, plain(NOT_IMPLEMENTED));
-    }
     Ok(ranges)
 }
 
