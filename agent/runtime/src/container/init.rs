@@ -236,6 +236,7 @@ impl Init<'_> {
 
     fn mount_all(&self, root: &Root, cgroup: &mut CgroupGate<'_>, mut sources: Sources) -> Result<(), Error> {
         let mut mounter = Mounter::new(root, self.bundle, &self.cgroup_folders);
+        mounter.label = self.linux.mount_label().as_deref().filter(|l| !l.is_empty());
         for (at, mount) in self.spec.mounts().iter().flatten().enumerate() {
             if matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) {
                 cgroup.wait()?;

@@ -61,7 +61,7 @@ const PROPAGATION: [(&str, u64); 4] = [
     ("unbindable", libc::MS_UNBINDABLE),
 ];
 
-const FLAGS: [&str; 8] = ["sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand", "silent"];
+const FLAGS: [&str; 7] = ["sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand"];
 
 impl Options {
     /// Sorts the options of one mount.
@@ -78,9 +78,9 @@ impl Options {
             "idmap" => self.idmap = self.idmap.or(Some(false)),
             "ridmap" => self.idmap = Some(true),
             "tmpcopyup" => self.copy_up = true,
-            // What mount(8) uses for itself.
-            "remount" | "auto" | "noauto" | "user" | "nouser" | "_netdev" | "nofail" | "loud"
-            | "iversion" | "noiversion" => {}
+            // What mount(8) uses for itself, what only concerns the kernel's log, and what the kernel decides by itself.
+            "remount" | "auto" | "noauto" | "user" | "nouser" | "_netdev" | "nofail" | "loud" | "silent"
+            | "iversion" | "noiversion" | "acl" | "noacl" => {}
             _ if attribute(&mut self.attributes, option) => {}
             _ if option.starts_with('r') && attribute(&mut self.recursive, &option[1..]) => {}
             _ => {

@@ -38,6 +38,8 @@ pub struct Mounter<'a> {
     pub bundle: &'a Path,
     /// The container's cgroup in each hierarchy, see [`crate::cgroup::Cgroups::visible_folders`].
     pub cgroups: &'a [(String, PathBuf)],
+    /// The spec's `mountLabel`.
+    pub label: Option<&'a str>,
     /// Mounts that become read-only when all is in place, because something is still put into them.
     late_readonly: Vec<OwnedFd>,
 }
@@ -45,7 +47,7 @@ pub struct Mounter<'a> {
 impl<'a> Mounter<'a> {
     /// Starts with nothing mounted.
     pub fn new(root: &'a Root, bundle: &'a Path, cgroups: &'a [(String, PathBuf)]) -> Self {
-        Mounter { root, bundle, cgroups, late_readonly: Vec::new() }
+        Mounter { root, bundle, cgroups, label: None, late_readonly: Vec::new() }
     }
 
     /// Makes one mount; `prepared` is its tree if the parent has made it.
@@ -91,10 +93,14 @@ impl<'a> Mounter<'a> {
         if fstype != "proc" {
             self.guard_proc(destination, target.as_fd(), None)?;
         }
+        if options.copy_up && fstype != "tmpfs" {
+            return Err(refuse(destination, "only a tmpfs can have tmpcopyup"));
+        }
         let failed = |operation: String, e| Error::sys(operation, destination.display().to_string(), e);
         let context =
             FsContext::open(fstype).map_err(|e| failed(format!("open file system {fstype} for"), e))?;
-        let configured = configure(&context, mount, fstype, options);
+        let configured =
+            self.set_label(&context, fstype).and_then(|()| configure(&context, mount, fstype, options));
         let late = options.attributes.set & RDONLY != 0 && fstype == "tmpfs";
         let attributes = options.attributes.set & !if late { RDONLY } else { 0 };
         let mounted = configured.and_then(|()| context.mount(attributes)).map_err(|e| {
@@ -109,7 +115,7 @@ impl<'a> Mounter<'a> {
             )
         })?;
         attach_to(mounted.as_fd(), target.as_fd(), destination)?;
-        if options.copy_up && fstype == "tmpfs" {
+        if options.copy_up {
             copy_up(target.as_fd(), mounted.as_fd())
                 .map_err(|e| failed("copy the image's files to the tmpfs on".to_owned(), e))?;
         }
@@ -118,6 +124,16 @@ impl<'a> Mounter<'a> {
             self.late_readonly.push(mounted);
         }
         Ok(())
+    }
+
+    /// Labels a new file system for SELinux. Those of the kernel itself have labels of their own.
+    fn set_label(&self, context: &FsContext, fstype: &str) -> io::Result<()> {
+        match self.label {
+            Some(label) if !matches!(fstype, "proc" | "sysfs" | "mqueue") => {
+                context.set("context", &cstring(label)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The container's own cgroup. A bind of its folder shows the same as a new mount in a cgroup namespace would,

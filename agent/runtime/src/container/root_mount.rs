@@ -34,11 +34,7 @@ pub fn mount_root(
     wanted: Option<&str>,
     prepared: Option<OwnedFd>,
 ) -> Result<Root, Error> {
-    let change = match wanted {
-        None | Some("") => (libc::MS_SLAVE, true),
-        Some(name) => propagation(name)
-            .ok_or_else(|| Error::spec("linux.rootfsPropagation", format!("unknown: {name:?}")))?,
-    };
+    let change = root_propagation(wanted)?;
     // Slave, so that what is mounted here stays here, while the host's later mounts still come in.
     Attributes { propagation: change.0, ..Attributes::default() }
         .apply_to_path(Path::new("/"), change.1)
@@ -73,6 +69,20 @@ pub fn mount_root(
             mount_overlay(lowers, upper, work, &target)?;
             Root::open(&target)
         }
+    }
+}
+
+/// How the container's mounts shall follow the host's, from `rootfsPropagation`; the flag, and whether it goes for mounts
+/// below, too.
+pub fn root_propagation(wanted: Option<&str>) -> Result<(u64, bool), Error> {
+    match wanted {
+        None | Some("") => Ok((libc::MS_SLAVE, true)),
+        Some(name) => match propagation(name) {
+            // While it is being set up it has to be bound; in the end pivot() makes it so.
+            Some((libc::MS_UNBINDABLE, recursive)) => Ok((libc::MS_PRIVATE, recursive)),
+            Some(change) => Ok(change),
+            None => Err(Error::spec("linux.rootfsPropagation", format!("unknown: {name:?}"))),
+        },
     }
 }
 

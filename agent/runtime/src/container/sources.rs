@@ -11,10 +11,10 @@ use super::Error;
 use super::mount_options::Options;
 use super::mounts::{bind_tree, is_bind, refuse};
 use super::namespaces::Namespaces;
-use super::root_mount::{idmapped_overlay, root_path};
+use super::root_mount::{idmapped_overlay, root_path, root_propagation};
 use super::user_namespace::Maps;
 use crate::rootfs::Rootfs;
-use crate::sys::mount::clone_tree;
+use crate::sys::mount::{Attributes, clone_tree};
 
 /// Detached mounts.
 #[derive(Debug, Default)]
@@ -33,6 +33,15 @@ impl Sources {
         bundle: &Path,
         namespaces: &Namespaces,
     ) -> Result<Sources, Error> {
+        let wanted = spec.linux().as_ref().and_then(|l| l.rootfs_propagation().as_deref());
+        let (flag, _) = root_propagation(wanted)?;
+        // These are copies of the host's mounts, not of the container's, which are cut off from the host's already.
+        let cut_off = |tree: OwnedFd, what: String| {
+            Attributes { propagation: flag, ..Attributes::default() }
+                .apply(tree.as_fd(), true)
+                .map_err(|e| Error::sys("set mount propagation of", what, e))?;
+            Ok::<OwnedFd, Error>(tree)
+        };
         // A user without rights sees inside a namespace of their own what they see outside.
         let user = namespaces.lists(LinuxNamespaceType::User) && geteuid().is_root();
         let mut sources = Sources::default();
@@ -41,8 +50,9 @@ impl Sources {
             sources.root = Some(match rootfs {
                 Rootfs::Path(path) => {
                     let path = root_path(path, bundle);
-                    clone_tree(None, &path, true)
-                        .map_err(|e| Error::sys("bind root file system", path.display().to_string(), e))?
+                    let tree = clone_tree(None, &path, true)
+                        .map_err(|e| Error::sys("bind root file system", path.display().to_string(), e))?;
+                    cut_off(tree, path.display().to_string())?
                 }
                 Rootfs::Overlay { lowers, upper, work } => {
                     idmapped_overlay(lowers, upper, work, container.namespace()?)?
@@ -68,7 +78,8 @@ impl Sources {
                 None if idmap => Some(container.namespace()?),
                 None => None,
             };
-            sources.binds.push((at, bind_tree(mount, &options, bundle, map)?));
+            let tree = bind_tree(mount, &options, bundle, map)?;
+            sources.binds.push((at, cut_off(tree, mount.destination().display().to_string())?));
         }
         Ok(sources)
     }

@@ -14,16 +14,18 @@ mod harness;
 mod hostile;
 mod identity;
 mod isolation;
+mod mount_options;
 mod process;
 mod sandbox;
 mod terminal;
 mod user_namespace;
 
 fn main() -> std::process::ExitCode {
-    let groups: [(&str, &[harness::Test]); 10] = [
+    let groups: [(&str, &[harness::Test]); 11] = [
         ("isolation", isolation::TESTS),
         ("files", files::TESTS),
         ("identity", identity::TESTS),
+        ("mount_options", mount_options::TESTS),
         ("process", process::TESTS),
         ("user_namespace", user_namespace::TESTS),
         ("terminal", terminal::TESTS),
