@@ -2,8 +2,11 @@
 
 mod containers;
 
+use std::time::Instant;
+
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
 };
 
 pub use containers::gather;
@@ -25,12 +28,46 @@ pub struct Counters {
     pub sandbox_seconds: Histogram,
     /// Time to make and start a container, its image present.
     pub container_seconds: Histogram,
+    stages: HistogramVec,
     pods: IntGauge,
     running: IntGauge,
     resident: IntGauge,
     cpu: prometheus::Counter,
     open_fds: IntGauge,
 }
+
+/// The steps of a pod's start, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Run folder, records, cgroup and volumes.
+    Folders,
+    /// The shim's process and its namespaces.
+    Shim,
+    /// The pod's interface, address and routes.
+    Network,
+    /// A container's bundle: environment, image, folders, `config.json`.
+    Bundle,
+    /// A container's process, mounts and cgroup, up to its `execve`.
+    Create,
+    /// The `execve`, and the record of it.
+    Exec,
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Stage::Folders => "folders",
+            Stage::Shim => "shim",
+            Stage::Network => "network",
+            Stage::Bundle => "bundle",
+            Stage::Create => "create",
+            Stage::Exec => "exec",
+        }
+    }
+}
+
+/// Buckets of stages, from a tenth of a millisecond to a second.
+const STAGE_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0];
 
 /// Buckets from a millisecond to half a minute.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0];
@@ -85,6 +122,11 @@ impl Counters {
                 "berth_container_start_duration_seconds",
                 "Time to make and start a container whose image is present."
             )),
+            stages: register!(HistogramVec::new(
+                HistogramOpts::new("berth_pod_start_stage_seconds", "Time of each step of a pod's start.")
+                    .buckets(STAGE_BUCKETS.to_vec()),
+                &["stage"]
+            )),
             pods: register!(IntGauge::new("berth_pods", "Pods that this node has.")),
             running: register!(IntGauge::new("berth_running_containers", "Containers that run.")),
             resident: register!(IntGauge::new(
@@ -98,6 +140,13 @@ impl Counters {
             open_fds: register!(IntGauge::new("process_open_fds", "Open file descriptors of the agent.")),
             registry,
         })
+    }
+
+    /// Notes how long a step of a start took that began at `begun`, and gives the time that the next one begins.
+    pub fn stage(&self, stage: Stage, begun: Instant) -> Instant {
+        let now = Instant::now();
+        self.stages.with_label_values(&[stage.name()]).observe((now - begun).as_secs_f64());
+        now
     }
 
     fn refresh(&self, pods: usize, running: usize) {

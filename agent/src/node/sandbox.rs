@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::entry::{Entry, SandboxRecord, write_json};
 use super::{AgentNode, shims};
+use crate::metrics::Stage;
 use crate::{etcfiles, volumes};
 
 /// How long a killed shim may take to be gone.
@@ -75,14 +76,17 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
         ipc_new: spec.host_ipc != Some(true),
         uts_new: !host_network,
     };
+    let step = node.counters.stage(Stage::Folders, begun);
     let program = node.shim_program().map_err(|e| failed(format!("prepare the shim's program: {e}")))?;
     let shim = blocking(move || spawn(&program, &options)).await.map_err(failed)?;
     let (client, events) = Client::connect(&entry.dir.join("shim.sock")).await.map_err(failed)?;
     shims::follow(node, entry, client, events);
+    let step = node.counters.stage(Stage::Shim, step);
     let (ips, attachment) = if host_network {
         (node.facts.ips.clone(), None)
     } else {
         let attachment = node.network.attach(&network_of(pod, shim.pid)).await.map_err(failed)?;
+        node.counters.stage(Stage::Network, step);
         (attachment.ips.clone(), Some(attachment))
     };
     etcfiles::write(&entry.dir.join("etc"), pod, &hostname, &ips, &node.config).map_err(failed)?;

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use berth_image::Image;
 use berth_reconciler::env;
@@ -18,12 +19,13 @@ use k8s_openapi::api::core::v1;
 use super::entry::{Entry, Instance, read_json};
 use super::sandbox::blocking;
 use super::{AgentNode, shims, signal};
+use crate::metrics::Stage;
 use crate::oci::{self, config_error, create_error};
 use crate::{etcfiles, volumes};
 
 /// Makes and starts one instance.
 pub(super) async fn start(node: &AgentNode, pod: &Arc<Pod>, start: &StartContainer) -> Result<(), Failure> {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let entry = node.entry(pod);
     let container = pod
         .container(&start.name)
@@ -33,7 +35,8 @@ pub(super) async fn start(node: &AgentNode, pod: &Arc<Pod>, start: &StartContain
     let id = prepared.instance.record.id.clone();
     let instance = prepared.instance.clone();
     entry.state().instances.push(instance);
-    let made = launch(&client, &prepared).await;
+    let step = node.counters.stage(Stage::Bundle, begun);
+    let made = launch(node, &client, &prepared, step).await;
     // Sources of subPath mounts are needed until the container exists.
     drop(prepared.held);
     match made {
@@ -68,10 +71,18 @@ enum Launched {
     Refused(String),
 }
 
-async fn launch(client: &Client, prepared: &Prepared) -> Result<(i32, Launched), Failure> {
+async fn launch(
+    node: &AgentNode,
+    client: &Client,
+    prepared: &Prepared,
+    begun: Instant,
+) -> Result<(i32, Launched), Failure> {
     let id = &prepared.instance.record.id;
     let created = client.create(prepared.request.clone()).await.map_err(|e| create_error(e.to_string()))?;
-    match client.start(id).await {
+    let step = node.counters.stage(Stage::Create, begun);
+    let started = client.start(id).await;
+    node.counters.stage(Stage::Exec, step);
+    match started {
         Ok(started) => Ok((created.pid, Launched::Running(started.started_at))),
         Err(error) if error.kind() == Some(FailureKind::StartFailed) => {
             Ok((created.pid, Launched::Refused(error.to_string())))
