@@ -100,6 +100,10 @@ impl Init<'_> {
         let placement = Placement::open(&self.task_files)?;
         self.enter_time_namespace()?;
         credentials::become_root().map_err(|e| Error::sys("become", "root of the user namespace", e))?;
+        if self.namespaces.is_new(LinuxNamespaceType::Ipc) {
+            unshare(CloneFlags::CLONE_NEWIPC)
+                .map_err(|e| Error::sys("unshare", "IPC namespace", e.into()))?;
+        }
         // Only now may a user without rights have it: newuidmap(1) looks at whose process this is.
         set_undumpable()?;
         Ok(placement)

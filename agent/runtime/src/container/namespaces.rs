@@ -62,12 +62,12 @@ impl Namespaces {
     }
 
     /// What clone3 shall make. The cgroup namespace comes later: its root is the cgroup that a process is in when it
-    /// makes it. So does the time namespace, since its offsets can be set only before somebody is in it.
+    /// makes it. So does the time namespace, since its offsets can be set only before somebody is in it, and in a user
+    /// namespace the IPC namespace: the file system of its message queues belongs to who makes it.
     pub fn clone_flags(&self) -> u64 {
-        self.new
-            .iter()
-            .filter(|k| !matches!(k, LinuxNamespaceType::Cgroup | LinuxNamespaceType::Time))
-            .fold(0, |flags, kind| flags | *kind as u64)
+        let ipc = self.lists(LinuxNamespaceType::User).then_some(LinuxNamespaceType::Ipc);
+        let later = [Some(LinuxNamespaceType::Cgroup), Some(LinuxNamespaceType::Time), ipc];
+        self.new.iter().filter(|k| !later.contains(&Some(**k))).fold(0, |flags, kind| flags | *kind as u64)
     }
 
     /// A namespace to join.

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cgroup;
+mod differential;
 mod errors;
 mod exec;
 mod files;
@@ -21,7 +22,7 @@ mod terminal;
 mod user_namespace;
 
 fn main() -> std::process::ExitCode {
-    let groups: [(&str, &[harness::Test]); 11] = [
+    let groups: [(&str, &[harness::Test]); 12] = [
         ("isolation", isolation::TESTS),
         ("files", files::TESTS),
         ("identity", identity::TESTS),
@@ -31,6 +32,7 @@ fn main() -> std::process::ExitCode {
         ("terminal", terminal::TESTS),
         ("exec", exec::TESTS),
         ("errors", errors::TESTS),
+        ("differential", differential::TESTS),
         ("hostile", hostile::TESTS),
         ("cgroup", cgroup::TESTS),
     ];

@@ -18,10 +18,10 @@ use serde_json::{Value, json};
 
 /// Where test folders go: overlay uppers cannot lie on an overlay, and this is a tmpfs in the v2 VM.
 const BASE: &str = "/var/tmp";
-const APPLETS: [&str; 36] = [
+const APPLETS: [&str; 37] = [
     "sh", "cat", "ls", "id", "stat", "mount", "umount", "mkdir", "touch", "echo", "sleep", "true", "false",
     "env", "pwd", "readlink", "grep", "dd", "hostname", "ps", "test", "mknod", "tty", "rm", "ln", "tr",
-    "cut", "wc", "kill", "chroot", "stty", "head", "tail", "sed", "ionice", "uname",
+    "cut", "wc", "kill", "chroot", "stty", "head", "tail", "sed", "ionice", "uname", "sort",
 ];
 
 /// Once per test process: a mount namespace that takes everything with it.

@@ -121,7 +121,7 @@ fn mounts() {
         cd /dev; for d in null zero full random urandom tty; do stat -c '%n %t:%T %a' $d; done
         echo x > null && head -c 2 zero | wc -c; readlink stdout; touch /dev/shm/x /dev/x && echo writable
         wc -c < /proc/timer_list; touch /proc/sys/kernel/x 2>/dev/null || echo ro; cat /proc/sys/net/ipv4/ip_forward
-        test -d /sys/fs/cgroup && ls /sys/fs/cgroup | grep -q . && echo cgroup; hostname";
+        stat -c %u:%g /dev/mqueue; test -d /sys/fs/cgroup && ls /sys/fs/cgroup | grep -q . && echo cgroup; hostname";
     let mut sandbox = with_user(script);
     sandbox.spec["hostname"] = json!("inside");
     sandbox.spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
@@ -133,7 +133,7 @@ fn mounts() {
     assert_eq!(lines[6..12], devices, "{output:?}");
     assert_eq!(
         lines[12..],
-        ["2", "/proc/self/fd/1", "writable", "0", "ro", "1", "cgroup", "inside"],
+        ["2", "/proc/self/fd/1", "writable", "0", "ro", "1", "0:0", "cgroup", "inside"],
         "{output:?}"
     );
 }
