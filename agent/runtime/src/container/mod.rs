@@ -12,6 +12,7 @@ mod console;
 mod copy_up;
 mod create;
 mod devices;
+mod document;
 mod error;
 mod exec;
 pub mod hooks;
@@ -46,6 +47,7 @@ use crate::rootfs::Rootfs;
 pub use capabilities::known_capabilities;
 pub use create::Knock;
 pub(crate) use create::cgroups;
+pub use document::Document;
 pub use error::Error;
 pub use mount_options::names as mount_option_names;
 

@@ -12,7 +12,7 @@ use oci_spec::runtime::Spec;
 use super::store::{Folder, Lock, replace};
 use super::{Error, Record, Runtime, config_of, console, process};
 use crate::container::hooks::{self, Moment};
-use crate::container::{self, Container, Create, Stdio, Tie, cgroups};
+use crate::container::{self, Container, Create, Document, Stdio, Tie, cgroups};
 use crate::rootfs::Rootfs;
 
 /// How a container is to be created.
@@ -59,8 +59,9 @@ impl Runtime {
     /// Makes a container up to the point where its program would run, and takes everything back when that fails.
     pub(super) fn make(&mut self, options: &CreateOptions, attachment: Attachment) -> Result<Made, Error> {
         let bytes = read_config(&options.bundle)?;
-        let spec: Spec = serde_json::from_slice(&bytes)
+        let Document { spec, bytes, mut warnings } = Document::parse(bytes)
             .map_err(|source| Error::Json { path: config_of(&options.bundle), source })?;
+        self.warnings.append(&mut warnings);
         let rootfs = check(&spec, options, attachment)?;
         let (folder, lock) = self.store.make(&options.id)?;
         let record = match first_record(&spec, options, &rootfs).and_then(|record| {

@@ -1,0 +1,125 @@
+//! Reading a `config.json` that knows words which the types of the `oci-spec` crate do not have.
+
+use oci_spec::runtime::{Capability, Spec};
+use serde_json::{Value, from_slice, from_value, json};
+
+/// The sets of `process.capabilities`.
+const SETS: [&str; 5] = ["bounding", "effective", "inheritable", "permitted", "ambient"];
+
+/// A `config.json` that was read.
+#[derive(Debug)]
+pub struct Document {
+    /// What it says.
+    pub spec: Spec,
+    /// The same as text.
+    pub bytes: Vec<u8>,
+    /// What of it was left out, such as capabilities that nobody knows: by the runtime-spec that is worth a warning.
+    pub warnings: Vec<String>,
+}
+
+impl Document {
+    /// Reads the text of a `config.json`.
+    ///
+    /// # Errors
+    /// It is not JSON, or not what the runtime-spec describes.
+    pub fn parse(bytes: Vec<u8>) -> Result<Document, serde_json::Error> {
+        let error = match from_slice(&bytes) {
+            Ok(spec) => return Ok(Document { spec, bytes, warnings: Vec::new() }),
+            Err(error) => error,
+        };
+        // Only now is it worth to look for such words; the first error names its line.
+        let Ok(mut value) = from_slice::<Value>(&bytes) else { return Err(error) };
+        let warnings = drop_unknown_capabilities(&mut value);
+        if !rename_flag(&mut value) && warnings.is_empty() {
+            return Err(error);
+        }
+        let bytes = value.to_string().into_bytes();
+        Ok(Document { spec: from_value(value)?, bytes, warnings })
+    }
+}
+
+fn drop_unknown_capabilities(config: &mut Value) -> Vec<String> {
+    let mut unknown: Vec<String> = Vec::new();
+    for set in SETS {
+        let Some(list) =
+            config.pointer_mut(&format!("/process/capabilities/{set}")).and_then(Value::as_array_mut)
+        else {
+            continue;
+        };
+        list.retain(|name| {
+            let known = name.as_str().is_none_or(|name| from_value::<Capability>(json!(name)).is_ok());
+            if !known {
+                unknown.extend(name.as_str().map(str::to_owned));
+            }
+            known
+        });
+    }
+    unknown.sort_unstable();
+    unknown.dedup();
+    match unknown.as_slice() {
+        [] => Vec::new(),
+        names => vec![format!("unknown capabilities are left out: {}", names.join(", "))],
+    }
+}
+
+/// `oci-spec` has misspelt this one.
+fn rename_flag(config: &mut Value) -> bool {
+    const RIGHT: &str = "SCHED_FLAG_DL_OVERRUN";
+    let theirs = ["SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN", "SCHED_FLAG_DLOVERRUN"]
+        .into_iter()
+        .find(|name| from_value::<oci_spec::runtime::LinuxSchedulerFlag>(json!(name)).is_ok());
+    let flags = config.pointer_mut("/process/scheduler/flags").and_then(Value::as_array_mut);
+    let mut found = false;
+    for flag in flags.into_iter().flatten().filter(|flag| *flag == RIGHT) {
+        if let Some(theirs) = theirs {
+            *flag = json!(theirs);
+            found = true;
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use oci_spec::runtime::LinuxSchedulerFlag;
+
+    use super::*;
+
+    fn parse(process: Value) -> Result<Document, serde_json::Error> {
+        let mut full = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/"});
+        full.as_object_mut().unwrap().extend(process.as_object().unwrap().clone());
+        Document::parse(json!({"ociVersion": "1.2.0", "process": full}).to_string().into_bytes())
+    }
+
+    #[test]
+    fn unknown_capabilities_are_a_warning() {
+        let sets = json!({"bounding": ["CAP_KILL", "CAP_FUTURE"], "ambient": ["CAP_FUTURE", "CAP_OTHER"]});
+        let document = parse(json!({"capabilities": sets})).unwrap();
+        assert_eq!(document.warnings, ["unknown capabilities are left out: CAP_FUTURE, CAP_OTHER"]);
+        let sets = document.spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
+        assert_eq!(from_slice::<Spec>(&document.bytes).unwrap(), document.spec, "the text is as clean");
+        assert!(parse(json!({"capabilities": {"bounding": ["CAP_KILL"]}})).unwrap().warnings.is_empty());
+    }
+
+    #[test]
+    fn the_flag_is_read_as_the_runtime_spec_writes_it() {
+        let scheduler = json!({"policy": "SCHED_DEADLINE", "flags": ["SCHED_FLAG_DL_OVERRUN"]});
+        let document = parse(json!({"scheduler": scheduler})).unwrap();
+        let scheduler = document.spec.process().as_ref().unwrap().scheduler().clone().unwrap();
+        assert_eq!(scheduler.flags().as_deref(), Some(&[LinuxSchedulerFlag::SchedFlagDLOverrun][..]));
+    }
+
+    #[test]
+    fn other_mistakes_stay_errors() {
+        assert!(parse(json!({"cwd": 5})).is_err());
+        assert!(
+            parse(json!({"rlimits": [{"type": "RLIMIT_FUTURE"}]}))
+                .unwrap_err()
+                .to_string()
+                .contains("line 1")
+        );
+        assert!(Document::parse(b"{".to_vec()).is_err());
+    }
+}
