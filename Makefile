@@ -31,7 +31,7 @@ test: install-deps-test ## Run all tests (unit, property, kernel, end to end); e
 test-v2: install-deps-test ## Run the kernel tests on a pure cgroup v2 tree: this machine's, or a small VM's
 	scripts/vm/test
 
-bench: install-deps-test build ## Measure starts, deletes, exec, memory and idle CPU; beside podman where it can be had
+bench: install-deps-test build ## Measure starts, deletes, exec, memory and idle CPU; beside podman, crun and runc where they can be had
 	$(CARGO) build --release --locked -p berth-e2e --bin bench
 	@$(SUDO) env BERTH_BIN=$(abspath $(TARGET_DIR))/release/berth $(TARGET_DIR)/release/bench $(BENCH_ARGS)
 

@@ -4,6 +4,9 @@
 //! from its removal to the event that says gone, whole `berth exec` processes, and the kernel's own account of memory (PSS)
 //! and CPU time (schedstat).
 
+mod cycles;
+mod table;
+
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,13 +17,20 @@ use berth_e2e::node::Node;
 use berth_e2e::pods::{PodExt, Pods};
 use berth_e2e::{poll, tools};
 use k8s_openapi::api::core::v1::Pod;
+use table::{Row, Target, head};
 
 const USAGE: &str = "usage: bench [--runs N] [--no-peers]";
+/// How many pods "many" are.
+const MANY: usize = 50;
 const IDLE: &str = "exec sleep 1000000";
 /// What the slowest step may take before the bench gives up.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    if given.first().is_some_and(|word| word == cycles::WORD) {
+        return cycles::measure(&given[1..]);
+    }
     let (mut runs, mut peers) = (30, true);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -32,9 +42,11 @@ fn main() -> Result<()> {
     }
     ensure!(runs > 0, USAGE);
     let podman = if peers { Podman::find() } else { Err(anyhow::anyhow!("--no-peers")) };
-    println!("{:<58} {:>10} {:>10} {:>10}", "", "median", "least", "most");
     memory_and_many()?;
     one_at_a_time(runs, podman.as_ref().ok())?;
+    if peers {
+        cycles::compare()?;
+    }
     if let Err(why) = podman {
         println!("\npodman is not in the table: {why:#}");
     }
@@ -43,6 +55,7 @@ fn main() -> Result<()> {
 
 /// One pod at a time: start, exec, restart, delete; then the same asked of podman.
 fn one_at_a_time(runs: usize, podman: Option<&Podman>) -> Result<()> {
+    head("one pod at a time");
     let node = Node::start()?;
     let (mut start, mut exec, mut restart, mut delete) = (vec![], vec![], vec![], vec![]);
     for i in 0..runs {
@@ -71,17 +84,24 @@ fn one_at_a_time(runs: usize, podman: Option<&Podman>) -> Result<()> {
         watch.until(|e| e.gone && e.is(&name))?;
         delete.push(began.elapsed());
     }
-    row("manifest renamed -> running, one pod at a time", start.clone());
-    row("berth exec true, whole process", exec);
-    row("container killed -> running again (kill included)", restart);
-    row("manifest removed -> all gone (ignores TERM: KILL after 2 s)", delete);
+    let stages = stages(&node)?;
     node.finish()?;
-    polite_delete(runs)?;
+    let started = Row::times("manifest renamed -> running", &start);
+    started.target(Target::Most(10.0)).print();
     if let Some(podman) = podman {
         let theirs = podman.starts(runs.min(10))?;
-        let ratio = median(&start).as_secs_f64() / median(&theirs).as_secs_f64();
-        row("podman kube play -> running, one pod at a time", theirs);
-        println!("{:<58} {ratio:>10.3}", "  ours / podman's");
+        let started = Row::times("  the same", &start).beside("podman", &theirs);
+        started.target(Target::Share(1.0 / 15.0)).print();
+    }
+    Row::times("berth exec true, whole process", &exec).target(Target::Most(5.0)).print();
+    Row::times("container killed -> running again (kill included)", &restart)
+        .target(Target::Most(10.0))
+        .print();
+    Row::times("manifest removed -> all gone (KILL after 2 s)", &delete).print();
+    polite_delete(runs)?;
+    head("where the time of a start goes (mean)");
+    for (stage, mean) in stages {
+        Row::figure(format!("  {stage}"), "ms", mean).print();
     }
     Ok(())
 }
@@ -102,17 +122,18 @@ fn polite_delete(runs: usize) -> Result<()> {
         watch.until(|e| e.gone && e.is(&name))?;
         delete.push(began.elapsed());
     }
-    row("manifest removed -> all gone (ends on TERM)", delete);
+    Row::times("manifest removed -> all gone (ends on TERM)", &delete).print();
     node.finish()
 }
 
 /// Many pods at once, the memory of agent and shims as they grow, and the CPU they use when nothing happens.
 fn memory_and_many() -> Result<()> {
+    head("many pods");
     let node = Node::start()?;
     // What was needed once to start is no cost of keeping it running.
     poll::pause(Duration::from_secs(2));
-    let mut have = 0;
-    for want in [0, 1, 10, 50] {
+    let (mut have, mut alone) = (0, 0);
+    for want in [0, 1, 1 + MANY] {
         let began = Instant::now();
         for i in have..want {
             node.apply(&format!("p{i}.yaml"), &manifest::pod(&format!("p{i}"), IDLE))?;
@@ -120,16 +141,32 @@ fn memory_and_many() -> Result<()> {
         node.wait("all run", LIMIT, |pods| pods.len() == want && pods.values().all(PodExt::is_running))?;
         let took = began.elapsed();
         if want - have > 1 {
-            row(&format!("{} manifests at once -> all running", want - have), vec![took]);
+            let row = Row::times(format!("{} manifests at once -> all running", want - have), &[took]);
+            if want - have == MANY { row.target(Target::Most(600.0)) } else { row }.print();
         }
         have = want;
         poll::pause(Duration::from_secs(1));
         let agent = pss(&node, node.agent()?)?;
         let shims: Vec<u64> = shims(&node)?.into_iter().map(|pid| pss(&node, pid)).collect::<Result<_>>()?;
         let each = shims.iter().sum::<u64>() / shims.len().max(1) as u64;
-        println!("{:<58} {agent:>7} KB", format!("agent's PSS, {want} pods"));
-        if want > 0 {
-            println!("{:<58} {each:>7} KB", format!("a shim's PSS, {want} pods"));
+        let whole = Row::figure(format!("agent's PSS, {want} pods"), "KB", agent as f64);
+        match want {
+            0 => {
+                alone = agent;
+                whole.target(Target::Most(12.0 * 1024.0)).print();
+            }
+            _ if want > MANY => {
+                whole.print();
+                let more = agent.saturating_sub(alone) as f64 / want as f64;
+                Row::figure("  more than with none, each", "KB", more).target(Target::Most(100.0)).print();
+                Row::figure(format!("a shim's PSS, {want} pods"), "KB", each as f64)
+                    .target(Target::Most(200.0))
+                    .print();
+            }
+            _ => {
+                whole.print();
+                Row::figure(format!("a shim's PSS, {want} pods"), "KB", each as f64).print();
+            }
         }
     }
     idle_cpu(&node, Duration::from_secs(10))?;
@@ -138,9 +175,10 @@ fn memory_and_many() -> Result<()> {
         node.remove(&format!("p{i}.yaml"))?;
     }
     node.wait("all are gone", LIMIT, Pods::is_empty)?;
-    row(&format!("{have} manifests removed -> all gone (grace 1 s)"), vec![began.elapsed()]);
+    Row::times(format!("{have} manifests removed -> all gone (grace 1 s)"), &[began.elapsed()]).print();
     poll::pause(Duration::from_secs(1));
-    println!("{:<58} {:>7} KB", "agent's PSS, pods gone again", pss(&node, node.agent()?)?);
+    let agent = pss(&node, node.agent()?)? as f64;
+    Row::figure("agent's PSS, pods gone again", "KB", agent).target(Target::Most(12.0 * 1024.0)).print();
     node.finish()
 }
 
@@ -150,8 +188,27 @@ fn idle_cpu(node: &Node, time: Duration) -> Result<()> {
     let before = node.machine().cpu(&ours)?;
     poll::pause(time);
     let share = node.machine().cpu(&ours)?.since(&before).as_secs_f64() / time.as_secs_f64() * 100.0;
-    println!("{:<58} {share:>8.4} %", "CPU of agent and 50 shims when idle, of one core");
+    Row::figure("CPU of agent and all shims when idle, of one core", "%", share)
+        .target(Target::Most(0.02))
+        .print();
     Ok(())
+}
+
+/// The mean of each step of a start in milliseconds, from the agent's own histogram, longest first.
+fn stages(node: &Node) -> Result<Vec<(String, f64)>> {
+    let text = node.page("/metrics")?;
+    let value = |suffix: &str, stage: &str| {
+        let line = format!("berth_pod_start_stage_seconds_{suffix}{{stage=\"{stage}\"}} ");
+        text.lines().find_map(|l| l.strip_prefix(&line)).and_then(|n| n.parse::<f64>().ok())
+    };
+    let mut means = Vec::new();
+    for stage in ["folders", "shim", "network", "bundle", "create", "exec"] {
+        let sum = value("sum", stage).with_context(|| format!("no figure of stage {stage}"))?;
+        let count = value("count", stage).with_context(|| format!("no count of stage {stage}"))?;
+        means.push((stage.to_owned(), sum / count * 1000.0));
+    }
+    means.sort_by(|a, b| b.1.total_cmp(&a.1));
+    Ok(means)
 }
 
 /// PIDs of the shims as the machine sees them.
@@ -236,22 +293,5 @@ impl Podman {
             .lines()
             .map(|l| Ok(Duration::from_micros(l.trim().parse().with_context(|| format!("{l:?}"))?)));
         times.collect()
-    }
-}
-
-fn median(times: &[Duration]) -> Duration {
-    let mut sorted = times.to_vec();
-    sorted.sort();
-    sorted[sorted.len() / 2]
-}
-
-fn row(what: &str, times: Vec<Duration>) {
-    let ms = |t: Duration| format!("{:.1} ms", t.as_secs_f64() * 1000.0);
-    let (least, most) =
-        (times.iter().min().copied().unwrap_or_default(), times.iter().max().copied().unwrap_or_default());
-    if times.len() == 1 {
-        println!("{what:<58} {:>10}", ms(least));
-    } else {
-        println!("{what:<58} {:>10} {:>10} {:>10}", ms(median(&times)), ms(least), ms(most));
     }
 }
