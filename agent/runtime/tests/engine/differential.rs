@@ -125,6 +125,8 @@ fn reasons(peer: &str) -> Vec<&'static str> {
     } else {
         // runc is not yet the new root's group when it makes the IPC namespace of a user namespace.
         reasons.push("device /dev/mqueue");
+        // Go programs raise their own soft limit, and runc 1.1 hands that on.
+        reasons.push("Max open files");
     }
     reasons
 }

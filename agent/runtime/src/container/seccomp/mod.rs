@@ -110,11 +110,12 @@ fn not_there(first: u32) -> Range {
 fn ranges(spec: &LinuxSeccomp, table: &syscalls::Table) -> Result<Vec<Range>, Error> {
     let default = action("defaultAction", spec.default_action(), spec.default_errno_ret())?;
     let mut verdicts: BTreeMap<u32, Verdict> = BTreeMap::new();
+    let names = table.names();
     let mut decided: HashSet<u32> = HashSet::new();
     for rule in spec.syscalls().iter().flatten() {
         let value = action("syscalls.action", rule.action(), rule.errno_ret())?;
         let alternatives = alternatives(rule)?;
-        for number in rule.names().iter().filter_map(|name| table.number(name)) {
+        for number in rule.names().iter().filter_map(|name| names.number(name)) {
             if decided.contains(&number) {
                 continue;
             }

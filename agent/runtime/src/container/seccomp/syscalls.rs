@@ -1,7 +1,5 @@
 //! Names and numbers of system calls, for each kind of program that this machine's kernel may run.
 
-use std::sync::OnceLock;
-
 use oci_spec::runtime::Arch;
 
 /// The calls of one kind of program.
@@ -14,31 +12,34 @@ pub struct Table {
     /// The first number: where two kinds share an architecture, the second counts from here.
     pub first: u32,
     text: &'static str,
-    sorted: OnceLock<Vec<(&'static str, u32)>>,
 }
 
 impl Table {
     const fn new(arch: Arch, audit: u32, first: u32, text: &'static str) -> Table {
-        Table { arch, audit, first, text, sorted: OnceLock::new() }
+        Table { arch, audit, first, text }
     }
 
-    /// The number of a system call, if it has it.
+    /// The names, to look numbers up. Not kept: a shim that waits for the end of a container has no use for it.
+    pub fn names(&self) -> Names {
+        let lines = self.text.lines().filter(|l| !l.starts_with('#'));
+        let pair = |line: &'static str| {
+            let (name, number) = line.split_once(' ')?;
+            Some((name, self.first + number.parse::<u32>().ok()?))
+        };
+        let mut all: Vec<_> = lines.filter_map(pair).collect();
+        // They are in the text already, which costs next to nothing then.
+        all.sort_unstable();
+        Names(all)
+    }
+}
+
+/// The numbers of a table by name.
+pub struct Names(Vec<(&'static str, u32)>);
+
+impl Names {
+    /// The number of a system call, if the table has it.
     pub fn number(&self, name: &str) -> Option<u32> {
-        let table = self.by_name();
-        table.binary_search_by_key(&name, |(n, _)| n).ok().map(|at| table[at].1)
-    }
-
-    fn by_name(&self) -> &[(&'static str, u32)] {
-        self.sorted.get_or_init(|| {
-            let lines = self.text.lines().filter(|l| !l.starts_with('#'));
-            let pair = |line: &'static str| {
-                let (name, number) = line.split_once(' ')?;
-                Some((name, self.first + number.parse::<u32>().ok()?))
-            };
-            let mut all: Vec<_> = lines.filter_map(pair).collect();
-            all.sort_unstable();
-            all
-        })
+        self.0.binary_search_by_key(&name, |(n, _)| n).ok().map(|at| self.0[at].1)
     }
 }
 
@@ -78,17 +79,17 @@ mod tests {
             ("seccomp", libc::SYS_seccomp),
             ("mseal", libc::SYS_mseal),
         ] {
-            assert_eq!(native().number(name).map(i64::from), Some(expected), "{name}");
+            assert_eq!(native().names().number(name).map(i64::from), Some(expected), "{name}");
         }
-        assert_eq!(native().number("no_such_call"), None);
-        assert!(native().by_name().len() > 300);
+        assert_eq!(native().names().number("no_such_call"), None);
+        assert!(native().names().0.len() > 300);
     }
 
     /// By arch/x86/entry/syscalls/syscall_32.tbl, syscall_64.tbl and arch/arm/tools/syscall.tbl.
     #[test]
     fn the_tables_of_other_programs() {
         let parse = |text: &'static str, first| {
-            let table = Table::new(Arch::ScmpArchNative, 0, first, text);
+            let table = Table::new(Arch::ScmpArchNative, 0, first, text).names();
             move |name: &str| table.number(name)
         };
         let x86 = parse(include_str!("syscalls.x86"), 0);
