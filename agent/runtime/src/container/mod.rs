@@ -3,7 +3,11 @@
 //! The parent's side is in `create`, the child's in `init`; `exec` has both sides for further processes. What they
 //! say to each other is in `channel`. The child does its work in the order of `init`: root file system
 //! (`root_mount`), `mounts`, `devices`, `console`, masks and kernel parameters (`protect`), cgroup (`placement`),
-//! `limits`, `identity`, and at last the `program`. Every path inside the container goes through `root`.
+//! `limits`, `scheduling`, `identity`, and at last the `program`. Every path inside the container goes through `root`.
+//!
+//! In a user namespace the child has no rights on the host. What takes them the parent does: the maps
+//! (`user_namespace`), mounts of sources that the child cannot reach (`sources`), limits and priorities; and where
+//! namespaces are joined besides, a helper is its forerunner (`birth`).
 
 mod birth;
 mod capabilities;
