@@ -53,8 +53,10 @@ impl Moment {
     /// The state of a container at that moment.
     fn status(self) -> ContainerState {
         match self {
-            Moment::Prestart | Moment::CreateRuntime | Moment::CreateContainer => ContainerState::Creating,
-            Moment::StartContainer => ContainerState::Created,
+            // "created": after step 2 of the lifecycle, which these follow.
+            Moment::Prestart | Moment::CreateRuntime | Moment::CreateContainer | Moment::StartContainer => {
+                ContainerState::Created
+            }
             Moment::Poststart => ContainerState::Running,
             Moment::Poststop => ContainerState::Stopped,
         }

@@ -157,7 +157,7 @@ impl Init<'_> {
         }
         labels::set_for_exec(self.process)?;
         identity.look_up(self.process, &root)?;
-        let launch = Launch::new(self.process, || users::home(&root, identity.uid()))?;
+        let launch = self.launch(gate.is_some(), || users::home(&root, identity.uid()))?;
         cgroup.wait()?;
         placement.map_or_else(|| Placement::open(&self.task_files), Ok)?.enter()?;
         if self.namespaces.is_new(LinuxNamespaceType::Cgroup) {
@@ -182,7 +182,7 @@ impl Init<'_> {
         identity.become_user(self.process.cwd())?;
         tie_to_parent(&self.tie)?;
         if gate.is_some() {
-            launch.find()?;
+            launch.as_ref().map_or(Ok(()), Launch::find)?;
         }
         channel.report(&Report::Ready, None).map_err(|e| Error::sys("report to", "the parent", e))?;
         match gate {
@@ -193,7 +193,16 @@ impl Init<'_> {
             hooks::run(self.hooks(Moment::StartContainer), Moment::StartContainer, &state)?;
         }
         identity.confine()?;
-        Err(launch.run())
+        Err(launch
+            .map_or_else(|| Error::spec("process", "it is not set: there is nothing to start"), |l| l.run()))
+    }
+
+    /// The program. A container that waits at a gate may have none until somebody wants it started.
+    fn launch(&self, gated: bool, home: impl FnOnce() -> String) -> Result<Option<Launch>, Error> {
+        if gated && self.process.args().as_ref().is_some_and(Vec::is_empty) {
+            return Ok(None);
+        }
+        Launch::new(self.process, home).map(Some)
     }
 
     fn hooks(&self, moment: Moment) -> &[Hook] {

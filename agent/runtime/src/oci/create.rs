@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 
 use super::store::{Folder, Lock, replace};
 use super::{Error, Record, Runtime, config_of, console, process};
@@ -59,9 +59,13 @@ impl Runtime {
     /// Makes a container up to the point where its program would run, and takes everything back when that fails.
     pub(super) fn make(&mut self, options: &CreateOptions, attachment: Attachment) -> Result<Made, Error> {
         let bytes = read_config(&options.bundle)?;
-        let Document { spec, bytes, mut warnings } = Document::parse(bytes)
+        let Document { mut spec, bytes, mut warnings } = Document::parse(bytes)
             .map_err(|source| Error::Json { path: config_of(&options.bundle), source })?;
         self.warnings.append(&mut warnings);
+        if spec.process().is_none() && attachment == Attachment::Gate {
+            // Only the start of such a container is an error (runtime-spec, "Start").
+            spec.set_process(Some(nothing_to_run()?));
+        }
         let rootfs = check(&spec, options, attachment)?;
         let (folder, lock) = self.store.make(&options.id)?;
         let record = match first_record(&spec, options, &rootfs).and_then(|record| {
@@ -143,6 +147,12 @@ fn check(spec: &Spec, options: &CreateOptions, attachment: Attachment) -> Result
         return Err(Error::invalid("--console-socket", "process.terminal is not set"));
     }
     Ok(rootfs)
+}
+
+/// A process without a program.
+fn nothing_to_run() -> Result<Process, Error> {
+    let process = serde_json::json!({"cwd": "/", "user": {"uid": 0, "gid": 0}, "args": []});
+    serde_json::from_value(process).map_err(|source| Error::Json { path: "process".into(), source })
 }
 
 /// Any 1.x is understood (runtime-spec, "Specification version"); the rest must be a semantic version.

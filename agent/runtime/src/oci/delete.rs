@@ -8,8 +8,7 @@ use super::{Error, Runtime, Status, process};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Runtime {
-    /// Deletes a container that has ended or was never started; with `force` also one that runs, and one that does not
-    /// exist is fine then.
+    /// Deletes a container that has ended; with `force` also one that has not, and one that does not exist is fine then.
     pub fn delete(&mut self, id: &str, force: bool) -> Result<(), Error> {
         let folder = match self.store.open(id) {
             Err(Error::NotFound { .. }) if force => return Ok(()),
@@ -26,7 +25,6 @@ impl Runtime {
         let record = folder.record()?;
         match record.status(&folder) {
             Status::Stopped => {}
-            Status::Created => self.end(&record, &folder)?,
             _ if force => self.end(&record, &folder)?,
             status => return Err(Error::WrongState { operation: "delete", id: id.to_owned(), status }),
         }
