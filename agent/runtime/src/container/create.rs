@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
@@ -99,6 +99,7 @@ fn refuse_unsupported(spec: &Spec, later_hooks: bool) -> Result<(), Error> {
         return Err(Error::spec("hooks", "nobody would run the hooks after the start of this container"));
     }
     let Some(linux) = spec.linux() else { return Ok(()) };
+    refuse_relative(spec)?;
     for (field, given) in [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
@@ -109,6 +110,23 @@ fn refuse_unsupported(spec: &Spec, later_hooks: bool) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Paths in a container that the runtime-spec wants absolute.
+fn refuse_relative(spec: &Spec) -> Result<(), Error> {
+    let cwd = spec.process().as_ref().map(|p| ("process.cwd", p.cwd().as_path()));
+    let list = |field, paths: Option<&Vec<String>>| {
+        let paths: Vec<(&str, PathBuf)> = paths.into_iter().flatten().map(|p| (field, p.into())).collect();
+        paths
+    };
+    let linux = spec.linux().as_ref();
+    let masked = list("linux.maskedPaths", linux.and_then(|l| l.masked_paths().as_ref()));
+    let read_only = list("linux.readonlyPaths", linux.and_then(|l| l.readonly_paths().as_ref()));
+    let given = masked.iter().chain(&read_only).map(|(field, path)| (*field, path.as_path()));
+    match cwd.into_iter().chain(given).find(|(_, path)| !path.is_absolute()) {
+        Some((field, path)) => Err(Error::spec(field, format!("{} is not absolute", path.display()))),
+        None => Ok(()),
+    }
 }
 
 fn cgroup_path(id: &str, wanted: Option<&std::path::Path>) -> Result<String, Error> {

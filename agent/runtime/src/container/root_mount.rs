@@ -36,7 +36,9 @@ pub fn mount_root(
 ) -> Result<Root, Error> {
     let change = root_propagation(wanted)?;
     // Slave, so that what is mounted here stays here, while the host's later mounts still come in.
-    Attributes { propagation: change.0, ..Attributes::default() }
+    // What is unbindable could not become a root or a bind mount; it does in the end, see `pivot`.
+    let first = if change.0 == libc::MS_UNBINDABLE { libc::MS_PRIVATE } else { change.0 };
+    Attributes { propagation: first, ..Attributes::default() }
         .apply_to_path(Path::new("/"), change.1)
         .map_err(|e| Error::sys("set mount propagation of", "/", e))?;
     if let Some(tree) = prepared {
