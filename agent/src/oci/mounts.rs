@@ -207,4 +207,53 @@ mod tests {
         assert!(within(dir.path(), "out/x").is_err());
         assert!(within(dir.path(), "../x").is_err());
     }
+
+    /// CVE-2017-1002101, CVE-2021-25741: another container of the volume exchanges a folder for a link to the host
+    /// while a subPath is looked for and made. Defence: RESOLVE_BENEATH from an open folder, and what was found is
+    /// mounted by its descriptor.
+    #[test]
+    fn cve_2021_25741_a_sub_path_stays_in_a_volume_that_changes() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, outside) = (dir.path().join("volume"), dir.path().join("outside"));
+        std::fs::create_dir_all(volume.join("a/b")).unwrap();
+        std::fs::create_dir_all(outside.join("b")).unwrap();
+        std::os::unix::fs::symlink(&outside, volume.join("link")).unwrap();
+        let stop = AtomicBool::new(false);
+        let volume_id = std::fs::metadata(&outside).map(|m| std::os::unix::fs::MetadataExt::ino(&m)).unwrap();
+        let (mut found, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let folder = std::fs::File::open(&volume).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = nix::fcntl::renameat2(
+                        &folder,
+                        "a",
+                        &folder,
+                        "link",
+                        nix::fcntl::RenameFlags::RENAME_EXCHANGE,
+                    );
+                }
+            });
+            for round in 0..20_000 {
+                let sub = if round % 2 == 0 { "a/b".to_owned() } else { format!("a/new-{}", round % 7) };
+                let Ok(fd) = within(&volume, &sub) else {
+                    refused += 1;
+                    continue;
+                };
+                found += 1;
+                let above = nix::sys::stat::fstatat(&fd, "..", nix::fcntl::AtFlags::empty()).unwrap();
+                if above.st_ino == volume_id {
+                    stop.store(true, Ordering::Relaxed);
+                    panic!("{sub} was found outside");
+                }
+                if round % 64 == 1 {
+                    let _ = std::fs::remove_dir(volume.join(&sub));
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(found > 0 && refused > 0, "no race was run: {found} found, {refused} refused");
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1, "something was made outside");
+    }
 }

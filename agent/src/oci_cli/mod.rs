@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use berth_runtime::oci::{CreateOptions, RunOptions, Runtime};
+use berth_runtime::shim::Program;
 use clap::Parser;
 use clap::error::ErrorKind;
 
@@ -43,7 +44,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let log = Log::new(cli.log.clone(), cli.log_format, cli.debug);
     let failure = if matches!(cli.command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
     let mut runtime = Runtime::new(&cli.root);
-    let result = run(&mut runtime, &cli);
+    let result = protect(&cli.command).and_then(|()| run(&mut runtime, &cli));
     runtime.take_warnings().iter().for_each(|warning| log.warning(warning));
     match result {
         Ok(code) => ExitCode::from(code),
@@ -51,6 +52,16 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             log.error(&text(&error));
             ExitCode::from(failure)
         }
+    }
+}
+
+/// What executes a container's program itself runs from where that cannot overwrite it (CVE-2019-5736).
+fn protect(command: &Command) -> Result<()> {
+    match command {
+        Command::Create(_) | Command::Run(_) | Command::Exec(_) => {
+            Program::protect_own().context("protect the own program from the container")
+        }
+        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ mod commands;
 mod config_objects;
 mod demo;
 mod downward;
+mod escape;
 mod exec;
 mod files;
 mod images;

@@ -3,11 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::sys::heap::forget_pages;
 use crate::sys::mount::{Attributes, clone_tree};
@@ -38,10 +41,43 @@ impl Program {
         Ok(Program(Arc::new(fd)))
     }
 
+    /// Executes this very program again, with the same words, from where no container can overwrite it; returns at once
+    /// when it runs from such a place. For programs that execute a container's program themselves: that may be called
+    /// `/proc/self/exe`, or have it as its interpreter, and then holds this one's file.
+    ///
+    /// # Errors
+    /// When it can neither be mounted nor copied, or the copy cannot be executed.
+    pub fn protect_own() -> io::Result<()> {
+        let own = File::open(OWN)?;
+        if is_safe(&own)? {
+            return Ok(());
+        }
+        let program = Program::from_file(Path::new(OWN))?;
+        let mut words = std::env::args_os();
+        let mut again = Command::new(program.name());
+        if let Some(name) = words.next() {
+            again.arg0(name);
+        }
+        Err(again.args(words).exec())
+    }
+
     /// The name to execute it by.
     pub(super) fn name(&self) -> PathBuf {
         path(&self.0)
     }
+}
+
+/// The file that the calling process was executed from.
+const OWN: &str = "/proc/self/exe";
+
+/// Whether a file lies on a read-only mount or is sealed against writing.
+fn is_safe(file: &File) -> io::Result<bool> {
+    if fstatvfs(file)?.flags().contains(FsFlags::ST_RDONLY) {
+        return Ok(true);
+    }
+    // Only memory files have seals.
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
+    Ok(SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_WRITE))
 }
 
 /// A read-only mount of the file that is attached nowhere.
@@ -77,7 +113,9 @@ mod tests {
     fn neither_form_can_be_written() {
         let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         std::fs::write(file.path(), "program").unwrap();
+        assert!(!is_safe(&File::open(file.path()).unwrap()).unwrap());
         let mount = detached(file.path()).unwrap();
+        assert!(is_safe(&File::open(path(&mount)).unwrap()).unwrap());
         let error = File::options().write(true).open(path(&mount)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EROFS));
         assert_eq!(std::fs::read_to_string(path(&mount)).unwrap(), "program");
