@@ -83,8 +83,7 @@ impl Drop for Over {
     }
 }
 
-/// Whatever won the race to mount a file over procfs, a fake one or another one of procfs itself (such as
-/// sysrq-trigger), the runtime's writes do not go there. Defence: `container::procfs` opens without crossing mounts.
+/// Whatever won the race to mount something over procfs, the runtime's writes do not go there. Defence: `container::procfs` opens without crossing mounts.
 fn redirected() {
     let mut sandbox = Sandbox::script(
         "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shm_rmid_forced
@@ -93,20 +92,21 @@ fn redirected() {
     sandbox.spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"});
     sandbox.spec["process"]["oomScoreAdj"] = json!(777);
     sandbox.spec["domainname"] = json!("berth.example");
+    // All of /proc/sys: below it the kernel has other entries for every namespace, which a mount does not cover.
     let fake = sandbox.host("fake");
-    put(&fake, "");
-    // The container inherits these in its copy of the mount namespace; its own procfs is new.
-    let covered = [
-        Over::mount(&fake, "/proc/sys/net/ipv4/ip_forward"),
-        Over::mount(Path::new("/proc/self/comm"), "/proc/sys/kernel/shm_rmid_forced"),
-        Over::mount(&fake, "/proc/sys/kernel/domainname"),
-    ];
-    let name = fs::read_to_string("/proc/self/comm").unwrap();
+    let files = ["net/ipv4/ip_forward", "kernel/shm_rmid_forced", "kernel/domainname"].map(|f| fake.join(f));
+    for file in &files {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        put(file, "");
+    }
+    // The container inherits this in its copy of the mount namespace; its own procfs is new.
+    let covered = Over::mount(&fake, "/proc/sys");
     let output = sandbox.run();
-    assert_eq!(fs::read_to_string("/proc/self/comm").unwrap(), name, "a write was redirected");
     drop(covered);
     assert_eq!(output.ok(), "1\n1\nberth.example\n777");
-    assert_eq!(fs::read_to_string(&fake).unwrap(), "", "a write was redirected");
+    for file in &files {
+        assert_eq!(fs::read_to_string(file).unwrap(), "", "a write was redirected");
+    }
     // And a whole /proc that is none is not used at all.
     let folder = sandbox.host("proc/self");
     fs::create_dir_all(&folder).unwrap();
