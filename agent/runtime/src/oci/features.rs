@@ -27,7 +27,7 @@ pub fn features() -> Value {
         "hooks": HOOKS.map(Moment::name),
         "mountOptions": mount_option_names(),
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities(),
             "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
             "seccomp": {
@@ -44,10 +44,10 @@ pub fn features() -> Value {
                 "knownFlags": FLAGS,
                 "supportedFlags": FLAGS,
             },
-            "apparmor": {"enabled": false},
-            "selinux": {"enabled": false},
+            "apparmor": {"enabled": true},
+            "selinux": {"enabled": true},
             "intelRdt": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": false}},
+            "mountExtensions": {"idmap": {"enabled": true}},
         },
         "annotations": {"org.berth.version": env!("CARGO_PKG_VERSION")},
     })
