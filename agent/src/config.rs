@@ -3,6 +3,7 @@
 //! The config file uses the field names of `KubeletConfiguration` where Kubernetes has one (a file of that kind is
 //! read as it is) and Berth's own names, documented in `docs/config.md`, for what a kubelet leaves to others.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -96,6 +97,18 @@ struct File {
     bridge: Option<String>,
     nft_table: Option<String>,
     insecure_registries: Option<Vec<String>>,
+    runtimes: Option<BTreeMap<String, Runtime>>,
+}
+
+/// Another OCI runtime.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Runtime {
+    /// The program.
+    pub path: PathBuf,
+    /// Words before its command, such as `--systemd-cgroup`.
+    #[serde(default)]
+    pub args: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -155,6 +168,8 @@ pub struct Config {
     pub seccomp_default: bool,
     /// Longest back-off between restarts.
     pub max_restart_period: Duration,
+    /// Other OCI runtimes, by the name that a pod's `runtimeClassName` has for them.
+    pub runtimes: BTreeMap<String, Runtime>,
     /// Remove everything on exit.
     pub cleanup_on_exit: bool,
 }
@@ -230,6 +245,7 @@ impl Config {
                 file.crash_loop_back_off.unwrap_or_default().max_container_restart_period.as_deref(),
                 Duration::from_secs(300),
             )?,
+            runtimes: check_runtimes(file.runtimes.unwrap_or_default())?,
             cleanup_on_exit: args.cleanup_on_exit,
         };
         Ok(config)
@@ -292,6 +308,18 @@ fn check_node_name(name: &str) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+fn check_runtimes(runtimes: BTreeMap<String, Runtime>) -> anyhow::Result<BTreeMap<String, Runtime>> {
+    for (name, runtime) in &runtimes {
+        if !runtime.path.is_absolute() {
+            bail!("runtimes.{name}.path: {:?} is not an absolute path", runtime.path.display());
+        }
+        if !runtime.path.is_file() {
+            bail!("runtimes.{name}.path: {} is not there", runtime.path.display());
+        }
+    }
+    Ok(runtimes)
 }
 
 fn check_cgroup_parent(parent: &str) -> anyhow::Result<String> {

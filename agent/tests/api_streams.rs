@@ -149,11 +149,71 @@ fn terminals_have_a_size() {
     let server = server();
     server.block_on(async {
         let params = AttachParams { stdin: true, tty: true, stderr: false, ..AttachParams::default() };
-        let command = ["sh", "-c", "until stty size | grep '37 91'; do sleep 0.02; done"];
+        // No waiting for it: the size is there when the command starts.
+        let command = ["stty", "size"];
         let mut process = pods(&server).exec("web", command, &params).await.unwrap();
         process.terminal_size().unwrap().send(TerminalSize { width: 91, height: 37 }).await.unwrap();
         let mut out = String::new();
         process.stdout().unwrap().read_to_string(&mut out).await.unwrap();
         assert!(out.contains("37 91"), "{out:?}");
+    });
+}
+
+#[test]
+fn attach_shows_output_and_passes_input() {
+    let server = server();
+    server.block_on(async {
+        let params = AttachParams { stdin: true, ..AttachParams::default() };
+        let mut process = pods(&server).attach("web", &params).await.unwrap();
+        let mut stdin = process.stdin().unwrap();
+        stdin.write_all(b"hello\n").await.unwrap();
+        stdin.shutdown().await.unwrap();
+        let mut out = String::new();
+        process.stdout().unwrap().read_to_string(&mut out).await.unwrap();
+        assert_eq!(out, "attached\nhello\n");
+        assert_eq!(process.take_status().unwrap().await.unwrap().status.as_deref(), Some("Success"));
+    });
+}
+
+/// A server that answers in capitals until the caller has said everything.
+async fn shouting() -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut said = vec![0; 5];
+            while socket.read_exact(&mut said).await.is_ok() {
+                socket.write_all(&said.to_ascii_uppercase()).await.unwrap();
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn ports_are_forwarded_each_on_its_channels() {
+    let server = server();
+    server.block_on(async {
+        let ports = [shouting().await, shouting().await];
+        let mut forward = pods(&server).portforward("web", &ports).await.unwrap();
+        for port in ports {
+            let mut stream = forward.take_stream(port).unwrap();
+            stream.write_all(b"hello").await.unwrap();
+            let mut back = [0; 5];
+            stream.read_exact(&mut back).await.unwrap();
+            assert_eq!(&back, b"HELLO");
+        }
+    });
+}
+
+#[test]
+fn a_port_where_nobody_listens_is_an_error_of_that_port() {
+    let server = server();
+    server.block_on(async {
+        // Bound and closed again: nobody listens there.
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let mut forward = pods(&server).portforward("web", &[free]).await.unwrap();
+        let error = forward.take_error(free).unwrap().await.unwrap();
+        assert!(error.contains(&format!("port {free}")) && error.contains("refused"), "{error}");
     });
 }

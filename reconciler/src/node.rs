@@ -111,6 +111,9 @@ pub struct Observation {
     pub sandbox: Sandbox,
     /// All instances that still have a record: the running ones and, per container, the last dead one.
     pub containers: Vec<ContainerRecord>,
+    /// Its processes are frozen, at somebody's wish: nothing is probed or started until they go on.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// An order to make and start one container instance.

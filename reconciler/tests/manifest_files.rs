@@ -18,8 +18,11 @@ fn pod(objects: &[Object]) -> &v1::Pod {
 }
 
 fn errors(text: &str) -> Vec<String> {
-    let parsed =
-        parse(text, Some(Path::new("f.yaml")), &Context { node_name: "n".to_owned(), node_labels: None });
+    let parsed = parse(
+        text,
+        Some(Path::new("f.yaml")),
+        &Context { node_name: "n".to_owned(), node_labels: None, runtimes: None },
+    );
     parsed.errors.iter().map(|error| error.to_string().replace("f.yaml:", "")).collect()
 }
 
@@ -194,10 +197,11 @@ const MISTAKES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "  runtimeClassName: kata\n  hostUsers: false\n  containers: [{name: c, image: i}]\n",
+        "  runtimeClassName: Kata\n  hostUsers: false\n  shareProcessNamespace: true\n  hostPID: true\n  containers: [{name: c, image: i}]\n",
         &[
-            "5: spec.runtimeClassName: Forbidden: other runtimes than Berth's own are not supported (remove the field)",
+            "5: spec.runtimeClassName: Invalid value: \"Kata\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
             "6: spec.hostUsers: Forbidden: user namespaces are not supported (only true is)",
+            "7: spec.shareProcessNamespace: Invalid value: \"true\": ShareProcessNamespace and HostPID cannot both be enabled",
         ],
     ),
     (

@@ -126,6 +126,8 @@ async fn run(
                 stdin: false,
                 stdin_once: false,
                 tty: false,
+                pod_pids: false,
+                runtime: None,
             })
             .await?;
         times.create.push(before.elapsed());

@@ -125,7 +125,7 @@ async fn what_a_newer_shim_says_is_passed_over() {
         fake.send(&json!({"reply": {"id": list["id"], "result": {"list": []}}}));
     });
     let (client, mut events) = Client::connect(&sock).await.unwrap();
-    let Event::Exited { id, exit } = events.recv().await.unwrap();
+    let Event::Exited { id, exit } = events.recv().await.unwrap() else { panic!("another event") };
     assert_eq!((id.as_str(), exit.code, exit.oom_killed), ("one", 3, false));
     assert_eq!(client.list().await.unwrap_err().kind(), Some(FailureKind::Unsupported));
     let strange = client.list().await.unwrap_err();

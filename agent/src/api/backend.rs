@@ -26,9 +26,24 @@ pub struct ExecRequest {
     pub stderr: bool,
     /// Run it on a terminal.
     pub tty: bool,
+    /// Columns and rows of that terminal, if the caller has said.
+    pub size: Option<(u16, u16)>,
 }
 
-/// A command that runs.
+/// How to attach to a running container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// Name of the container; the API has made sure that the pod has it.
+    pub container: String,
+    /// The caller sends input.
+    pub stdin: bool,
+    /// The caller wants what it writes to standard output.
+    pub stdout: bool,
+    /// The caller wants what it writes to standard error.
+    pub stderr: bool,
+}
+
+/// A command that runs, or a container that somebody is attached to.
 pub struct ExecStreams {
     /// Where its input goes, when asked for and without a terminal.
     pub stdin: Option<OwnedFd>,
@@ -36,8 +51,12 @@ pub struct ExecStreams {
     pub stdout: Option<OwnedFd>,
     /// Where its errors come from, without a terminal.
     pub stderr: Option<OwnedFd>,
-    /// The terminal's master side.
+    /// The terminal's master side, where input goes and output comes from.
     pub console: Option<OwnedFd>,
+    /// A terminal's master side whose size is the caller's, and nothing else.
+    pub window: Option<OwnedFd>,
+    /// A pipe that says, in a line, why the streams ended early, if they did.
+    pub complaint: Option<OwnedFd>,
     /// Its exit code (128 + signal for a signalled one), or why that is not known. Dropping it abandons the command.
     pub exit: BoxFuture<'static, Result<i32, String>>,
 }
@@ -94,6 +113,20 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Runs a command in a running container.
     async fn exec(&self, namespace: &str, pod: &str, request: ExecRequest) -> Result<ExecStreams, ApiError>;
+
+    /// Attaches to a running container; `exit` resolves to 0 when that ends.
+    async fn attach(
+        &self,
+        namespace: &str,
+        pod: &str,
+        request: AttachRequest,
+    ) -> Result<ExecStreams, ApiError>;
+
+    /// A socket connected to a TCP port on the pod's loopback, or why there is none.
+    async fn dial(&self, namespace: &str, pod: &str, port: u16) -> Result<OwnedFd, String>;
+
+    /// Freezes a running pod's processes, or lets them go on. Repeating it is fine.
+    async fn pause(&self, namespace: &str, pod: &str, paused: bool) -> Result<v1::Pod, ApiError>;
 
     /// Finds a container's log; the one of the instance before the newest with `previous`.
     async fn logs(

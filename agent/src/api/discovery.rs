@@ -106,8 +106,12 @@ type Subresource = (&'static str, &'static str, &'static [&'static str]);
 fn subresources(kind: Kind) -> &'static [Subresource] {
     match kind {
         Kind::Pod => &[
+            ("attach", "PodAttachOptions", &["create", "get"]),
             ("exec", "PodExecOptions", &["create", "get"]),
             ("log", "Pod", &["get"]),
+            ("pause", "Pod", &["create"]),
+            ("portforward", "PodPortForwardOptions", &["create", "get"]),
+            ("resume", "Pod", &["create"]),
             ("status", "Pod", &["get"]),
         ],
         Kind::Node => &[("status", "Node", &["get"])],

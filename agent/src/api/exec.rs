@@ -1,46 +1,21 @@
-//! `pods/NAME/exec`: a command's input and output over a WebSocket.
-//!
-//! The protocol is Kubernetes' remote command, `v5.channel.k8s.io` and `v4.channel.k8s.io`: the first byte of each binary
-//! message is the channel, 0 input, 1 output, 2 errors, 3 the result as a `metav1.Status`, 4 the terminal's size;
-//! v5 adds 255, whose payload is the channel that the sender closes.
+//! `pods/NAME/exec`: a command's input and output over a WebSocket, see [`super::remote`] for the protocol.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::WebSocketUpgrade;
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
+use axum::extract::ws::{Message, WebSocket};
 use axum::response::Response;
-use bytes::{BufMut, Bytes, BytesMut};
-use futures::future::BoxFuture;
-use futures::stream::{SplitSink, SplitStream};
-use futures::{SinkExt, StreamExt};
-use serde::Deserialize;
-use serde_json::{Value, json};
-use tokio::io::Interest;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use futures::StreamExt;
+use futures::stream::SplitStream;
 
 use super::params::Params;
-use super::stdio::Stdio;
 use super::write::Target;
-use super::{Api, ApiError, ExecRequest, ExecStreams, log};
+use super::{Api, ApiError, ExecRequest, log, remote};
 
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATUS: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
-
-/// Bytes read at once from the command.
-const CHUNK: usize = 16 * 1024;
-/// Bytes of a message that is accepted.
-const MAX_MESSAGE: usize = 1 << 20;
-/// How long output may be silent after the command's end before it is given up: a child that the command left behind can
-/// hold the pipe for ever.
-const DRAIN: Duration = Duration::from_secs(1);
+/// How long a command on a terminal waits for the terminal's size. A caller with a terminal sends it at once.
+const SIZE_WAIT: Duration = Duration::from_millis(250);
+/// Other messages may come before it, such as what was typed ahead.
+const EARLY_MESSAGES: usize = 16;
 
 /// Upgrades the connection and runs the command.
 pub fn respond(
@@ -49,32 +24,38 @@ pub fn respond(
     params: &Params,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
-    let request = request(api, target, params)?;
-    let upgrade = upgrade
-        .protocols(["v5.channel.k8s.io", "v4.channel.k8s.io"])
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE);
-    if upgrade.selected_protocol().is_none() {
-        return Err(ApiError::bad_request(
-            "unable to upgrade: no common protocol, want v5.channel.k8s.io or v4.channel.k8s.io",
-        ));
-    }
+    let mut request = request(api, target, params)?;
+    let upgrade = remote::negotiate(upgrade)?;
     let (backend, target) = (api.backend.clone(), target.clone());
     Ok(upgrade.on_upgrade(async move |socket| {
-        let (mut sink, stream) = socket.split();
+        let (mut sink, mut stream) = socket.split();
+        let mut early = Vec::new();
+        if request.tty {
+            // A program that draws a screen asks for the size once, at its start.
+            request.size = first_size(&mut stream, &mut early).await;
+        }
+        let stream = futures::stream::iter(early.into_iter().map(Ok)).chain(stream);
         match backend.exec(&target.namespace, &target.name, request).await {
-            Ok(streams) => run(&mut sink, stream, streams).await,
-            Err(error) => finish(&mut sink, &error.status()).await,
+            Ok(streams) => remote::run(&mut sink, stream, streams).await,
+            Err(error) => remote::finish(&mut sink, &error.status()).await,
         }
     }))
 }
 
-/// Sends the result and says goodbye. A caller that has gone misses nothing.
-async fn finish(sink: &mut SplitSink<WebSocket, Message>, status: &Value) {
-    let _ = sink.send(frame(STATUS, status.to_string().as_bytes())).await;
-    // kubectl takes a close without this code for a broken connection.
-    let close = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
-    let _ = sink.send(Message::Close(Some(close))).await;
+/// Waits for the size of the caller's terminal; what comes before it is kept.
+async fn first_size(stream: &mut SplitStream<WebSocket>, early: &mut Vec<Message>) -> Option<(u16, u16)> {
+    let search = async {
+        while let Some(Ok(message)) = stream.next().await {
+            let size = remote::size_of(&message);
+            let over = size.is_some() || matches!(message, Message::Close(_));
+            early.push(message);
+            if over || early.len() >= EARLY_MESSAGES {
+                return size;
+            }
+        }
+        None
+    };
+    tokio::time::timeout(SIZE_WAIT, search).await.ok().flatten()
 }
 
 fn request(api: &Api, target: &Target, params: &Params) -> Result<ExecRequest, ApiError> {
@@ -91,168 +72,10 @@ fn request(api: &Api, target: &Target, params: &Params) -> Result<ExecRequest, A
         stdout: params.flag("stdout"),
         stderr: params.flag("stderr") && !tty,
         tty,
+        size: None,
     };
     if !(request.stdin || request.stdout || request.stderr) {
         return Err(ApiError::bad_request("you must specify at least one of stdin, stdout, stderr"));
     }
     Ok(request)
-}
-
-fn frame(channel: u8, bytes: &[u8]) -> Message {
-    let mut message = BytesMut::with_capacity(bytes.len() + 1);
-    message.put_u8(channel);
-    message.put_slice(bytes);
-    Message::Binary(message.freeze())
-}
-
-/// Both directions until the command has ended or the caller has gone.
-async fn run(sink: &mut SplitSink<WebSocket, Message>, stream: SplitStream<WebSocket>, streams: ExecStreams) {
-    let ends = match Ends::new(streams.stdin, streams.stdout, streams.stderr, streams.console) {
-        Ok(ends) => ends,
-        Err(error) => {
-            let error = ApiError::internal(format!("open the command's streams: {error}"));
-            return finish(sink, &error.status()).await;
-        }
-    };
-    let (sender, mut output) = mpsc::channel::<(u8, Bytes)>(4);
-    let mut readers = JoinSet::new();
-    for (channel, from) in ends.outputs {
-        readers.spawn(pump(channel, from, sender.clone()));
-    }
-    drop(sender);
-    let (ended, ending) = oneshot::channel();
-    let mut input = tokio::spawn(receive(stream, ends.input, ends.console, ending));
-    if let Some(exit) = pass_on(sink, &mut output, &mut input, streams.exit).await {
-        drop(ended);
-        finish(sink, &outcome(exit)).await;
-        // What the caller still sends is read, or it would see a broken connection instead of the result.
-        let _ = tokio::time::timeout(DRAIN, &mut input).await;
-    }
-    input.abort();
-}
-
-/// Sends output until the command's end; gives its exit, none when the caller has gone.
-async fn pass_on(
-    sink: &mut SplitSink<WebSocket, Message>,
-    output: &mut mpsc::Receiver<(u8, Bytes)>,
-    input: &mut JoinHandle<()>,
-    mut exit: BoxFuture<'static, Result<i32, String>>,
-) -> Option<Result<i32, String>> {
-    let mut result = None;
-    loop {
-        tokio::select! {
-            biased;
-            chunk = output.recv() => match (chunk, result.take()) {
-                (Some((channel, bytes)), known) => {
-                    result = known;
-                    sink.send(frame(channel, &bytes)).await.ok()?;
-                }
-                // Every output has ended; only the result may be missing.
-                (None, Some(known)) => return Some(known),
-                (None, None) => return tokio::select! { code = &mut exit => Some(code), _ = &mut *input => None },
-            },
-            code = &mut exit, if result.is_none() => result = Some(code),
-            _ = &mut *input => return None,
-            () = tokio::time::sleep(DRAIN), if result.is_some() => return result,
-        }
-    }
-}
-
-/// The command's ends, by what is done with them.
-struct Ends {
-    input: Option<Arc<Stdio>>,
-    outputs: Vec<(u8, Arc<Stdio>)>,
-    console: Option<Arc<Stdio>>,
-}
-
-impl Ends {
-    fn new(
-        stdin: Option<OwnedFd>,
-        stdout: Option<OwnedFd>,
-        stderr: Option<OwnedFd>,
-        console: Option<OwnedFd>,
-    ) -> io::Result<Ends> {
-        let open = |fd, interest| Stdio::new(fd, interest).map(Arc::new);
-        let console = console.map(|fd| open(fd, Interest::READABLE | Interest::WRITABLE)).transpose()?;
-        let input = stdin.map(|fd| open(fd, Interest::WRITABLE)).transpose()?;
-        let mut outputs = Vec::new();
-        for (channel, fd) in [(STDOUT, stdout), (STDERR, stderr)] {
-            if let Some(fd) = fd {
-                outputs.push((channel, open(fd, Interest::READABLE)?));
-            }
-        }
-        outputs.extend(console.iter().map(|console| (STDOUT, console.clone())));
-        Ok(Ends { input: input.or_else(|| console.clone()), outputs, console })
-    }
-}
-
-/// Reads one output until its end.
-async fn pump(channel: u8, from: Arc<Stdio>, to: mpsc::Sender<(u8, Bytes)>) {
-    let mut buffer = vec![0; CHUNK];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let Some(bytes) = buffer.get(..count) else { return };
-        if to.send((channel, Bytes::copy_from_slice(bytes))).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// The terminal's size as client-go sends it.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Size {
-    width: u16,
-    height: u16,
-}
-
-/// Handles what the caller sends, until it goes; once the command has ended its input is thrown away. What the caller sends
-/// wrongly disturbs nothing else.
-async fn receive(
-    mut stream: SplitStream<WebSocket>,
-    mut input: Option<Arc<Stdio>>,
-    console: Option<Arc<Stdio>>,
-    mut ended: oneshot::Receiver<()>,
-) {
-    while let Some(Ok(message)) = stream.next().await {
-        let bytes = match message {
-            Message::Binary(bytes) => bytes,
-            Message::Close(_) => return,
-            Message::Text(_) | Message::Ping(_) | Message::Pong(_) => continue,
-        };
-        match (bytes.first().copied(), bytes.get(1..).unwrap_or_default()) {
-            (Some(STDIN), data) => {
-                let failed = match &input {
-                    Some(input) => tokio::select! {
-                        result = input.write_all(data) => result.is_err(),
-                        _ = &mut ended => true,
-                    },
-                    None => false,
-                };
-                // The command does not read any more; it may still write.
-                if failed {
-                    input = None;
-                }
-            }
-            (Some(CLOSE), [STDIN]) => input = None,
-            (Some(RESIZE), data) => {
-                if let (Some(console), Ok(size)) = (&console, serde_json::from_slice::<Size>(data)) {
-                    let _ = console.resize(size.height, size.width);
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// The `Status` for a command's end.
-fn outcome(exit: Result<i32, String>) -> Value {
-    match exit {
-        Ok(0) => json!({"metadata": {}, "status": "Success"}),
-        Ok(code) => json!({
-            "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
-            "message": format!("command terminated with non-zero exit code: exit status {code}"),
-            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
-        }),
-        Err(why) => ApiError::internal(why).status(),
-    }
 }

@@ -2,9 +2,10 @@
 //!
 //! The tour: [`routes`] maps paths to handlers; [`read`] serves objects and lists, [`watch`] their changes, both as JSON
 //! or as the tables that [`table`] makes; [`write`] creates, replaces, patches ([`patch`]) and deletes through the
-//! [`Backend`]; [`log`] and [`exec`] stream; [`discovery`] and [`openapi`] tell clients what there is. Errors are
+//! [`Backend`]; [`log`], [`exec`], [`attach`] ([`remote`] is their protocol) and [`portforward`] stream; [`discovery`] and [`openapi`] tell clients what there is. Errors are
 //! [`ApiError`]s.
 
+mod attach;
 mod backend;
 mod discovery;
 mod error;
@@ -13,7 +14,9 @@ mod log;
 mod openapi;
 mod params;
 mod patch;
+mod portforward;
 mod read;
+mod remote;
 mod routes;
 mod selector;
 mod stdio;
@@ -29,7 +32,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::serve::Listener;
 
-pub use backend::{Backend, ExecRequest, ExecStreams, LogSource};
+pub use backend::{AttachRequest, Backend, ExecRequest, ExecStreams, LogSource};
 pub use error::{ApiError, Cause};
 
 use crate::store::ObjectStore;

@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 
 use super::params::Params;
-use super::{Api, ApiError, discovery, exec, log, openapi, read, watch, write};
+use super::{Api, ApiError, attach, discovery, exec, log, openapi, portforward, read, watch, write};
 use crate::store::Kind;
 
 /// What a path names.
@@ -80,13 +80,26 @@ async fn subresource(
         }
         (Kind::Pod, "log", &Method::GET) => log::respond(api, object, params).await,
         // kubectl and the kube crate open the WebSocket with GET; POST is how SPDY, which is not served, begins.
-        (Kind::Pod, "exec", &Method::GET | &Method::POST) => {
+        (Kind::Pod, "exec" | "attach" | "portforward", &Method::GET | &Method::POST) => {
             let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, api).await.map_err(|_| {
-                ApiError::bad_request("exec needs a WebSocket upgrade (kubectl 1.30 or newer, or berth exec)")
+                ApiError::bad_request(format!(
+                    "{sub} needs a WebSocket upgrade (kubectl 1.31 or newer, or berth {})",
+                    if sub == "portforward" { "port-forward" } else { sub }
+                ))
             })?;
-            exec::respond(api, object, params, upgrade)
+            match sub {
+                "exec" => exec::respond(api, object, params, upgrade),
+                "attach" => attach::respond(api, object, params, upgrade),
+                _ => portforward::respond(api, object, params, upgrade),
+            }
         }
-        (Kind::Pod | Kind::Node, "status", _) | (Kind::Pod, "log" | "exec", _) => {
+        (Kind::Pod, "pause" | "resume", &Method::POST) => {
+            object.find(api)?;
+            let pod = api.backend.pause(&object.namespace, &object.name, sub == "pause").await?;
+            Ok(axum::Json(pod).into_response())
+        }
+        (Kind::Pod | Kind::Node, "status", _)
+        | (Kind::Pod, "log" | "exec" | "attach" | "portforward" | "pause" | "resume", _) => {
             Err(ApiError::method_not_allowed())
         }
         _ => Err(ApiError::no_such_path()),

@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
 use tokio::net::unix::pipe::Receiver;
 
-use crate::api::{ApiError, Backend, Cause, ExecRequest, ExecStreams, LogSource};
+use crate::api::{ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource};
 use crate::configs::{Object, ObjectKey, Owner};
 use crate::node::{AgentNode, ExecSpec};
 use crate::store::Kind;
@@ -97,6 +97,26 @@ impl AgentBackend {
                 Err(ApiError::forbidden(Kind::Pod, name, &why))
             }
         }
+    }
+
+    /// Resolves once that instance has ended, or its pod is gone.
+    fn ended(&self, namespace: &str, pod: &str, uid: String, id: String) -> BoxFuture<'static, ()> {
+        let node = self.node.clone();
+        let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
+        async move {
+            // Every end of an instance changes the pod's status, and with it the store.
+            loop {
+                let watch = node.store.watch(Kind::Pod, node.store.version());
+                let alive = node.store.get(Kind::Pod, &namespace, &pod).is_some();
+                let Ok(mut watch) = watch else { continue };
+                if !alive || node.has_ended(&uid, &id) {
+                    break;
+                }
+                // An error means that changes were missed, which is as good as one.
+                let _ = watch.next().await;
+            }
+        }
+        .boxed()
     }
 
     /// Makes a pod visible and wanted.
@@ -272,7 +292,8 @@ impl Backend for AgentBackend {
 
     async fn exec(&self, namespace: &str, pod: &str, request: ExecRequest) -> Result<ExecStreams, ApiError> {
         let view = self.existing(namespace, pod)?;
-        let spec = ExecSpec { command: request.command, tty: request.tty, stdin: request.stdin };
+        let spec =
+            ExecSpec { command: request.command, tty: request.tty, stdin: request.stdin, size: request.size };
         let (client, session) =
             self.node.exec(view.pod.uid(), &request.container, &spec).await.map_err(|e| {
                 ApiError::new(500, "InternalError", format!("error executing command in container: {e}"))
@@ -295,8 +316,58 @@ impl Backend for AgentBackend {
             stdout: unwanted(request.stdout, session.stdout),
             stderr: unwanted(request.stderr, session.stderr),
             console: session.console,
+            window: None,
+            complaint: None,
             exit,
         })
+    }
+
+    async fn attach(
+        &self,
+        namespace: &str,
+        pod: &str,
+        request: AttachRequest,
+    ) -> Result<ExecStreams, ApiError> {
+        let view = self.existing(namespace, pod)?;
+        let uid = view.pod.uid().to_owned();
+        let container = view.pod.container(&request.container);
+        let tty = container.is_some_and(|c| c.tty == Some(true));
+        // With a terminal its input is also what sets its size.
+        let wanted = [request.stdin || tty, request.stdout, request.stderr && !tty];
+        let (id, session) =
+            self.node.attach(&uid, &request.container, wanted).await.map_err(|e| {
+                ApiError::new(500, "InternalError", format!("error attaching to container: {e}"))
+            })?;
+        let window = match (&session.stdin, session.tty) {
+            (Some(stdin), true) => Some(stdin.try_clone().map_err(ApiError::internal)?),
+            _ => None,
+        };
+        let ended = self.ended(namespace, pod, uid, id);
+        Ok(ExecStreams {
+            stdin: session.stdin.filter(|_| request.stdin),
+            stdout: session.stdout,
+            stderr: session.stderr,
+            console: None,
+            window,
+            complaint: session.end,
+            exit: ended.map(|()| Ok(0)).boxed(),
+        })
+    }
+
+    async fn dial(&self, namespace: &str, pod: &str, port: u16) -> Result<OwnedFd, String> {
+        let view = self.view(namespace, pod).ok_or_else(|| format!("pods {pod:?} not found"))?;
+        self.node.dial(view.pod.uid(), port).await
+    }
+
+    async fn pause(&self, namespace: &str, pod: &str, paused: bool) -> Result<v1::Pod, ApiError> {
+        let view = self.existing(namespace, pod)?;
+        if paused && view.deletion.is_some() {
+            return Err(ApiError::conflict(Kind::Pod, pod, "it is being deleted"));
+        }
+        let uid = view.pod.uid();
+        self.node.pause(uid, paused).await.map_err(|e| ApiError::conflict(Kind::Pod, pod, &e))?;
+        self.reconciler.wake(uid);
+        Ok(shown_pod(&view.pod, view.deletion.as_ref(), &view.status))
     }
 
     async fn logs(
@@ -316,22 +387,7 @@ impl Backend for AgentBackend {
             };
             return Err(ApiError::bad_request(message));
         };
-        let node = self.node.clone();
-        let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
-        let ended = async move {
-            // Every end of an instance changes the pod's status, and with it the store.
-            loop {
-                let watch = node.store.watch(Kind::Pod, node.store.version());
-                let alive = node.store.get(Kind::Pod, &namespace, &pod).is_some();
-                let Ok(mut watch) = watch else { continue };
-                if !alive || node.has_ended(&uid, &id) {
-                    break;
-                }
-                // An error means that changes were missed, which is as good as one.
-                let _ = watch.next().await;
-            }
-        };
-        Ok(LogSource { path, ended: ended.boxed() })
+        Ok(LogSource { path, ended: self.ended(namespace, pod, uid, id) })
     }
 }
 

@@ -13,9 +13,11 @@ use clap::{Parser, Subcommand};
 use crate::config::AgentArgs;
 
 mod apply;
+mod attach;
 mod check;
 mod client;
 mod completions;
+mod cp;
 mod delete;
 mod describe;
 mod exec;
@@ -25,6 +27,8 @@ mod get;
 mod image;
 mod logs;
 mod output;
+mod pause;
+mod port_forward;
 mod resource;
 mod version;
 mod wait;
@@ -61,6 +65,16 @@ pub enum Command {
     Logs(logs::LogsArgs),
     /// Run a command in a container
     Exec(exec::ExecArgs),
+    /// Look on, and type into, a running container
+    Attach(attach::AttachArgs),
+    /// Copy files and folders into and out of containers
+    Cp(cp::CpArgs),
+    /// Forward local ports to a pod
+    PortForward(port_forward::PortForwardArgs),
+    /// Freeze all processes of pods
+    Pause(pause::PauseArgs),
+    /// Let the processes of paused pods go on
+    Resume(pause::PauseArgs),
     /// Wait until objects are in a state, or gone
     Wait(wait::WaitArgs),
     /// Check manifest files without an agent
@@ -115,6 +129,11 @@ fn client_verb(socket: &std::path::Path, command: Command) -> anyhow::Result<Exi
             Command::Describe(args) => describe::run(&client, &args).await,
             Command::Logs(args) => logs::run(&client, &args).await,
             Command::Exec(args) => exec::run(&client, &args).await,
+            Command::Attach(args) => attach::run(&client, &args).await,
+            Command::Cp(args) => cp::run(&client, &args).await,
+            Command::PortForward(args) => port_forward::run(&client, &args).await,
+            Command::Pause(args) => pause::run(&client, &args, true).await,
+            Command::Resume(args) => pause::run(&client, &args, false).await,
             Command::Wait(args) => wait::run(&client, &args).await,
             Command::Version(args) => version::run(&client, &args).await,
             Command::Agent(_) | Command::Check(_) | Command::Completions(_) | Command::Image(_) => {

@@ -59,6 +59,7 @@ impl AgentNode {
         };
         match (record, connected, listed) {
             (Some(record), Some((client, events)), Some(listed)) => {
+                entry.set_paused(listed.iter().any(|container| container.paused));
                 {
                     let mut state = entry.state();
                     state.instances = load_instances(entry, &pod, Some(&listed));

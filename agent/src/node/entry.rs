@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 /// One container instance: the reconciler's record and what the agent needs beside it. `meta.json` of the bundle.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -85,11 +86,13 @@ pub(crate) struct Entry {
     pub dir: PathBuf,
     pod: Mutex<Arc<Pod>>,
     state: Mutex<State>,
+    /// Whether its processes are frozen; whoever waits for them to go on listens here.
+    paused: watch::Sender<bool>,
 }
 
 impl Entry {
     pub fn new(dir: PathBuf, pod: Arc<Pod>) -> Self {
-        Self { dir, pod: Mutex::new(pod), state: Mutex::default() }
+        Self { dir, pod: Mutex::new(pod), state: Mutex::default(), paused: watch::Sender::new(false) }
     }
 
     pub fn pod(&self) -> Arc<Pod> {
@@ -110,7 +113,30 @@ impl Entry {
         Observation {
             sandbox: state.sandbox.clone(),
             containers: state.instances.iter().map(|i| i.record.clone()).collect(),
+            paused: self.is_paused(),
         }
+    }
+
+    pub fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.send_replace(paused);
+    }
+
+    /// Lets its processes go on, if they are frozen.
+    pub async fn resume(&self) -> Result<(), String> {
+        if let Some(client) = self.client().filter(|_| self.is_paused()) {
+            client.resume().await.map_err(|e| e.to_string())?;
+        }
+        self.set_paused(false);
+        Ok(())
+    }
+
+    /// Tells when the pod is paused, resumed, or forgotten.
+    pub fn pauses(&self) -> watch::Receiver<bool> {
+        self.paused.subscribe()
     }
 
     pub fn is_ready(&self) -> bool {

@@ -1,9 +1,11 @@
 //! Running commands in running containers.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use berth_runtime::shim::client::{Client, ExecRequest, ExecSession};
-use oci_spec::runtime::{Process, Spec};
+use berth_reconciler::node::ContainerState;
+use berth_runtime::shim::client::{AttachSession, Client, ExecRequest, ExecSession};
+use oci_spec::runtime::{BoxBuilder, Process, Spec};
 
 use super::AgentNode;
 use super::entry::{Entry, Instance, read_json};
@@ -17,6 +19,8 @@ pub struct ExecSpec {
     pub tty: bool,
     /// With an input.
     pub stdin: bool,
+    /// Columns and rows of the terminal.
+    pub size: Option<(u16, u16)>,
 }
 
 /// The container's own process, with another command: user, environment, capabilities and folder stay.
@@ -32,6 +36,10 @@ fn process(entry: &Entry, instance: &Instance, spec: &ExecSpec) -> Result<Proces
             env.push("TERM=xterm".into());
         }
         process.set_env(Some(env));
+        if let Some((width, height)) = spec.size {
+            let size = BoxBuilder::default().width(u64::from(width)).height(u64::from(height)).build();
+            process.set_console_size(Some(size.map_err(|e| e.to_string())?));
+        }
     }
     Ok(process)
 }
@@ -68,6 +76,51 @@ impl AgentNode {
         run(&entry, &instance, spec).await
     }
 
+    /// Attaches to the running instance of a pod's container; gives its id, too.
+    ///
+    /// # Errors
+    /// When the container does not run.
+    pub async fn attach(
+        &self,
+        uid: &str,
+        container: &str,
+        [stdin, stdout, stderr]: [bool; 3],
+    ) -> Result<(String, AttachSession), String> {
+        let (entry, instance) = self.running(uid, container)?;
+        let client = entry.client().ok_or("the pod is not running")?;
+        let id = instance.record.id;
+        let session = client.attach(&id, stdin, stdout, stderr).await.map_err(|e| e.to_string())?;
+        Ok((id, session))
+    }
+
+    /// A socket connected to a port on the pod's loopback.
+    ///
+    /// # Errors
+    /// When the pod does not run, or nobody listens there.
+    pub async fn dial(&self, uid: &str, port: u16) -> Result<OwnedFd, String> {
+        let client = self.find(uid).and_then(|entry| entry.client()).ok_or("the pod is not running")?;
+        client.connect_tcp(port).await.map_err(|e| e.to_string())
+    }
+
+    /// Freezes a pod's processes, or lets them go on.
+    ///
+    /// # Errors
+    /// When the pod has no running container, or one cannot be frozen.
+    pub async fn pause(&self, uid: &str, paused: bool) -> Result<(), String> {
+        let entry = self.find(uid).ok_or("the pod is not running")?;
+        let client = entry.client().ok_or("the pod is not running")?;
+        if !paused {
+            return entry.resume().await;
+        }
+        let runs = |i: &Instance| matches!(i.record.state, ContainerState::Running { .. });
+        if !entry.state().instances.iter().any(runs) {
+            return Err("the pod has no running container".into());
+        }
+        client.pause().await.map_err(|e| e.to_string())?;
+        entry.set_paused(true);
+        Ok(())
+    }
+
     fn running(&self, uid: &str, container: &str) -> Result<(Arc<Entry>, Instance), String> {
         let entry = self.find(uid).ok_or("the pod is not running")?;
         let instance =
@@ -87,7 +140,6 @@ impl AgentNode {
 
     /// Whether that instance has ended (or is not known any more).
     pub fn has_ended(&self, uid: &str, id: &str) -> bool {
-        use berth_reconciler::node::ContainerState;
         let Some(entry) = self.find(uid) else { return true };
         entry.instance(id).is_none_or(|i| matches!(i.record.state, ContainerState::Exited(_)))
     }

@@ -22,8 +22,22 @@ use super::{AgentNode, ExecSpec, exec};
 /// Most of an answer that is read (kubelet: 10 KiB).
 const BODY_MAX: usize = 10 << 10;
 
-/// Runs one probe.
+/// Runs one probe. While the pod is paused it waits, and a probe that a pause came into is made again: nothing that is
+/// frozen can answer.
 pub(super) async fn probe(node: &AgentNode, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome {
+    loop {
+        let Some((entry, _)) = target(node, pod, id) else { return once(node, pod, id, probe).await };
+        let mut pauses = entry.pauses();
+        // It cannot fail: the entry holds the sender.
+        let _ = pauses.wait_for(|paused| !paused).await;
+        let outcome = once(node, pod, id, probe).await;
+        if !pauses.has_changed().unwrap_or(false) {
+            return outcome;
+        }
+    }
+}
+
+async fn once(node: &AgentNode, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome {
     node.counters.probes.inc();
     let Some((entry, instance)) = target(node, pod, id) else {
         return ProbeOutcome::Failure("container is not running".into());
@@ -73,7 +87,7 @@ async fn run_command(
     command: &[String],
     timeout: Duration,
 ) -> Result<(i32, String), String> {
-    let spec = ExecSpec { command: command.to_vec(), tty: false, stdin: false };
+    let spec = ExecSpec { command: command.to_vec(), tty: false, stdin: false, size: None };
     let (client, session) = exec::run(entry, instance, &spec).await?;
     let outputs = [session.stdout, session.stderr];
     let reading = tokio::spawn(read_outputs(outputs));
@@ -261,6 +275,10 @@ pub(super) async fn run_hook(
     let Some((entry, instance)) = target(node, pod, id) else {
         return Err(failed("the container is not running".into()));
     };
+    if hook == Hook::PreStop {
+        // What is to end must be able to.
+        entry.resume().await.map_err(&failed)?;
+    }
     // The worker bounds a preStop hook by the grace period; this only ends what nobody waits for any more.
     let limit = Duration::from_secs(
         u64::try_from(pod.spec().termination_grace_period_seconds.unwrap_or(30)).unwrap_or(30),

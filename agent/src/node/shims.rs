@@ -46,11 +46,22 @@ pub(super) fn follow(
                     node.counters.exits.inc();
                     reconciler.wake(entry.pod().uid());
                 }
+                Event::OomKilled { id, kills } => oom_killed(node, &entry, &id, kills),
             }
         }
         lost(node, &entry, generation).await;
         reconciler.wake(entry.pod().uid());
     });
+}
+
+/// Tells people that the kernel has killed in a container, whether that ended it or not.
+fn oom_killed(node: &AgentNode, entry: &Entry, id: &str, kills: u64) {
+    let Some(instance) = entry.instance(id) else { return };
+    let name = &instance.record.name;
+    let message = format!(
+        "Memory limit of container {name} reached: the kernel has killed {kills} of its processes so far"
+    );
+    node.note(&entry.pod(), true, "OOMKilling", message, Some(name));
 }
 
 /// Records an exit.
@@ -148,6 +159,7 @@ pub(super) fn bury(entry: &Entry) {
     let mut state = entry.state();
     state.sandbox = Sandbox::Dead;
     state.shim = None;
+    entry.set_paused(false);
     for instance in &mut state.instances {
         let ContainerState::Running { started_at } = instance.record.state else { continue };
         let bundle = entry.bundle(&instance.record.id);

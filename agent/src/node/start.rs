@@ -12,7 +12,7 @@ use berth_reconciler::env;
 use berth_reconciler::node::{ContainerRecord, ContainerState, Failure, StartContainer, StopSignal};
 use berth_reconciler::pod::Pod;
 use berth_runtime::rootfs::Rootfs;
-use berth_runtime::shim::client::{Client, CreateRequest, FailureKind};
+use berth_runtime::shim::client::{Client, CreateRequest, FailureKind, Runtime};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 
@@ -151,7 +151,8 @@ async fn prepare(
     match assembled {
         Ok((instance, held)) => {
             link_log(node, pod, &instance);
-            Ok(Prepared { instance, request: request(node, container, image, id, files), held })
+            let request = request(node, pod, container, image, id, files)?;
+            Ok(Prepared { instance, request, held })
         }
         Err(failure) => {
             files.remove();
@@ -162,12 +163,14 @@ async fn prepare(
 
 fn request(
     node: &AgentNode,
+    pod: &Pod,
     container: &v1::Container,
     image: Image,
     id: String,
     files: Files,
-) -> CreateRequest {
-    CreateRequest {
+) -> Result<CreateRequest, Failure> {
+    let spec = pod.spec();
+    Ok(CreateRequest {
         id,
         bundle: files.bundle,
         rootfs: Rootfs::Overlay {
@@ -181,6 +184,19 @@ fn request(
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
+        pod_pids: spec.share_process_namespace == Some(true) && spec.host_pid != Some(true),
+        runtime: runtime(node, spec.runtime_class_name.as_deref())?,
+    })
+}
+
+/// The OCI runtime that is configured under this name; none for Berth's own.
+fn runtime(node: &AgentNode, name: Option<&str>) -> Result<Option<Runtime>, Failure> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(None) };
+    match node.config.runtimes.get(name) {
+        Some(runtime) => Ok(Some(Runtime { path: runtime.path.clone(), args: runtime.args.clone() })),
+        None => Err(create_error(format!(
+            "runtimeClassName: no runtime {name:?} is configured on this node; name it under `runtimes` in the agent's configuration"
+        ))),
     }
 }
 
@@ -348,6 +364,8 @@ pub(super) async fn stop(
     let failed = |e: String| Failure { reason: "FailedKillPod".into(), message: e };
     let entry = node.find(pod.uid()).ok_or_else(|| failed("the pod has nothing on this machine".into()))?;
     let (Some(client), Some(instance)) = (entry.client(), entry.instance(id)) else { return Ok(()) };
+    // What is to end must be able to.
+    entry.resume().await.map_err(failed)?;
     let (number, all) = match signal {
         StopSignal::Stop => (instance.stop_signal, false),
         StopSignal::Kill => (nix::libc::SIGKILL, true),

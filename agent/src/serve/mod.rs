@@ -108,8 +108,11 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let options = Options { max_restart_period: config.max_restart_period, ..Options::default() };
     let reconciler = Arc::new(Reconciler::new(node.clone(), options));
     node.connect(reconciler.clone());
-    let context =
-        manifest::Context { node_name: config.node_name.clone(), node_labels: Some(node.facts.labels()) };
+    let context = manifest::Context {
+        node_name: config.node_name.clone(),
+        node_labels: Some(node.facts.labels()),
+        runtimes: Some(config.runtimes.keys().cloned().collect()),
+    };
 
     let (ready, readiness) = watch::channel(false);
     let desired = desired::Desired::new(node.clone(), reconciler.clone());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use berth::api::{self, ApiError, Backend, Cause, ExecRequest, ExecStreams, LogSource};
+use berth::api::{self, ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource};
 use berth::store::{Kind, ObjectStore};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
@@ -159,11 +159,33 @@ impl Backend for Fake {
             stdout: child.stdout.take().map(OwnedFd::from),
             stderr: child.stderr.take().map(OwnedFd::from),
             console,
+            window: None,
+            complaint: None,
             exit: Box::pin(async move {
                 let status = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
                 status.code().ok_or_else(|| "killed".to_owned())
             }),
         })
+    }
+
+    /// The container is a `cat`, which says first what its terminal would be asked.
+    async fn attach(&self, ns: &str, pod: &str, request: AttachRequest) -> Result<ExecStreams, ApiError> {
+        let command = ["sh", "-c", "echo attached; exec cat"].map(str::to_owned).to_vec();
+        let AttachRequest { container, stdin, stdout, stderr } = request;
+        self.exec(ns, pod, ExecRequest { container, command, stdin, stdout, stderr, ..Default::default() })
+            .await
+    }
+
+    async fn dial(&self, _: &str, _: &str, port: u16) -> Result<OwnedFd, String> {
+        let socket = std::net::TcpStream::connect(("127.0.0.1", port)).map_err(|e| e.to_string())?;
+        Ok(socket.into())
+    }
+
+    async fn pause(&self, ns: &str, name: &str, paused: bool) -> Result<v1::Pod, ApiError> {
+        let mut pod = self.store.get(Kind::Pod, ns, name).unwrap().value();
+        let status = if paused { "True" } else { "False" };
+        pod["status"]["conditions"] = json!([{"type": "berth.dev/Paused", "status": status}]);
+        Ok(self.save(&pod))
     }
 
     async fn logs(&self, _: &str, _: &str, container: &str, previous: bool) -> Result<LogSource, ApiError> {

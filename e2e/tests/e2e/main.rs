@@ -18,5 +18,7 @@ mod main_job;
 mod metrics;
 mod network;
 mod oci_runtime;
+mod pause;
 mod scale;
 mod smoke;
+mod streams;

@@ -70,6 +70,8 @@ pub struct Context {
     pub node_name: String,
     /// This node's labels; a pod whose nodeSelector does not match is refused. None: not checked.
     pub node_labels: Option<BTreeMap<String, String>>,
+    /// The names that a pod's runtimeClassName may have here; any other is refused. None: not checked.
+    pub runtimes: Option<Vec<String>>,
 }
 
 /// Reads YAML or JSON as Kubernetes does: any number of documents, Lists unrolled. Never panics, and takes time and memory in

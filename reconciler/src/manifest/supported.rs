@@ -79,8 +79,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy",
         "enableServiceLinks", "hostAliases", "hostIPC", "hostNetwork", "hostPID", "hostname", "imagePullSecrets",
         "initContainers", "nodeName", "nodeSelector", "os", "preemptionPolicy", "priority", "priorityClassName",
-        "restartPolicy", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName", "setHostnameAsFQDN",
-        "subdomain", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints", "volumes",
+        "restartPolicy", "runtimeClassName", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName",
+        "setHostnameAsFQDN", "shareProcessNamespace", "subdomain", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints", "volumes",
     ]),
     ("Container", &[
         "args", "command", "env", "envFrom", "image", "imagePullPolicy", "lifecycle", "livenessProbe", "name", "ports",
@@ -193,16 +193,9 @@ const REFUSED: &[Refused] = &[
         "Berth runs no controllers that would take finalizers away again",
         REMOVE,
     ),
-    refused(
-        "PodSpec",
-        "shareProcessNamespace",
-        "a process namespace shared by the containers is not supported",
-        REMOVE,
-    ),
     refused_unless("PodSpec", "hostUsers", "user namespaces are not supported (only true is)", |node| {
         matches!(node.value, Value::Bool(true) | Value::Null)
     }),
-    refused("PodSpec", "runtimeClassName", "other runtimes than Berth's own are not supported", REMOVE),
     refused(
         "PodSpec",
         "resources",
@@ -212,7 +205,7 @@ const REFUSED: &[Refused] = &[
     refused(
         "PodSpec",
         "overhead",
-        "pod overhead belongs to runtime classes, which are not supported",
+        "pod overhead is set from RuntimeClass objects, which Berth does not keep",
         REMOVE,
     ),
     refused("PodSpec", "readinessGates", "nothing outside of the pod can make it ready", REMOVE),

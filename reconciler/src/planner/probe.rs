@@ -29,7 +29,7 @@ pub(crate) fn verdict(container: &v1::Container, instance: Option<&InstanceMemor
 }
 
 /// Plans the probes that are due and wakes for the next. Liveness and readiness wait for startup, all wait for the
-/// `postStart` hook; an instance on its way out is only probed for readiness.
+/// `postStart` hook; an instance on its way out is only probed for readiness. A paused pod is not probed at all.
 pub(crate) fn schedule(
     ctx: &Context<'_>,
     plan: &mut Plan,
@@ -38,7 +38,7 @@ pub(crate) fn schedule(
     stopping: bool,
 ) {
     let ContainerState::Running { started_at } = record.state else { return };
-    if !ctx.post_start_done(container, record) {
+    if ctx.observed.paused || !ctx.post_start_done(container, record) {
         return;
     }
     let instance = ctx.memory.instance(&record.name, &record.id);

@@ -209,7 +209,7 @@ fn start(
     if !image::ensure(ctx, plan, container) {
         return ctx.is_busy(Key::Image(container.name.clone())) || image::wanted_now(plan, container);
     }
-    if !held {
+    if !held && !ctx.observed.paused {
         plan.push(Action::StartContainer(order));
     }
     true

@@ -10,6 +10,9 @@ use crate::planner::{Context, Key};
 const OWN: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// There, and true, only while the pod is paused.
+pub const PAUSED: &str = "berth.dev/Paused";
+
 /// A condition's status with its reason and message.
 #[derive(Clone)]
 struct Verdict {
@@ -45,6 +48,11 @@ pub(super) fn conditions(
         [Verdict::plain(sandbox), initialized(ctx, phase, statuses), ready, containers, Verdict::plain(true)];
     for (type_, verdict) in OWN.into_iter().zip(verdicts) {
         conditions.push(condition(ctx, type_, verdict, before));
+    }
+    conditions.retain(|condition| condition.type_ != PAUSED);
+    if ctx.observed.paused {
+        let message = Some("the pod's processes are frozen; `berth resume pod` lets them go on".to_owned());
+        conditions.push(condition(ctx, PAUSED, Verdict { message, ..Verdict::plain(true) }, before));
     }
     conditions
 }

@@ -8,6 +8,8 @@ mod conditions;
 mod container;
 mod phase;
 
+pub use conditions::PAUSED;
+
 use std::net::IpAddr;
 
 use jiff::Timestamp;

@@ -80,7 +80,7 @@ impl World {
 
     pub fn observe(&self) -> Observation {
         let containers = self.instances.iter().map(|instance| instance.record.clone()).collect();
-        Observation { sandbox: self.sandbox.clone(), containers }
+        Observation { sandbox: self.sandbox.clone(), containers, paused: false }
     }
 
     pub fn running(&self) -> impl Iterator<Item = &Instance> {

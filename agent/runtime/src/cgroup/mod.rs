@@ -11,6 +11,7 @@ mod devices;
 mod error;
 mod freeze;
 mod hierarchy;
+mod oom;
 mod path;
 mod read;
 mod remove;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::LinuxResources;
 
 pub use error::Error;
+pub use oom::OomWatch;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Pressure, Psi, Stats};
 pub use weight::CpuWeight;
 
@@ -123,6 +125,11 @@ impl Cgroups {
     /// How many processes the out-of-memory killer took in this cgroup and below it.
     pub fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         read::oom_kills(&self.hierarchy, path::relative(path)?)
+    }
+
+    /// A descriptor that tells when that killer is at work in this cgroup; `None` where memory is not counted.
+    pub fn watch_oom(&self, path: &str) -> Result<Option<OomWatch>, Error> {
+        oom::watch(&self.hierarchy, path::relative(path)?)
     }
 
     /// Stops every process inside and below, and waits up to five seconds for it. When not all of them stop they are

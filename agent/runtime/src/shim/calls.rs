@@ -1,6 +1,7 @@
 //! What is asked of the shim.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -10,9 +11,12 @@ use super::connection::Asker;
 use super::dial;
 use super::execs::{self, Running};
 use super::failure;
+use super::oom::OomSense;
+use super::pod_init::PodInit;
 use super::proto::{
-    Call, CreateRequest, Created, ExecExited, ExecRequest, ExecStarted, Failure, FailureKind, Hello, Kill,
-    KillExec, MIN_PROTOCOL_VERSION, Outcome, PROTOCOL_VERSION, Request, Started, Status, Welcome,
+    Call, CreateRequest, Created, ExecExited, ExecRequest, ExecStarted, FEATURES, Failure, FailureKind,
+    Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome, PROTOCOL_VERSION, Request, Started, Status,
+    Welcome,
 };
 use super::record::note;
 use super::server::{Ending, Server};
@@ -95,6 +99,14 @@ impl Server {
                 let (attached, fds) = self.slot(&request.id)?.attach(&request)?;
                 Ok(Some((Outcome::Attached(attached), fds)))
             }
+            Call::Pause {} => {
+                self.pause()?;
+                done(Outcome::Done {})
+            }
+            Call::Resume {} => {
+                self.resume();
+                done(Outcome::Done {})
+            }
             Call::ConnectTcp { port } => {
                 let dialed = dial::begin(asker, port);
                 self.dialed(asker, dialed);
@@ -126,21 +138,33 @@ impl Server {
             connection.greeted = true;
         }
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
-        done(Outcome::Welcome(Welcome { version, release: env!("CARGO_PKG_VERSION").to_owned(), pid }))
+        let release = env!("CARGO_PKG_VERSION").to_owned();
+        done(Outcome::Welcome(Welcome { version, release, pid, features: FEATURES.to_vec() }))
     }
 
     fn create(&mut self, request: CreateRequest) -> Answer {
         if self.slots.iter().any(|slot| slot.id == request.id) {
             return Err(failure(FailureKind::Exists, format!("container {} exists already", request.id)));
         }
-        let slot = Slot::create(request);
+        let pids = request.pod_pids.then(|| self.pod_pids()).transpose()?;
+        let slot = Slot::create(request, pids.as_deref());
         // The configuration's many small pieces are gone now.
         release_memory();
-        let slot = slot?;
+        let mut slot = slot?;
+        slot.oom = OomSense::of(&self.cgroups, &slot.container.cgroup);
         let pid = slot.container.pid;
         note!("{}: created, pid {pid}", slot.id);
         self.slots.push(slot);
         done(Outcome::Created(Created { pid }))
+    }
+
+    /// The PID namespace that the containers share, made when the first of them wants it.
+    fn pod_pids(&mut self) -> Result<PathBuf, Failure> {
+        let init = match self.pod_init.take() {
+            Some(init) => init,
+            None => PodInit::start()?,
+        };
+        Ok(self.pod_init.insert(init).namespace())
     }
 
     fn start(&mut self, id: &str) -> Answer {
@@ -167,7 +191,7 @@ impl Server {
     }
 
     fn kill(&mut self, request: &Kill) -> Answer {
-        let slot = self.slots.iter().find(|slot| slot.id == request.id);
+        let slot = self.slots.iter_mut().find(|slot| slot.id == request.id);
         let slot = slot.ok_or_else(|| not_found("container", &request.id))?;
         check_signal(request.signal)?;
         let cannot = |error: &dyn std::fmt::Display| {
@@ -192,6 +216,8 @@ impl Server {
                 }
             }
         }
+        // What is frozen would hear of the signal only when it is resumed, which may be never.
+        slot.thaw(&self.cgroups);
         done(Outcome::Done {})
     }
 
@@ -212,6 +238,9 @@ impl Server {
         let slot = self.slot(&request.container_id)?;
         if slot.status != Status::Running {
             return Err(failure(FailureKind::Invalid, format!("container {} is not running", slot.id)));
+        }
+        if slot.paused {
+            return Err(failure(FailureKind::Invalid, format!("container {} is paused", slot.id)));
         }
         let started = execs::start(slot, request);
         release_memory();

@@ -14,14 +14,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::frame;
 use super::link::{Answer, Link, Order};
 use super::proto::{
-    Attach, Call, ContainerId, ExecId, Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome,
+    Attach, Call, ContainerId, ExecId, Feature, Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome,
     PROTOCOL_VERSION, Request, Resize,
 };
 use crate::sys::terminal;
 
 pub use super::proto::{
-    ContainerState, CreateRequest, Created, Event, ExecRequest, ExitRecord, Failure, FailureKind, Started,
-    Status, Welcome,
+    ContainerState, CreateRequest, Created, Event, ExecRequest, ExitRecord, Failure, FailureKind, Runtime,
+    Started, Status, Welcome,
 };
 
 /// A connection to a shim. Clones share it.
@@ -66,12 +66,16 @@ pub struct ExecSession {
 pub struct AttachSession {
     /// The write end of its stdin; with a terminal the pty master (write to it, set its size, do not read from it).
     pub stdin: Option<OwnedFd>,
-    /// What it writes to stdout from now on. A reader that lags more than a pipe's capacity behind misses output.
+    /// What it writes to stdout from now on. While this pipe is full the container's output waits; a reader that takes
+    /// more than two seconds for a chunk is cut off (see [`AttachSession::end`]).
     pub stdout: Option<OwnedFd>,
     /// What it writes to stderr from now on.
     pub stderr: Option<OwnedFd>,
     /// The container has a terminal.
     pub tty: bool,
+    /// The read end of a pipe that ends with the outputs and says, in one line, if that was because this client was too
+    /// slow. `None` from a shim that is older than that.
+    pub end: Option<OwnedFd>,
 }
 
 /// Why a request to a shim failed.
@@ -207,7 +211,7 @@ impl Client {
         let (orders, received) = mpsc::unbounded_channel();
         let (events, happenings) = mpsc::unbounded_channel();
         tokio::spawn(Link::new(stream, events).run(received));
-        let unknown = Welcome { version: 0, release: String::new(), pid: 0 };
+        let unknown = Welcome { version: 0, release: String::new(), pid: 0, features: Vec::new() };
         let mut shared = Shared { orders, last: AtomicU64::new(0), welcome: unknown };
         shared.welcome = shared.hello().await?;
         Ok((Client { shared: Arc::new(shared) }, happenings))
@@ -224,6 +228,12 @@ impl Client {
     /// # Errors
     /// When the shim cannot: the message says which step failed. Nothing is left behind then.
     pub async fn create(&self, request: CreateRequest) -> Result<Created> {
+        if request.pod_pids {
+            self.needs(Feature::PodPids, "a shared PID namespace")?;
+        }
+        if request.runtime.is_some() {
+            self.needs(Feature::Runtime, "another OCI runtime")?;
+        }
         match self.shared.ask("create", Call::Create(Box::new(request)), Some(LONG_PATIENCE)).await? {
             (Outcome::Created(created), _) => Ok(created),
             _ => Err(Error::Unexpected { what: "create" }),
@@ -335,8 +345,39 @@ impl Client {
             stdin: next(attached.stdin),
             stdout: next(attached.stdout),
             stderr: next(attached.stderr),
+            end: next(attached.end),
             tty: attached.tty,
         })
+    }
+
+    /// Freezes the running containers of the pod.
+    ///
+    /// # Errors
+    /// When one cannot be frozen; none is then.
+    pub async fn pause(&self) -> Result<()> {
+        self.needs(Feature::Pause, "pause")?;
+        self.done("pause", Call::Pause {}, PATIENCE).await
+    }
+
+    /// Lets frozen containers go on.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn resume(&self) -> Result<()> {
+        self.needs(Feature::Pause, "resume")?;
+        self.done("resume", Call::Resume {}, PATIENCE).await
+    }
+
+    /// Refuses what an older shim would not understand, or worse, pass over.
+    fn needs(&self, feature: Feature, what: &str) -> Result<()> {
+        if self.shared.welcome.has(feature) {
+            return Ok(());
+        }
+        let release = &self.shared.welcome.release;
+        let message = format!(
+            "{what}: the pod's shim is of release {release:?}, which cannot do that; delete the pod and make it anew"
+        );
+        Err(Failure { kind: FailureKind::Unsupported, message }.into())
     }
 
     /// A non-blocking socket connected to `port` on the pod's loopback.

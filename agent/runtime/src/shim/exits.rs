@@ -4,11 +4,15 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
+use super::execs::Running;
 use super::failure;
 use super::proto::{Event, ExecExited, ExitRecord, Failure, FailureKind, Outcome, Status};
 use super::record::note;
 use super::server::Server;
 use crate::sys::shim_process::{Ended, reap, release_memory};
+
+/// So many exit codes of exec'ed processes are kept whose clients have gone.
+const UNCLAIMED_CODES: usize = 16;
 
 impl Server {
     /// Takes note of all children that have ended, those included that were handed to us when their parents ended.
@@ -24,6 +28,10 @@ impl Server {
                 self.slots.iter().position(|slot| slot.container.pid == pid && slot.status != Status::Stopped)
             {
                 self.container_exited(index, code, signal);
+            } else if self.pod_init.as_ref().is_some_and(|init| init.pid == pid) {
+                // The kernel has killed everything in its namespace; the next container gets a new one.
+                note!("the pod's PID 1 is gone");
+                self.pod_init = None;
             }
         }
     }
@@ -32,8 +40,9 @@ impl Server {
         let exec = &mut self.execs[index];
         exec.code = Some(code);
         let waiters = std::mem::take(&mut exec.waiters);
-        // Fetched now, or never.
-        if !waiters.is_empty() || exec.owner.is_none() {
+        if waiters.is_empty() {
+            self.forget_old_codes();
+        } else {
             self.execs.swap_remove(index);
         }
         for waiter in waiters {
@@ -41,9 +50,21 @@ impl Server {
         }
     }
 
+    /// An exit code that nobody asked for is kept for a client that comes back, but not without end.
+    pub fn forget_old_codes(&mut self) {
+        let unclaimed = |exec: &Running| exec.code.is_some() && exec.owner.is_none();
+        while self.execs.iter().filter(|exec| unclaimed(exec)).count() > UNCLAIMED_CODES {
+            let oldest = self.execs.iter().filter(|exec| unclaimed(exec)).map(|exec| exec.id).min();
+            self.execs.retain(|exec| Some(exec.id) != oldest);
+        }
+    }
+
     fn container_exited(&mut self, index: usize, code: i32, signal: Option<i32>) {
         let finished_at = Timestamp::now();
+        self.look_for_kills(index, Instant::now());
         let slot = &mut self.slots[index];
+        slot.oom.close();
+        slot.thaw(&self.cgroups);
         let cgroup = &slot.container.cgroup;
         let oom_killed = self.cgroups.oom_kills(cgroup).is_ok_and(|kills| kills > 0);
         // With a PID namespace of its own the kernel has killed the rest before it told us.
@@ -98,9 +119,10 @@ impl Server {
     }
 
     /// Kills a container's processes; its exit is seen later.
-    pub fn kill_all_of(&self, index: usize) {
-        let slot = &self.slots[index];
+    pub fn kill_all_of(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
         slot.kill_init();
+        slot.thaw(&self.cgroups);
         if !slot.own_pids
             && let Err(error) = self.cgroups.kill(&slot.container.cgroup)
         {

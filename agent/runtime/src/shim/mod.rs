@@ -2,13 +2,15 @@
 //!
 //! The tour: [`spawn`] is how the agent starts one, [`client`] how it talks to it, [`proto`] what they say. [`main`] is
 //! the process itself: `setup` makes it a shim, `server` is its loop (with `calls`, what is asked of it, and `exits`,
-//! what its children do), `slot` one container, `pump` its output, `execs` and `dial` the rest of what it holds. It
+//! what its children do), `slot` one container, `pump` its output, `attach` who looks on, `oom` and `pause` what happens to
+//! it, `pod_init` the PID 1 of a shared PID namespace, `execs` and `dial` the rest of what it holds. It
 //! blocks in one `poll` and has no timers, so an idle pod costs no CPU.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 mod args;
+mod attach;
 #[cfg(feature = "agent")]
 mod binary;
 mod calls;
@@ -21,6 +23,9 @@ mod exits;
 mod frame;
 #[cfg(feature = "agent")]
 mod link;
+mod oom;
+mod pause;
+mod pod_init;
 pub mod proto;
 mod pump;
 #[cfg(feature = "agent")]

@@ -64,6 +64,10 @@ pub enum Call {
     Resize(Resize),
     /// The container's stdio, as file descriptors.
     Attach(Attach),
+    /// Freeze every running container of the pod (since [`Feature::Pause`]).
+    Pause {},
+    /// Let the frozen containers go on.
+    Resume {},
     /// A socket connected to a port on the pod's loopback.
     ConnectTcp {
         /// The TCP port.
@@ -95,7 +99,42 @@ pub struct Welcome {
     pub release: String,
     /// The shim's process id.
     pub pid: i32,
+    /// What this shim can do beyond what every shim of protocol 1 can. A shim passes over fields that it does not
+    /// know, so a client asks here before it relies on one that came later.
+    #[serde(default)]
+    pub features: Vec<Feature>,
 }
+
+impl Welcome {
+    /// Whether the shim can do this.
+    #[must_use]
+    pub fn has(&self, feature: Feature) -> bool {
+        self.features.contains(&feature)
+    }
+}
+
+/// What came to the protocol after its first release without changing the meaning of what was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// [`CreateRequest::pod_pids`].
+    PodPids,
+    /// [`Call::Pause`], [`Call::Resume`] and [`ContainerState::paused`].
+    Pause,
+    /// [`Event::OomKilled`].
+    OomEvents,
+    /// [`Attached::end`].
+    AttachEnd,
+    /// [`CreateRequest::runtime`].
+    Runtime,
+    /// Something of a newer shim.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What this build's shim says of itself.
+pub const FEATURES: [Feature; 5] =
+    [Feature::PodPids, Feature::Pause, Feature::OomEvents, Feature::AttachEnd, Feature::Runtime];
 
 /// Names one container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -131,6 +170,23 @@ pub struct CreateRequest {
     /// Give the container a terminal; must agree with `process.terminal` of the bundle.
     #[serde(default)]
     pub tty: bool,
+    /// Put it into the PID namespace that the pod's containers share (needs [`Feature::PodPids`]). Its specification
+    /// must ask for a PID namespace.
+    #[serde(default)]
+    pub pod_pids: bool,
+    /// Have another OCI runtime make it (needs [`Feature::Runtime`]); Berth's own engine when `None`.
+    #[serde(default)]
+    pub runtime: Option<Runtime>,
+}
+
+/// An OCI runtime that is called in place of Berth's own engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    /// The program.
+    pub path: PathBuf,
+    /// Words before the command, such as `--systemd-cgroup`.
+    #[serde(default)]
+    pub args: Vec<String>,
 }
 
 /// The answer to [`CreateRequest`].
@@ -245,6 +301,10 @@ pub struct Attached {
     pub stderr: bool,
     /// The container has a terminal.
     pub tty: bool,
+    /// The read end of a pipe that ends with the outputs. If they end because the client was too slow to read them, the
+    /// reason is in it, one line for people (since [`Feature::AttachEnd`]).
+    #[serde(default)]
+    pub end: bool,
 }
 
 /// What the shim sends.
@@ -333,6 +393,13 @@ pub enum Event {
         /// How it ended.
         exit: ExitRecord,
     },
+    /// The kernel killed processes of a container for want of memory; init may live on.
+    OomKilled {
+        /// The container's id.
+        id: String,
+        /// How many it has killed in this container so far.
+        kills: u64,
+    },
 }
 
 /// How a container ended; the content of `exit.json`.
@@ -386,6 +453,9 @@ pub struct ContainerState {
     /// How it ended.
     #[serde(default)]
     pub exit: Option<ExitRecord>,
+    /// Its processes are frozen.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// The content of `state.json` in a container's bundle.

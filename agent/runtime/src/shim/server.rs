@@ -14,6 +14,7 @@ use super::connection::{Asker, Connection};
 use super::dial::{Dial, Dialed};
 use super::execs::Running;
 use super::failure;
+use super::pod_init::PodInit;
 use super::proto::{Event, FailureKind, Outcome, Status};
 use super::record::note;
 use super::setup::Ready;
@@ -43,6 +44,8 @@ pub(super) struct Server {
     pub last_exec: u64,
     pub scratch: Vec<u8>,
     pub ending: Option<Ending>,
+    /// PID 1 of the PID namespace that the containers share, once one of them wanted it.
+    pub pod_init: Option<PodInit>,
 }
 
 /// A shutdown under way.
@@ -57,10 +60,32 @@ pub(super) struct Ending {
 enum Token {
     Source(usize, usize),
     Tap(usize, usize, usize),
+    Oom(usize),
     Signals,
     Dial(usize),
     Connection(u64),
     Listener,
+}
+
+/// What is to be polled for one container. A source that is held up by a client is not read: the kernel holds back the
+/// container, for a while (see `pump`).
+fn slot_fds<'a>(index: usize, slot: &'a Slot, tokens: &mut Vec<Token>, fds: &mut Vec<PollFd<'a>>) {
+    if let Some(watch) = slot.oom.watch() {
+        tokens.push(Token::Oom(index));
+        fds.push(PollFd::new(watch.fd(), watch.flags()));
+    }
+    for (at, source) in slot.sources.iter().enumerate() {
+        if !source.ended && !source.is_held_up() {
+            tokens.push(Token::Source(index, at));
+            fds.push(PollFd::new(source.fd.as_fd(), PollFlags::POLLIN));
+        }
+        for (number, tap) in source.taps.iter().enumerate() {
+            // That its reader is gone poll reports always.
+            let wanted = if tap.waits() { PollFlags::POLLOUT } else { PollFlags::empty() };
+            tokens.push(Token::Tap(index, at, number));
+            fds.push(PollFd::new(tap.pipe().as_fd(), wanted));
+        }
+    }
 }
 
 impl Server {
@@ -80,6 +105,7 @@ impl Server {
             last_exec: 0,
             scratch: Vec::with_capacity(SCRATCH),
             ending: None,
+            pod_init: None,
         })
     }
 
@@ -92,6 +118,7 @@ impl Server {
                 self.handle(token, flags);
             }
             self.drop_broken();
+            self.keep_time();
             if self.ended() {
                 let _ = std::fs::remove_file(&self.socket.0);
                 return Ok(());
@@ -110,13 +137,12 @@ impl Server {
                 self.slots[slot].pump(source, &mut self.scratch);
             }
             Token::Tap(slot, source, tap) => {
-                // Its reader is gone. The list may have shrunk by a write that failed for the same reason.
-                if let Some(source) = self.slots[slot].sources.get_mut(source)
-                    && tap < source.taps.len()
-                {
-                    source.taps.remove(tap);
+                if let Some(source) = self.slots[slot].sources.get_mut(source) {
+                    source.tap_ready(tap, flags.intersects(PollFlags::POLLERR | PollFlags::POLLHUP));
                 }
+                self.slots[slot].tidy();
             }
+            Token::Oom(slot) => self.look_for_kills(slot, Instant::now()),
             Token::Signals => {
                 while let Ok(Some(_)) = self.signals.read_signal() {}
                 self.reap();
@@ -152,15 +178,7 @@ impl Server {
         tokens.push(Token::Signals);
         fds.push(PollFd::new(self.signals.as_fd(), PollFlags::POLLIN));
         for (index, slot) in self.slots.iter().enumerate() {
-            for (at, source) in slot.sources.iter().enumerate() {
-                tokens.push(Token::Source(index, at));
-                fds.push(PollFd::new(source.fd.as_fd(), PollFlags::POLLIN));
-                for (number, tap) in source.taps.iter().enumerate() {
-                    // Only errors are looked for, which poll reports always.
-                    tokens.push(Token::Tap(index, at, number));
-                    fds.push(PollFd::new(tap.as_fd(), PollFlags::empty()));
-                }
-            }
+            slot_fds(index, slot, &mut tokens, &mut fds);
         }
         match poll(&mut fds, self.patience()) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -171,13 +189,43 @@ impl Server {
     }
 
     fn patience(&self) -> PollTimeout {
-        let wait = match &self.ending {
-            Some(ending) => ending.deadline.saturating_duration_since(Instant::now()),
-            None if self.connections.is_empty() && !self.has_live() => ABANDONED_AFTER,
-            None => return PollTimeout::NONE,
-        };
+        let now = Instant::now();
+        let ending = self.ending.as_ref().map(|ending| ending.deadline);
+        let abandoned = (self.connections.is_empty() && !self.has_live()).then(|| now + ABANDONED_AFTER);
+        let next = self.slots.iter().filter_map(Slot::deadline).chain(ending).chain(abandoned).min();
+        let Some(next) = next else { return PollTimeout::NONE };
+        let wait = next.saturating_duration_since(now);
         // Rounded up, so that the time has come when it returns.
         PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+    }
+
+    /// What is due by the clock: attached clients that are too slow, and second looks for kills.
+    fn keep_time(&mut self) {
+        if self.slots.iter().all(|slot| slot.deadline().is_none()) {
+            return;
+        }
+        let now = Instant::now();
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            let cut_off: usize = slot.sources.iter_mut().map(|source| source.expire(now)).sum();
+            if cut_off > 0 {
+                note!("{}: {cut_off} attached client(s) read too slowly and were cut off", slot.id);
+            }
+            slot.tidy();
+            if slot.oom.deadline().is_some_and(|at| at <= now) {
+                self.look_for_kills(index, now);
+            }
+        }
+    }
+
+    /// Tells of kills for want of memory that were not told of yet.
+    pub fn look_for_kills(&mut self, index: usize, now: Instant) {
+        let slot = &mut self.slots[index];
+        if let Some(kills) = slot.oom.look(&self.cgroups, &slot.container.cgroup, now) {
+            note!("{}: out of memory, {kills} process(es) killed so far", slot.id);
+            let event = Event::OomKilled { id: slot.id.clone(), kills };
+            self.tell_all(&event);
+        }
     }
 
     pub fn has_live(&self) -> bool {
@@ -280,7 +328,7 @@ impl Server {
             exec.owner = exec.owner.filter(|owner| !gone.contains(owner));
             exec.waiters.retain(|waiter| !gone.contains(&waiter.connection));
         }
-        self.execs.retain(|exec| exec.owner.is_some() || exec.code.is_none());
+        self.forget_old_codes();
         crate::sys::shim_process::release_memory();
     }
 }

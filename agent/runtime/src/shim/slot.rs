@@ -11,17 +11,15 @@ use nix::unistd::pipe2;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::connection::Asker;
-use super::failure;
-use super::proto::{
-    Attach, Attached, ContainerState, CreateRequest, ExitRecord, Failure, FailureKind, StateRecord, Status,
-};
+use super::oom::OomSense;
+use super::proto::{ContainerState, CreateRequest, ExitRecord, Failure, FailureKind, StateRecord, Status};
 use super::pump::{Pumped, Source};
 use super::record::{self, note};
+use super::{failure, pod_init};
 use crate::container::{self, Container, Stdio, Tie};
 use crate::log::{Stream, Writer};
 use crate::sys::process::pidfd_kill;
 use crate::sys::shim_process::set_nonblocking;
-use crate::sys::terminal;
 
 /// At most so many reads when the output of a container that has exited is collected: a process outside that holds its
 /// pipe and writes for ever must not hold up the record of the exit.
@@ -45,12 +43,16 @@ pub(super) struct Slot {
     pub sources: Vec<Source>,
     /// Who waits for its deletion.
     pub deleters: Vec<Asker>,
+    /// Its processes are frozen.
+    pub paused: bool,
+    /// Notices when the kernel kills in it for want of memory.
+    pub oom: OomSense,
     start_time: u64,
     log: Option<Writer>,
     loss_noted: Option<Instant>,
-    stdin: Option<OwnedFd>,
-    stdin_once: bool,
-    tty: bool,
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stdin_once: bool,
+    pub(super) tty: bool,
 }
 
 /// Reads the configuration of a bundle.
@@ -63,8 +65,8 @@ pub(super) fn read_spec(bundle: &Path) -> Result<Spec, Failure> {
 }
 
 impl Slot {
-    /// Makes the container.
-    pub fn create(request: CreateRequest) -> Result<Slot, Failure> {
+    /// Makes the container; `pids` is the PID namespace that the pod's containers share.
+    pub fn create(request: CreateRequest, pids: Option<&Path>) -> Result<Slot, Failure> {
         let CreateRequest {
             id,
             bundle,
@@ -75,8 +77,13 @@ impl Slot {
             stdin,
             stdin_once,
             tty,
+            pod_pids: _,
+            runtime: _,
         } = request;
-        let spec = read_spec(&bundle)?;
+        let mut spec = read_spec(&bundle)?;
+        if let Some(pids) = pids {
+            pod_init::join(&mut spec, pids)?;
+        }
         let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
         if terminal != tty {
             return Err(failure(
@@ -121,6 +128,8 @@ impl Slot {
             started_at: None,
             exit: None,
             deleters: Vec::new(),
+            paused: false,
+            oom: OomSense::default(),
             loss_noted: None,
             stdin: ours.stdin,
             start_time: *start_time.as_ref().unwrap_or(&0),
@@ -168,6 +177,7 @@ impl Slot {
         }
         self.exit = Some(exit);
         self.stdin = None;
+        self.paused = false;
     }
 
     pub fn state(&self) -> ContainerState {
@@ -178,6 +188,7 @@ impl Slot {
             created_at: self.created_at,
             started_at: self.started_at,
             exit: self.exit.clone(),
+            paused: self.paused,
         }
     }
 
@@ -185,16 +196,26 @@ impl Slot {
     pub fn pump(&mut self, source: usize, scratch: &mut Vec<u8>) -> Pumped {
         let pumped = self.sources[source].pump(self.log.as_mut(), scratch);
         if pumped == Pumped::Ended {
-            self.sources.remove(source);
+            self.tidy();
         }
-        if self.sources.is_empty() {
+        if self.sources.iter().all(|source| source.ended) {
             self.loss_noted = None;
-        }
-        self.note_losses();
-        if self.sources.is_empty() {
+            self.note_losses();
             self.log = None;
+        } else {
+            self.note_losses();
         }
         pumped
+    }
+
+    /// When something is due by the clock.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.sources.iter().filter_map(Source::deadline).chain(self.oom.deadline()).min()
+    }
+
+    /// Drops the sources that have ended and whose clients have everything.
+    pub fn tidy(&mut self) {
+        self.sources.retain(|source| !source.ended || source.is_held_up());
     }
 
     /// Moves the output that is there now.
@@ -236,52 +257,6 @@ impl Slot {
             );
             self.loss_noted = Some(Instant::now());
         }
-    }
-
-    /// Sets the size of its terminal.
-    pub fn resize(&self, width: u16, height: u16) -> Result<(), Failure> {
-        let console = self.sources.first().filter(|_| self.tty);
-        let console =
-            console.ok_or_else(|| failure(FailureKind::Invalid, format!("{} has no terminal", self.id)))?;
-        terminal::resize(console.fd.as_fd(), height, width)
-            .map_err(|error| failure(FailureKind::Internal, format!("cannot resize the terminal: {error}")))
-    }
-
-    /// The descriptors for a client that attaches.
-    pub fn attach(&mut self, wanted: &Attach) -> Result<(Attached, Vec<OwnedFd>), Failure> {
-        if self.status == Status::Stopped {
-            return Err(failure(FailureKind::Invalid, format!("{} has exited", self.id)));
-        }
-        self.try_attach(wanted)
-            .map_err(|error| failure(FailureKind::Internal, format!("cannot attach to {}: {error}", self.id)))
-    }
-
-    fn try_attach(&mut self, wanted: &Attach) -> io::Result<(Attached, Vec<OwnedFd>)> {
-        let mut attached = Attached { tty: self.tty, ..Attached::default() };
-        let mut fds = Vec::new();
-        if wanted.stdin {
-            let stdin = match (self.tty, self.stdin_once) {
-                (true, _) => self.sources.first().map(|console| console.fd.try_clone()).transpose()?,
-                // Given away for good: when the client closes it, the container reads the end.
-                (false, true) => self.stdin.take(),
-                (false, false) => self.stdin.as_ref().map(OwnedFd::try_clone).transpose()?,
-            };
-            attached.stdin = stdin.is_some();
-            fds.extend(stdin);
-        }
-        for source in &mut self.sources {
-            let (asked, given) = match source.stream {
-                Stream::Stdout => (wanted.stdout, &mut attached.stdout),
-                Stream::Stderr => (wanted.stderr, &mut attached.stderr),
-            };
-            if asked {
-                let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-                source.taps.push(writer);
-                fds.push(reader);
-                *given = true;
-            }
-        }
-        Ok((attached, fds))
     }
 }
 

@@ -132,3 +132,30 @@ pub fn reset_libc_signals() {
         };
     }
 }
+
+/// Has the kernel reap this process's children: none of them becomes a zombie.
+pub fn ignore_children() {
+    // SAFETY: no handler is installed, only the disposition changes.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Does nothing until the process is killed.
+pub fn sleep_for_ever() -> ! {
+    loop {
+        // SAFETY: pause has no preconditions.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Closes every descriptor but one. For a fresh child that uses no other any more.
+pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
+    let keep = keep.as_raw_fd() as libc::c_uint;
+    // SAFETY: the caller has given up what its copies of the parent's owners refer to, and never drops those.
+    unsafe {
+        if keep > 0 {
+            check(libc::syscall(libc::SYS_close_range, 0, keep - 1, 0))?;
+        }
+        check(libc::syscall(libc::SYS_close_range, keep + 1, libc::c_uint::MAX, 0))?;
+    }
+    Ok(())
+}

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, unix::AsyncFd};
 use tokio::net::unix::pipe;
 
-use crate::harness::{PATIENCE, Pod};
+use crate::harness::{PATIENCE, Pod, exists, until};
 
 fn request(args: &[&str]) -> ExecRequest {
     let process =
@@ -208,4 +208,33 @@ async fn stdin_stays_open_without_a_client() {
         pod.logged("one", text).await;
     }
     assert!(pod.exit_of_none(Duration::from_millis(50)).await);
+}
+
+#[tokio::test]
+async fn an_exit_code_outlives_the_client_that_asked_for_it() {
+    let pod = sleeping().await;
+    let (first, _) = pod.connect().await;
+    let before = first.exec(request(&["/bin/sh", "-c", "exit 21"])).await.unwrap();
+    let after =
+        first.exec(ExecRequest { stdin: true, ..request(&["/bin/sh", "-c", "read x; exit 22"]) }).await;
+    let after = after.unwrap();
+    // The first one ends before its client goes, the second one when it has gone.
+    let gone = before.pid;
+    until("the first process ends", || !exists(gone)).await;
+    drop(first);
+    nix::unistd::write(after.stdin.as_ref().unwrap(), b"x\n").unwrap();
+    assert_eq!(pod.client.wait_exec(after.exec_id).await.unwrap(), 22);
+    assert_eq!(pod.client.wait_exec(before.exec_id).await.unwrap(), 21);
+}
+
+#[tokio::test]
+async fn a_terminal_has_its_size_before_the_program_starts() {
+    let pod = sleeping().await;
+    let mut request = request(&["stty", "size"]);
+    request.tty = true;
+    let size = json!({"width": 91, "height": 17});
+    request.process.set_console_size(Some(serde_json::from_value(size).unwrap()));
+    let mut session = pod.client.exec(request).await.unwrap();
+    let said = read_until(&terminal(&mut session), "\n").await;
+    assert_eq!(said, "17 91\r\n");
 }

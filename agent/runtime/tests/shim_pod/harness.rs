@@ -120,6 +120,8 @@ impl Pod {
             stdin: false,
             stdin_once: false,
             tty: false,
+            pod_pids: false,
+            runtime: None,
         };
         Container { id: name.to_owned(), spec, request }
     }
@@ -148,9 +150,21 @@ impl Pod {
     pub async fn exit_of(&mut self, wanted: &str) -> ExitRecord {
         loop {
             let event = tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("an event in time");
-            let Event::Exited { id, exit } = event.expect("the shim lives");
-            if id == wanted {
+            if let Event::Exited { id, exit } = event.expect("the shim lives")
+                && id == wanted
+            {
                 return exit;
+            }
+        }
+    }
+
+    /// Waits for the event of a kill for want of memory.
+    pub async fn oom_of(&mut self, wanted: &str) -> u64 {
+        loop {
+            let event = tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("an event in time");
+            match event.expect("the shim lives") {
+                Event::OomKilled { id, kills } if id == wanted => return kills,
+                other => assert!(matches!(other, Event::OomKilled { .. }), "{other:?} before the kill"),
             }
         }
     }
@@ -232,7 +246,7 @@ fn busybox(rootfs: &Path) {
         .expect("busybox, of the package busybox-static");
     for applet in [
         "sh", "sleep", "cat", "echo", "seq", "head", "tail", "hostname", "nc", "stty", "ls", "grep", "true",
-        "id", "readlink", "dd", "kill", "setsid", "ps", "md5sum", "yes", "ip", "tr",
+        "id", "readlink", "mkdir", "touch", "dd", "kill", "setsid", "ps", "md5sum", "yes", "ip", "tr",
     ] {
         std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
     }

@@ -75,6 +75,9 @@ pub fn summary(pod: &Pod) -> PodSummary {
         restarts = sidecars;
         main_containers(status, &mut restarts, &mut out);
     }
+    if phase == "Running" && condition(status, berth_reconciler::status::PAUSED) {
+        out.status = "Paused".to_owned();
+    }
     if pod.metadata.deletion_timestamp.is_some() {
         if status.reason.as_deref() == Some("NodeLost") {
             out.status = "Unknown".to_owned();

@@ -1,7 +1,7 @@
 //! `berth exec`.
 
-mod session;
-mod terminal;
+pub mod session;
+pub mod terminal;
 
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -63,13 +63,39 @@ pub async fn run(client: &kube::Client, args: &ExecArgs) -> anyhow::Result<ExitC
     } else {
         None
     };
-    let result = session::run(connection, args.stdin, tty).await;
+    let result = session::run(connection, session::Streams::own(args.stdin, tty)).await;
     // Before anything is printed.
     drop(raw);
     exit_code(result?)
 }
 
-fn exit_code(status: Status) -> anyhow::Result<ExitCode> {
+/// Runs a command that is not the person's own, such as `tar`, with these streams.
+///
+/// # Errors
+/// When it cannot be run, or ends with another code than 0.
+pub async fn helper(
+    client: &kube::Client,
+    path: &str,
+    container: &str,
+    command: &[&str],
+    streams: session::Streams,
+) -> anyhow::Result<()> {
+    let mut query: Vec<(&str, &str)> = command.iter().map(|word| ("command", *word)).collect();
+    query.extend([("container", container), ("stdout", "true"), ("stderr", "true")]);
+    query.extend(streams.stdin.is_some().then_some(("stdin", "true")));
+    let request = Request::get(resource::with_query(&format!("{path}/exec"), &query)).body(Vec::new())?;
+    let status = session::run(client.connect(request).await?, streams).await?;
+    if status.status.as_deref() == Some("Success") {
+        return Ok(());
+    }
+    bail!("{}: {}", command.first().unwrap_or(&""), status.message.unwrap_or_else(|| "failed".to_owned()))
+}
+
+/// The exit code that a result means.
+///
+/// # Errors
+/// When the command could not be run.
+pub fn exit_code(status: Status) -> anyhow::Result<ExitCode> {
     if status.status.as_deref() == Some("Success") {
         return Ok(ExitCode::SUCCESS);
     }

@@ -3,7 +3,7 @@
 //! This goes round the kube crate's `AttachedProcess`: that one sends input and takes output in one loop, so that a command which
 //! writes while it reads (`cat < big-file`) comes to a standstill once both directions are full.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 
 use anyhow::{Context as _, anyhow};
 use futures::stream::SplitSink;
@@ -29,28 +29,46 @@ const CLOSE: u8 = 255;
 /// Bytes of input read at once.
 const CHUNK: usize = 32 * 1024;
 
+/// Our ends of the command's streams.
+pub struct Streams {
+    /// Where its input comes from, if it gets any.
+    pub stdin: Option<Box<dyn io::Read + Send>>,
+    /// Where its output goes.
+    pub stdout: Box<dyn io::Write + Send>,
+    /// It is on a terminal, whose size is that of ours.
+    pub tty: bool,
+}
+
+impl Streams {
+    /// Those of this process.
+    pub fn own(stdin: bool, tty: bool) -> Streams {
+        let stdin = stdin.then(|| Box::new(io::stdin()) as Box<dyn io::Read + Send>);
+        Streams { stdin, stdout: Box::new(io::stdout()), tty }
+    }
+}
+
 /// Passes input and output on until the command has ended; gives its result.
-pub async fn run(connection: Connection, stdin: bool, tty: bool) -> anyhow::Result<Status> {
+pub async fn run(connection: Connection, streams: Streams) -> anyhow::Result<Status> {
     let can_close = connection.supports_stream_close();
     let (sink, mut stream) = connection.into_stream().split();
     let (sender, outgoing) = mpsc::channel(2);
     let sending = tokio::spawn(send_all(sink, outgoing));
-    if tty {
+    if streams.tty {
         tokio::spawn(send_sizes(sender.clone()));
     }
-    if stdin {
+    if let Some(input) = streams.stdin {
         // Reading a terminal cannot be interrupted, so it has a thread that may be left behind.
         let sender = sender.clone();
-        std::thread::spawn(move || send_input(&sender, can_close));
+        std::thread::spawn(move || send_input(input, &sender, can_close));
     }
     // Without input the connection must not be taken for ended, so a sender is kept.
     let _keep = sender;
-    let result = receive(&mut stream).await;
+    let result = receive(&mut stream, streams.stdout).await;
     sending.abort();
     result
 }
 
-async fn receive<S>(stream: &mut S) -> anyhow::Result<Status>
+async fn receive<S>(stream: &mut S, mut out: Box<dyn io::Write + Send>) -> anyhow::Result<Status>
 where
     S: futures::Stream<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin,
 {
@@ -59,7 +77,6 @@ where
         let Some((channel, data)) = bytes.split_first() else { continue };
         match *channel {
             STDOUT => {
-                let mut out = io::stdout().lock();
                 out.write_all(data)?;
                 out.flush()?;
             }
@@ -84,9 +101,9 @@ where
 }
 
 /// Sends our input, and its end if the protocol can say so.
-fn send_input(sender: &mpsc::Sender<Vec<u8>>, can_close: bool) {
+fn send_input(mut input: Box<dyn io::Read + Send>, sender: &mpsc::Sender<Vec<u8>>, can_close: bool) {
     let mut buffer = vec![0; CHUNK];
-    while let Ok(count @ 1..) = io::stdin().lock().read(&mut buffer) {
+    while let Ok(count @ 1..) = input.read(&mut buffer) {
         let mut bytes = vec![STDIN];
         bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
         if sender.blocking_send(bytes).is_err() {

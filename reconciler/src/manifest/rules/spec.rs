@@ -32,6 +32,11 @@ pub(crate) fn check(spec: &v1::PodSpec, context: &Context, issues: &mut Issues) 
     }
     check_names(spec, &path, issues);
     check_node(spec, context, &path, issues);
+    check_runtime(spec, context, &path.field("runtimeClassName"), issues);
+    if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
+        let reason = "ShareProcessNamespace and HostPID cannot both be enabled";
+        issues.invalid(&path.field("shareProcessNamespace"), "true", reason);
+    }
     check_dns(spec, &path, issues);
     check_host_aliases(spec, &path.field("hostAliases"), issues);
     check_tolerations(spec, &path.field("tolerations"), issues);
@@ -103,6 +108,20 @@ fn check_node(spec: &v1::PodSpec, context: &Context, path: &FieldPath, issues: &
                 issues.invalid(&selector.key(key), value.as_str(), "the node has no such label");
             }
         }
+    }
+}
+
+/// The name is the handler's, as it is in the agent's configuration.
+fn check_runtime(spec: &v1::PodSpec, context: &Context, at: &FieldPath, issues: &mut Issues) {
+    let Some(name) = spec.runtime_class_name.as_deref().filter(|name| !name.is_empty()) else { return };
+    issues.all(at, name, names::dns_subdomain(name));
+    let Some(known) = &context.runtimes else { return };
+    if !known.iter().any(|one| one == name) {
+        let reason = match known.as_slice() {
+            [] => "the node has no other runtime than its own".to_owned(),
+            known => format!("the node's runtimes are {}", known.join(", ")),
+        };
+        issues.invalid(at, name, &reason).hint("name it under `runtimes` in the agent's configuration");
     }
 }
 

@@ -1,0 +1,52 @@
+//! Kills for want of memory, noticed when they happen.
+
+use serde_json::json;
+
+use crate::harness::{Container, Pod};
+
+fn small(pod: &Pod, script: &str) -> Container {
+    let mut container = pod.container("one", script);
+    // Swap would let it live longer, where there is any.
+    container.spec["linux"]["resources"] = json!({"memory": {"limit": 24 << 20}});
+    container
+}
+
+/// Fills memory in a child of the shell, which `tail` keeps until the end of a line that never comes.
+const EAT: &str = "yes | tr -d '\\n' | tail -n 1 >/dev/null";
+
+#[tokio::test]
+async fn a_child_that_is_killed_is_told_of_while_init_lives() {
+    let mut pod = Pod::new().await;
+    if v2() {
+        // There a container is killed as a whole: the next test is the one that counts.
+        return a_container_that_is_killed_as_a_whole(&mut pod).await;
+    }
+    pod.start(&small(&pod, &format!("{EAT}; echo survived; read never; sleep 1000"))).await;
+    assert!(pod.oom_of("one").await >= 1);
+    pod.logged("one", "survived").await;
+    let list = pod.client.list().await.unwrap();
+    assert_eq!(list[0].status, berth_runtime::shim::proto::Status::Running);
+}
+
+async fn a_container_that_is_killed_as_a_whole(pod: &mut Pod) {
+    pod.start(&small(pod, &format!("{EAT}; echo survived; sleep 1000"))).await;
+    assert!(pod.oom_of("one").await >= 1);
+    let exit = pod.exit_of("one").await;
+    assert!(exit.oom_killed && exit.signal == Some(9), "{exit:?}");
+}
+
+#[tokio::test]
+async fn init_that_is_killed_is_told_of_before_its_exit() {
+    let mut pod = Pod::new().await;
+    let mut container = small(&pod, "");
+    container.spec["process"]["args"] =
+        json!(["/bin/sh", "-c", "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done"]);
+    pod.start(&container).await;
+    assert!(pod.oom_of("one").await >= 1);
+    let exit = pod.exit_of("one").await;
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), true));
+}
+
+fn v2() -> bool {
+    std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
