@@ -153,7 +153,11 @@ fn bad_requests_get_a_status() {
             ("GET", "/api/v1/namespaces/default/pods/web/log?tailLines=x", 400),
             ("GET", "/api/v1/namespaces/default/pods/web/log?container=nope", 400),
             ("GET", "/api/v1/namespaces/default/pods/web/exec?command=ls&stdout=1", 400),
-            ("GET", "/api/v1/namespaces/default/pods/web/attach", 404),
+            ("GET", "/api/v1/namespaces/default/pods/web/attach", 400),
+            ("GET", "/api/v1/namespaces/default/pods/web/portforward?ports=80", 400),
+            ("GET", "/api/v1/namespaces/default/pods/web/pause", 405),
+            ("POST", "/api/v1/namespaces/default/pods/nobody/pause", 404),
+            ("GET", "/api/v1/namespaces/default/pods/web/binding", 404),
         ] {
             let (got, value) = call(&server, method, path, Value::Null).await;
             assert_eq!(got, code, "{method} {path}: {value}");

@@ -1,5 +1,6 @@
 //! `berth port-forward`.
 
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
@@ -53,7 +54,7 @@ pub async fn run(client: &kube::Client, args: &PortForwardArgs) -> anyhow::Resul
     for (local, remote) in ports {
         for listener in listen(&args.address, local).await? {
             let address = listener.local_addr()?;
-            println!("Forwarding from {address} -> {remote}");
+            say(&format!("Forwarding from {address} -> {remote}"));
             tasks.spawn(accept(client.clone(), path.clone(), listener, remote));
         }
     }
@@ -62,6 +63,11 @@ pub async fn run(client: &kube::Client, args: &PortForwardArgs) -> anyhow::Resul
         Some(ended) => ended?.map(|()| ExitCode::SUCCESS),
         None => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Prints a line; whoever does not read on wants the connections all the same.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// `8080:80`, `80`, `:80`, `8080:http`.
@@ -131,7 +137,7 @@ async fn accept(
     let local = listener.local_addr()?.port();
     loop {
         let (socket, _) = listener.accept().await.context("accept a connection")?;
-        println!("Handling connection for {local}");
+        say(&format!("Handling connection for {local}"));
         let (client, path) = (client.clone(), path.clone());
         tokio::spawn(async move {
             if let Err(error) = carry(&client, &path, socket, remote).await {

@@ -141,7 +141,9 @@ impl Backend for Fake {
         command.args(&request.command[1..]);
         let mut console = None;
         if request.tty {
-            let pty = nix::pty::openpty(None, None).unwrap();
+            let (ws_col, ws_row) = request.size.unwrap_or_default();
+            let size = nix::pty::Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+            let pty = nix::pty::openpty(Some(&size), None).unwrap();
             let slave = || Stdio::from(pty.slave.try_clone().unwrap());
             command.stdin(slave()).stdout(slave()).stderr(slave());
             console = Some(pty.master);

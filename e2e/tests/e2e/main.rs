@@ -19,6 +19,7 @@ mod metrics;
 mod network;
 mod oci_runtime;
 mod pause;
+mod runtimes;
 mod scale;
 mod smoke;
 mod streams;

@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use berth_e2e::machine::Machine;
 use berth_e2e::manifest::{self, Builder};
 use berth_e2e::node::Node;
 use berth_e2e::pods::PodExt;
@@ -11,6 +13,7 @@ use berth_e2e::{poll, tools};
 
 /// A `berth port-forward` and the local port that it listens on, on the node's machine.
 struct Forward {
+    machine: Arc<Machine>,
     child: Child,
     port: u16,
 }
@@ -23,7 +26,7 @@ impl Forward {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         // "Forwarding from 127.0.0.1:40001 -> 8080"
         let port = line.split([':', ' ']).filter_map(|word| word.parse().ok()).next().unwrap();
-        Forward { child, port }
+        Forward { machine: node.machine().clone(), child, port }
     }
 
     /// Sends bytes through it, closes that direction, and reads to the end.
@@ -36,7 +39,10 @@ impl Forward {
 
 impl Drop for Forward {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // The child is what entered the machine; the program is below it.
+        let ours = |words: &str| words.contains(" port-forward ");
+        let pids = self.machine.processes().unwrap().into_iter().filter(|p| ours(&p.command)).map(|p| p.pid);
+        let _ = self.machine.kill("TERM", &pids.collect::<Vec<_>>());
         let _ = self.child.wait();
     }
 }
@@ -139,7 +145,7 @@ fn several_may_attach_and_one_that_never_reads_stops_nothing() {
 fn port_forward_reaches_what_listens_on_the_pods_loopback() {
     let node = Node::start().unwrap();
     let pod = Builder::new("a")
-        .shell("while :; do nc -l -p 8080 -s 127.0.0.1 -e cat; done")
+        .shell("echo here >/www/index.html; httpd -p 127.0.0.1:8081 -h /www; exec nc -ll -p 8080 -e cat")
         .with("ports: [{ name: echo, containerPort: 8080 }]");
     node.apply("a.yaml", &pod.yaml()).unwrap();
     node.wait_running(&["a"]).unwrap();
@@ -161,6 +167,12 @@ fn port_forward_reaches_what_listens_on_the_pods_loopback() {
     let back = back.unwrap();
     assert_eq!(back.len(), big.len());
     assert!(back == big);
+    drop(forward);
+    // Not even the pod's own address leads there.
+    let web = Forward::start(&node, &["a-n1", ":8081"]);
+    let page = web.ask(&node, b"GET / HTTP/1.0\r\n\r\n");
+    assert!(page.ends_with("here\n"), "{page:?}");
+    drop(web);
     let bad = node.berth(&["port-forward", "a-n1", "80:nonsense"]).unwrap().code(2).unwrap();
     assert!(bad.stderr.contains("nonsense"), "{bad}");
 }

@@ -100,6 +100,14 @@ impl Cgroups {
         remove::remove(&self.hierarchy, path::relative(path)?, path)
     }
 
+    /// Removes the empty folders that another runtime has made for this cgroup, and for the three above it, in v1
+    /// hierarchies that are not used here (`name=systemd`, `perf_event`). What is not empty stays.
+    pub fn remove_elsewhere(&self, path: &str) {
+        if let (Hierarchy::V1(used), Ok(relative)) = (&self.hierarchy, path::relative(path)) {
+            remove::elsewhere(used, relative);
+        }
+    }
+
     /// Sends SIGKILL to every process inside and below. A cgroup that does not exist is fine.
     pub fn kill(&self, path: &str) -> Result<(), Error> {
         remove::kill_all(&self.hierarchy, path::relative(path)?)

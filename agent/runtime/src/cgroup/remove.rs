@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::hierarchy::Hierarchy;
+use super::hierarchy::{Hierarchy, Mount};
 use super::{Error, path};
 use crate::sys::process::pidfd_open;
 
@@ -133,6 +133,27 @@ fn try_remove(hierarchy: &Hierarchy, relative: &Path) -> Result<bool, Error> {
         }
     }
     Ok(done)
+}
+
+/// Above the container are its pod, its tier and the tree of pods.
+const LEVELS: usize = 4;
+
+/// Removes empty folders in v1 hierarchies that are mounted but not among `used`.
+pub fn elsewhere(used: &[Mount], relative: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for line in mounts.lines() {
+        let mut words = line.split(' ').skip(1);
+        let (Some(point), Some("cgroup")) = (words.next(), words.next()) else { continue };
+        if used.iter().any(|mount| mount.root == Path::new(point)) {
+            continue;
+        }
+        for dir in relative.ancestors().take(LEVELS).filter(|dir| !dir.as_os_str().is_empty()) {
+            if fs::remove_dir(Path::new(point).join(dir)).is_err_and(|e| e.kind() != io::ErrorKind::NotFound)
+            {
+                break;
+            }
+        }
+    }
 }
 
 /// Waits a moment for the cgroup to become empty: for its event on v2; v1 has none, so for the end of the processes.

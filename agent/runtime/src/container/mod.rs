@@ -149,6 +149,30 @@ pub struct ExecProcess {
     pub warnings: Vec<String>,
 }
 
+impl Container {
+    /// A container that another runtime has made and will start.
+    pub(crate) fn of_other_runtime(
+        pid: i32,
+        pidfd: OwnedFd,
+        console: Option<OwnedFd>,
+        cgroup: String,
+    ) -> Container {
+        Container { pid, pidfd, console, cgroup, warnings: Vec::new(), channel: None }
+    }
+}
+
+/// Mounts a root file system for another runtime, at `rootfs` in `bundle`, in the mount namespace of the caller, which
+/// must be its own.
+pub(crate) fn mount_root(rootfs: &Rootfs, bundle: &Path) -> Result<(), Error> {
+    root_mount::mount_root(rootfs, bundle, None).map(drop)
+}
+
+/// Makes these the standard streams of a fresh child and closes every other descriptor. What the caller owns is closed
+/// under its owners: they must not be dropped in this process.
+pub(crate) fn give_streams(stdio: &Stdio) -> Result<(), Error> {
+    streams::replace(stdio)
+}
+
 /// Makes a container up to the point where its program would be executed.
 ///
 /// The caller must have a single thread: the new process runs on a copy of its memory. It is also the one whose death

@@ -60,6 +60,22 @@ pub fn arrange(
     Ok((Channel::adopt(place), (place + 1..=at).map(process::adopt_fd).collect()))
 }
 
+/// The same for a child that needs no channel.
+pub fn replace(stdio: &Stdio) -> Result<(), Error> {
+    let failed = |e| Error::sys("arrange", "standard streams", e);
+    let null = open_device(Path::new("/dev/null"), 1, 3, OFlag::O_RDWR).map_err(failed)?;
+    let mut moved = [0; 3];
+    for (fd, stream) in moved.iter_mut().zip([&stdio.stdin, &stdio.stdout, &stdio.stderr]) {
+        let from = stream.as_ref().unwrap_or(&null).as_raw_fd();
+        *fd = process::duplicate_above(from, FIRST + 3).map_err(failed)?;
+    }
+    drop(null);
+    for (at, fd) in moved.into_iter().enumerate() {
+        process::install_fd(fd, at as RawFd, true).map_err(failed)?;
+    }
+    process::close_from(FIRST).map_err(failed)
+}
+
 /// Keeps the caller's first descriptors after the streams open for the program, and tells the first number after them.
 fn preserve(count: u32) -> Result<RawFd, Error> {
     let end = RawFd::try_from(count).ok().and_then(|n| n.checked_add(FIRST)).filter(|end| *end < 1 << 20);

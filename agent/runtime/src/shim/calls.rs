@@ -173,7 +173,7 @@ impl Server {
             return Err(failure(FailureKind::Invalid, format!("container {id} was started before")));
         }
         let started_at = Timestamp::now();
-        match slot.container.start() {
+        match slot.start() {
             Ok(()) => {
                 slot.status = Status::Running;
                 slot.started_at = Some(started_at);
@@ -182,8 +182,7 @@ impl Server {
                 }
                 done(Outcome::Started(Started { started_at }))
             }
-            Err(error) => {
-                let reason = error.to_string();
+            Err(reason) => {
                 self.start_failed(id, &reason);
                 Err(failure(FailureKind::StartFailed, reason))
             }
@@ -198,11 +197,7 @@ impl Server {
             failure(FailureKind::Internal, format!("cannot signal {}: {error}", request.id))
         };
         if slot.status != Status::Stopped {
-            match pidfd_kill(slot.container.pidfd.as_fd(), request.signal) {
-                Ok(()) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                Err(error) => return Err(cannot(&error)),
-            }
+            slot.signal(request.signal).map_err(|error| cannot(&error))?;
         }
         if request.all {
             let cgroup = &slot.container.cgroup;

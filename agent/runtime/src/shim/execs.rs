@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
+use oci_spec::runtime::{Process, Spec};
 
 use super::connection::Asker;
 use super::failure;
@@ -34,6 +35,12 @@ pub(super) fn start(slot: &Slot, request: ExecRequest) -> Result<(i32, Vec<Owned
     let internal = |error: io::Error| failure(FailureKind::Internal, format!("cannot make pipes: {error}"));
     let (stdio, mut fds) =
         if tty { (Stdio::default(), Vec::new()) } else { pipes(stdin).map_err(internal)? };
+    if let Some(foreign) = &slot.foreign {
+        complete(&mut process, &spec);
+        let (pid, console) = foreign.exec(&process, stdio)?;
+        fds.extend(console);
+        return nonblocking(fds).map(|fds| (pid, fds));
+    }
     let exec = container::Exec {
         pid: slot.container.pid,
         spec: &spec,
@@ -48,10 +55,30 @@ pub(super) fn start(slot: &Slot, request: ExecRequest) -> Result<(i32, Vec<Owned
         note!("{}: exec: {warning}", slot.id);
     }
     fds.extend(started.console);
+    nonblocking(fds).map(|fds| (started.pid, fds))
+}
+
+fn nonblocking(fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Failure> {
     for fd in &fds {
-        set_nonblocking(fd).map_err(internal)?;
+        set_nonblocking(fd).map_err(|error| {
+            failure(FailureKind::Internal, format!("cannot prepare the streams: {error}"))
+        })?;
     }
-    Ok((started.pid, fds))
+    Ok(fds)
+}
+
+/// What an exec leaves open is as in the container's first process; other runtimes would take it for nothing.
+fn complete(process: &mut Process, spec: &Spec) {
+    let Some(first) = spec.process() else { return };
+    if process.capabilities().is_none() {
+        process.set_capabilities(first.capabilities().clone());
+    }
+    if process.no_new_privileges().is_none() {
+        process.set_no_new_privileges(first.no_new_privileges());
+    }
+    if process.oom_score_adj().is_none() {
+        process.set_oom_score_adj(first.oom_score_adj());
+    }
 }
 
 /// The process's ends and the client's.

@@ -134,6 +134,13 @@ impl Server {
     pub fn forget(&mut self, index: usize) -> Result<(), Failure> {
         let slot = &mut self.slots[index];
         slot.close(&mut self.scratch);
+        if let Some(foreign) = slot.foreign.take() {
+            if let Err(error) = foreign.delete() {
+                // Its processes are gone, and its cgroup is removed below: the rest are its records, in the bundle.
+                note!("{}: {error}", slot.id);
+            }
+            self.cgroups.remove_elsewhere(&slot.container.cgroup);
+        }
         self.cgroups.remove(&slot.container.cgroup).map_err(|error| {
             failure(FailureKind::Internal, format!("cannot remove the cgroup of {}: {error}", slot.id))
         })?;

@@ -3,7 +3,7 @@
 //! The tour: [`spawn`] is how the agent starts one, [`client`] how it talks to it, [`proto`] what they say. [`main`] is
 //! the process itself: `setup` makes it a shim, `server` is its loop (with `calls`, what is asked of it, and `exits`,
 //! what its children do), `slot` one container, `pump` its output, `attach` who looks on, `oom` and `pause` what happens to
-//! it, `pod_init` the PID 1 of a shared PID namespace, `execs` and `dial` the rest of what it holds. It
+//! it, `pod_init` the PID 1 of a shared PID namespace, `foreign` a runtime in place of the engine, `execs` and `dial` the rest of what it holds. It
 //! blocks in one `poll` and has no timers, so an idle pod costs no CPU.
 
 use std::ffi::OsString;
@@ -20,6 +20,7 @@ mod connection;
 mod dial;
 mod execs;
 mod exits;
+mod foreign;
 mod frame;
 #[cfg(feature = "agent")]
 mod link;

@@ -11,8 +11,11 @@ use nix::unistd::pipe2;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::connection::Asker;
+use super::foreign::{Foreign, Order};
 use super::oom::OomSense;
-use super::proto::{ContainerState, CreateRequest, ExitRecord, Failure, FailureKind, StateRecord, Status};
+use super::proto::{
+    ContainerState, CreateRequest, ExitRecord, Failure, FailureKind, Runtime, StateRecord, Status,
+};
 use super::pump::{Pumped, Source};
 use super::record::{self, note};
 use super::{failure, pod_init};
@@ -34,6 +37,8 @@ pub(super) struct Slot {
     pub id: String,
     pub bundle: PathBuf,
     pub container: Container,
+    /// The runtime that has made it, when that is not our own engine.
+    pub foreign: Option<Foreign>,
     /// It has a PID namespace of its own, so that no process of it outlives its init.
     pub own_pids: bool,
     pub status: Status,
@@ -78,7 +83,7 @@ impl Slot {
             stdin_once,
             tty,
             pod_pids: _,
-            runtime: _,
+            runtime,
         } = request;
         let mut spec = read_spec(&bundle)?;
         if let Some(pids) = pids {
@@ -101,19 +106,8 @@ impl Slot {
             failure(FailureKind::Internal, format!("cannot {what}: {error}"))
         };
         let (stdio, ours) = pipes(stdin, tty).map_err(|error| internal("make pipes", &error))?;
-        let create = container::Create {
-            id: &id,
-            spec: &spec,
-            rootfs: &rootfs,
-            stdio,
-            bundle: &bundle,
-            tie: Tie::default(),
-        };
-        let mut container =
-            container::create(create).map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
-        for warning in &container.warnings {
-            note!("{id}: {warning}");
-        }
+        let order = Order { id: &id, spec: &spec, rootfs: &rootfs, bundle: &bundle, stdio, tty };
+        let (mut container, foreign) = make(order, runtime.as_ref())?;
         let sources = match container.console.take() {
             Some(console) => vec![(console, Stream::Stdout)],
             None => ours.outputs,
@@ -137,6 +131,7 @@ impl Slot {
             id,
             bundle,
             container,
+            foreign,
             log,
             stdin_once,
             tty,
@@ -148,6 +143,26 @@ impl Slot {
                 slot.kill_init();
                 Err(internal("record the container", &error))
             }
+        }
+    }
+
+    /// Lets it run.
+    pub fn start(&mut self) -> Result<(), String> {
+        match &self.foreign {
+            Some(foreign) => foreign.start(),
+            None => self.container.start().map_err(|error| error.to_string()),
+        }
+    }
+
+    /// Signals its first process. One that has ended is fine.
+    pub fn signal(&self, number: i32) -> Result<(), String> {
+        if let Some(foreign) = &self.foreign {
+            let ended = || pidfd_kill(self.container.pidfd.as_fd(), 0).is_err();
+            return foreign.kill(number).or_else(|error| if ended() { Ok(()) } else { Err(error) });
+        }
+        match pidfd_kill(self.container.pidfd.as_fd(), number) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            other => other.map_err(|error| error.to_string()),
         }
     }
 
@@ -258,6 +273,21 @@ impl Slot {
             self.loss_noted = Some(Instant::now());
         }
     }
+}
+
+/// Has the container made, by our own engine or by another runtime.
+fn make(order: Order<'_>, runtime: Option<&Runtime>) -> Result<(Container, Option<Foreign>), Failure> {
+    if let Some(runtime) = runtime {
+        return Foreign::create(runtime, order).map(|(foreign, container)| (container, Some(foreign)));
+    }
+    let Order { id, spec, rootfs, bundle, stdio, tty: _ } = order;
+    let create = container::Create { id, spec, rootfs, stdio, bundle, tie: Tie::default() };
+    let container =
+        container::create(create).map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
+    for warning in &container.warnings {
+        note!("{id}: {warning}");
+    }
+    Ok((container, None))
 }
 
 fn has_own_pids(spec: &Spec) -> bool {
