@@ -164,7 +164,7 @@ impl Container {
 /// Mounts a root file system for another runtime, at `rootfs` in `bundle`, in the mount namespace of the caller, which
 /// must be its own.
 pub(crate) fn mount_root(rootfs: &Rootfs, bundle: &Path) -> Result<(), Error> {
-    root_mount::mount_root(rootfs, bundle, None).map(drop)
+    root_mount::mount_root(rootfs, bundle, None, None).map(drop)
 }
 
 /// Makes these the standard streams of a fresh child and closes every other descriptor. What the caller owns is closed

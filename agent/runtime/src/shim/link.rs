@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::frame::Frames;
 use super::proto::{Event, Failure, FailureKind, MAX_FDS, Message, Outcome, Reply};
-use crate::sys::agent_io;
+use crate::sys::shim_io;
 
 const CHUNK: usize = 16 << 10;
 
@@ -113,7 +113,7 @@ impl Link {
             let stream = &self.stream;
             let fds = &mut self.fds;
             let received =
-                stream.try_io(Interest::READABLE, || agent_io::receive(stream, &mut buffer, fds, MAX_FDS));
+                stream.try_io(Interest::READABLE, || shim_io::receive(stream, &mut buffer, fds, MAX_FDS));
             match received {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(length) => {

@@ -1,9 +1,9 @@
 //! Messages with file descriptors, and reads into memory that was never touched.
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 /// Sends what fits of `bytes` without waiting, and `fds` with the first of them.
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<usize> {
@@ -12,6 +12,27 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<usiz
     let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     Ok(sendmsg::<()>(socket.as_fd().as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None)?)
+}
+
+/// Receives into `buffer` without waiting; descriptors that come along are appended to `fds`, closed by execve. 0 is the
+/// end. `most` is how many descriptors one message may bring.
+pub fn receive(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    most: usize,
+) -> io::Result<usize> {
+    let mut control = vec![0; most * size_of::<RawFd>() + 64];
+    let mut slices = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut slices, Some(&mut control), flags)?;
+    for item in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = item {
+            // SAFETY: the kernel has just made these descriptors for this message, nobody else owns them.
+            fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok(message.bytes)
 }
 
 /// Reads once, as much as the capacity of `buffer`, whose former content is dropped. Pages of the buffer that the data
