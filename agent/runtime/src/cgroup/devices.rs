@@ -39,24 +39,35 @@ fn v1_line(rule: &LinuxDeviceCgroup) -> String {
     format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor()))
 }
 
-/// Attaches the new program before it takes old ones off: in between both must agree, so that there is no moment
-/// without a guard.
+/// Replaces the program in one step. Where that cannot be done, the new one is attached before old ones are taken off:
+/// in between both must agree, so that there is no moment without a guard.
 fn apply_v2(dir: &Path, rules: &[LinuxDeviceCgroup]) -> Result<(), Error> {
-    let mut policy = Policy::default();
-    for rule in rules {
-        policy.add(rule.allow(), kind(rule), number(rule.major()), number(rule.minor()), access(rule));
-    }
+    let policy = policy(rules);
     let failed = |operation| move |e: io::Error| Error::io(operation, dir, e);
     let program = bpf::load_device_program(&device_program::assemble(&policy))
         .map_err(failed("load device rules for"))?;
     let cgroup = File::open(dir).map_err(failed("open cgroup"))?;
     let old = bpf::device_programs(cgroup.as_fd()).map_err(failed("read device rules of"))?;
+    if let [only] = &old[..]
+        && bpf::replace_device_program(cgroup.as_fd(), only.as_fd(), program.as_fd()).is_ok()
+    {
+        return Ok(());
+    }
     bpf::attach_device_program(cgroup.as_fd(), program.as_fd()).map_err(failed("set device rules of"))?;
     for program in old {
         bpf::detach_device_program(cgroup.as_fd(), program.as_fd())
             .map_err(failed("replace device rules of"))?;
     }
     Ok(())
+}
+
+/// What a list of rules comes to.
+fn policy(rules: &[LinuxDeviceCgroup]) -> Policy {
+    let mut policy = Policy::default();
+    for rule in rules {
+        policy.add(rule.allow(), kind(rule), number(rule.major()), number(rule.minor()), access(rule));
+    }
+    policy
 }
 
 fn kind(rule: &LinuxDeviceCgroup) -> Option<Kind> {

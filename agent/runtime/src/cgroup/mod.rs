@@ -6,6 +6,7 @@
 
 mod apply;
 mod create;
+mod details;
 mod device_program;
 mod devices;
 mod error;
@@ -23,6 +24,10 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
 
+pub use details::{
+    BlockIo, Counter, Cpu, CpuSet, CpuUsage, Details, DeviceIo, Memory, Pids, Psi as PsiAverages, PsiData,
+    Throttling,
+};
 pub use error::Error;
 pub use oom::OomWatch;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Pressure, Psi, Stats};
@@ -122,6 +127,12 @@ impl Cgroups {
     /// What the cgroup has used. Fails with a "not found" error when there is no such cgroup.
     pub fn stats(&self, path: &str) -> Result<Stats, Error> {
         read::stats(&self.hierarchy, path::relative(path)?)
+    }
+
+    /// Everything that can be told about the cgroup, in the form of `runc events --stats`. Slower than
+    /// [`Cgroups::stats`]. Fails with a "not found" error when there is no such cgroup.
+    pub fn details(&self, path: &str) -> Result<Details, Error> {
+        details::details(&self.hierarchy, path::relative(path)?)
     }
 
     /// The names of the cgroups directly below `parent`, sorted; empty when there is no such cgroup. `/` is the root.

@@ -13,6 +13,7 @@ const BPF_PROG_QUERY: u32 = 16;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
+const BPF_F_REPLACE: u32 = 4;
 /// No sane cgroup has more device programs.
 const MAX_ATTACHED: usize = 64;
 
@@ -51,6 +52,7 @@ struct AttachAttr {
     attach_bpf_fd: u32,
     attach_type: u32,
     attach_flags: u32,
+    replace_bpf_fd: u32,
 }
 
 #[repr(C)]
@@ -85,6 +87,23 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
         attach_bpf_fd: program.as_raw_fd() as u32,
         attach_type: BPF_CGROUP_DEVICE,
         attach_flags: BPF_F_ALLOW_MULTI,
+        ..AttachAttr::default()
+    };
+    bpf(BPF_PROG_ATTACH, &mut attr).map(drop)
+}
+
+/// Puts a device program into the place of another one in a single step (Linux 5.6 and later).
+pub fn replace_device_program(
+    cgroup: BorrowedFd<'_>,
+    old: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let mut attr = AttachAttr {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_bpf_fd: program.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_DEVICE,
+        attach_flags: BPF_F_ALLOW_MULTI | BPF_F_REPLACE,
+        replace_bpf_fd: old.as_raw_fd() as u32,
     };
     bpf(BPF_PROG_ATTACH, &mut attr).map(drop)
 }
@@ -95,7 +114,7 @@ pub fn detach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
         target_fd: cgroup.as_raw_fd() as u32,
         attach_bpf_fd: program.as_raw_fd() as u32,
         attach_type: BPF_CGROUP_DEVICE,
-        attach_flags: 0,
+        ..AttachAttr::default()
     };
     bpf(BPF_PROG_DETACH, &mut attr).map(drop)
 }

@@ -15,6 +15,7 @@ mod harness;
 mod hostile;
 mod identity;
 mod isolation;
+mod limits;
 mod mount_options;
 mod process;
 mod sandbox;
@@ -22,7 +23,7 @@ mod terminal;
 mod user_namespace;
 
 fn main() -> std::process::ExitCode {
-    let groups: [(&str, &[harness::Test]); 12] = [
+    let groups: [(&str, &[harness::Test]); 13] = [
         ("isolation", isolation::TESTS),
         ("files", files::TESTS),
         ("identity", identity::TESTS),
@@ -35,6 +36,7 @@ fn main() -> std::process::ExitCode {
         ("differential", differential::TESTS),
         ("hostile", hostile::TESTS),
         ("cgroup", cgroup::TESTS),
+        ("limits", limits::TESTS),
     ];
     harness::run(&groups, sandbox::prepare)
 }
