@@ -102,6 +102,8 @@ async fn a_client_that_goes_leaves_nothing_behind() {
     let mut pod = Pod::new().await;
     let go = waiting(&pod).await;
     let pipes = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    // By the next answer the shim has closed what it handed over.
+    pod.client.list().await.unwrap();
     let before = pipes(pod.shim.pid);
     drop(pod.client.attach("one", false, true, true).await.unwrap());
     let shim = pod.shim.pid;
