@@ -79,16 +79,22 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     let step = node.counters.stage(Stage::Folders, begun);
     let program = node.shim_program().map_err(|e| failed(format!("prepare the shim's program: {e}")))?;
     let shim = blocking(move || spawn(&program, &options)).await.map_err(failed)?;
-    let (client, events) = Client::connect(&entry.dir.join("shim.sock")).await.map_err(failed)?;
-    shims::follow(node, entry, client, events);
     let step = node.counters.stage(Stage::Shim, step);
-    let (ips, attachment) = if host_network {
-        (node.facts.ips.clone(), None)
-    } else {
-        let attachment = node.network.attach(&network_of(pod, shim.pid)).await.map_err(failed)?;
+    let sock = entry.dir.join("shim.sock");
+    let attach = async {
+        if host_network {
+            return Ok(None);
+        }
+        let attached = node.network.attach(&network_of(pod, shim.pid)).await;
         node.counters.stage(Stage::Network, step);
-        (attachment.ips.clone(), Some(attachment))
+        attached.map(Some)
     };
+    // Both are tried to their end, so that a failure of one leaves the other in a state that can be undone.
+    let (connected, attached) = tokio::join!(Client::connect(&sock), attach);
+    let (client, events) = connected.map_err(failed)?;
+    shims::follow(node, entry, client, events);
+    let attachment = attached.map_err(failed)?;
+    let ips = attachment.as_ref().map_or_else(|| node.facts.ips.clone(), |attached| attached.ips.clone());
     etcfiles::write(&entry.dir.join("etc"), pod, &hostname, &ips, &node.config).map_err(failed)?;
     if volumes::follow_objects(pod) {
         // The downward API knows the pod's address only now.
