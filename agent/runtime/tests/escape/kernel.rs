@@ -127,8 +127,8 @@ fn kill_all() {
     let _ = victim.kill();
     let _ = victim.wait();
     assert!(alive, "the host's process was killed");
-    // The shell, ls and grep.
-    assert_eq!(output.ok(), "3");
+    // The shell, ls and, if it is there already, grep.
+    assert!(matches!(output.ok(), "2" | "3"), "{output:?}");
 }
 
 /// Defence: pids.max, and that a PID namespace ends with its first process.
