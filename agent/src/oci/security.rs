@@ -172,34 +172,10 @@ fn seccomp(inputs: &Inputs<'_>, privileged: bool) -> Option<LinuxSeccomp> {
     })
 }
 
-/// The devices cgroup: runc's and containerd's list, or everything for a privileged container.
+/// The devices cgroup: everything for a privileged container, else nothing but the default devices, which every OCI
+/// runtime adds by itself.
 pub(super) fn device_rules(privileged: bool) -> Value {
-    if privileged {
-        return json!([{ "allow": true, "access": "rwm" }]);
-    }
-    let allow = |kind: &str, major: Option<i64>, minor: Option<i64>, access: &str| {
-        let mut rule = json!({ "allow": true, "type": kind, "access": access });
-        if let Some(major) = major {
-            rule["major"] = json!(major);
-        }
-        if let Some(minor) = minor {
-            rule["minor"] = json!(minor);
-        }
-        rule
-    };
-    json!([
-        { "allow": false, "access": "rwm" },
-        allow("c", None, None, "m"),
-        allow("b", None, None, "m"),
-        allow("c", Some(1), Some(3), "rwm"),
-        allow("c", Some(1), Some(5), "rwm"),
-        allow("c", Some(1), Some(7), "rwm"),
-        allow("c", Some(1), Some(8), "rwm"),
-        allow("c", Some(1), Some(9), "rwm"),
-        allow("c", Some(5), Some(0), "rwm"),
-        allow("c", Some(5), Some(2), "rwm"),
-        allow("c", Some(136), None, "rwm"),
-    ])
+    json!([{ "allow": privileged, "access": "rwm" }])
 }
 
 /// The device nodes of the host's `/dev`, for a privileged container.

@@ -78,7 +78,11 @@ fn log_to_stderr() {
         .try_init();
 }
 
-/// One agent per run folder.
+/// How long a new agent waits for what an earlier one has left of itself.
+const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// One agent per run folder. An agent that was killed while it started a shim leaves the lock to that child until the
+/// shim's program runs, a few milliseconds: so it is waited for, and only then another agent is what holds it.
 fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
     let path = config.run.join("agent.lock");
     let file = std::fs::OpenOptions::new()
@@ -87,15 +91,17 @@ fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
         .write(true)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-        nix::errno::Errno::EWOULDBLOCK => {
-            anyhow::anyhow!(
-                "another berth agent uses the run folder {}; give this one its own with --run",
-                config.run.display()
-            )
-        }
-        other => anyhow::anyhow!("lock {}: {other}", path.display()),
-    })
+    let (done, locked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error));
+    });
+    match locked.recv_timeout(LOCK_PATIENCE) {
+        Ok(outcome) => outcome.with_context(|| format!("lock {}", path.display())),
+        Err(_) => anyhow::bail!(
+            "another berth agent uses the run folder {}; give this one its own with --run",
+            config.run.display()
+        ),
+    }
 }
 
 async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
