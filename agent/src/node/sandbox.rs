@@ -243,12 +243,12 @@ pub(super) async fn remove(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failu
     let folders = node.folders(pod.uid());
     let rootfs = node.config.root.join("rootfs").join(pod.uid());
     let (logs, links, dir) = (node.log_dir(pod), node.config.log_links.clone(), entry.dir.clone());
-    let ids: Vec<String> = entry.state().instances.iter().map(|i| i.record.id.clone()).collect();
+    let prefix = format!("{}_{}_", pod.name(), pod.namespace());
     let removed = blocking(move || {
         volumes::tear_down(&folders)?;
         berth_runtime::tmpfs::unmount(&dir.join("shm"));
         if let Some(links) = links {
-            remove_links(&links, &ids);
+            remove_links(&links, &prefix, &logs);
         }
         // The run folder goes last: as long as it is there, the next agent knows of the pod.
         for dir in [&rootfs, &logs, &dir] {
@@ -262,10 +262,12 @@ pub(super) async fn remove(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failu
     Ok(())
 }
 
-fn remove_links(links: &Path, ids: &[String]) {
+/// Removes the links to a pod's logs, those of containers that nobody remembers, too: an agent may have been killed
+/// between any two steps.
+fn remove_links(links: &Path, prefix: &str, logs: &Path) {
     for entry in std::fs::read_dir(links).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|n| ids.iter().any(|id| n.ends_with(&format!("-{id}.log")))) {
+        let named = entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix));
+        if named && std::fs::read_link(entry.path()).is_ok_and(|to| to.starts_with(logs)) {
             let _ = std::fs::remove_file(entry.path());
         }
     }

@@ -394,7 +394,10 @@ async fn discard(node: &AgentNode, entry: &Arc<Entry>, id: &str) {
     }
     let rootfs = node.config.root.join("rootfs").join(entry.pod().uid()).join(id);
     let bundle = entry.bundle(id);
-    let links = node.config.log_links.clone();
+    // The link first: without the bundle, the next agent would not know of it.
+    if let (Some(links), Some(instance)) = (&node.config.log_links, entry.instance(id)) {
+        unlink_log(links, entry, &instance);
+    }
     let removed = blocking(move || {
         let gone = volumes::remove_tree(&rootfs).and_then(|()| volumes::remove_tree(&bundle));
         (gone, bundle)
@@ -404,11 +407,7 @@ async fn discard(node: &AgentNode, entry: &Arc<Entry>, id: &str) {
         tracing::warn!(bundle = %bundle.display(), %error, "cannot remove a container's folders");
         return;
     }
-    let instance = entry.instance(id);
     entry.state().instances.retain(|i| i.record.id != id);
-    if let (Some(links), Some(instance)) = (links, instance) {
-        unlink_log(&links, entry, &instance);
-    }
 }
 
 fn unlink_log(links: &Path, entry: &Entry, instance: &Instance) {
