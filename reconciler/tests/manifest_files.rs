@@ -52,6 +52,21 @@ fn every_good_manifest_is_taken() {
 }
 
 #[test]
+fn escaped_apostrophes_in_double_quotes_are_read_as_kubernetes_reads_them() {
+    let text = r#"{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: a, image: i,
+      command: [sh, -c, "echo \"A=\'1\'\" '\\'", "\'"], args: ["\\'", '\', "x"]}]}}"#;
+    let parsed = parse(text, None, &Context::default());
+    assert_eq!(parsed.errors, []);
+    let objects: Vec<Object> = parsed.objects.into_iter().map(|o| o.value).collect();
+    let container = &pod(&objects).spec.as_ref().unwrap().containers[0];
+    assert_eq!(container.command.as_deref().unwrap()[2..], [r#"echo "A='1'" '\'"#, "'"]);
+    assert_eq!(container.args.as_deref().unwrap(), [r"\'", r"\", "x"]);
+    let unknown = errors("apiVersion: v1\nkind: \"P\\'\\qod\"\n");
+    assert_eq!(unknown.len(), 1, "{unknown:?}");
+    assert!(unknown[0].starts_with("2: "), "{unknown:?}");
+}
+
+#[test]
 fn defaults_are_the_api_servers() {
     let objects = good("nginx.yaml");
     let spec = pod(&objects).spec.as_ref().unwrap();

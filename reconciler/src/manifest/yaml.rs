@@ -15,6 +15,8 @@ pub(crate) const MAX_DEPTH: usize = 100;
 /// How many bytes all aliases of a document may unfold to (each value counts [`NODE_WEIGHT`] besides its text).
 const MAX_UNFOLDED: usize = 8 << 20;
 const NODE_WEIGHT: usize = 32;
+/// How many scalars of a text may have escapes that YAML does not know; each is one more reading.
+const MAX_LENIENT_SCALARS: usize = 100;
 
 /// Something that makes a document unreadable.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,15 +47,59 @@ pub(crate) struct Piece {
 }
 
 /// Reads the documents of one piece of text. `first_line` is the number of its first line in the file.
+///
+/// A `\'` in double quotes is read as `'`, as Kubernetes' own reader does against the letter of YAML.
 pub(crate) fn read(text: &str, first_line: usize) -> Piece {
+    let mut text = Cow::Borrowed(text);
+    for _ in 0..MAX_LENIENT_SCALARS {
+        match attempt(&text, first_line) {
+            (piece, None) => return piece,
+            (piece, Some(start)) => match without_escaped_apostrophes(&text, start) {
+                Some(read_leniently) => text = Cow::Owned(read_leniently),
+                None => return piece,
+            },
+        }
+    }
+    attempt(&text, first_line).0
+}
+
+/// The text without the backslash of each `\'` in the double-quoted scalar that begins at character `start`; nothing if it has none.
+fn without_escaped_apostrophes(text: &str, start: usize) -> Option<String> {
+    let (start, _) = text.char_indices().nth(start)?;
+    let (before, scalar) = text.split_at(start);
+    let inner = scalar.strip_prefix('"')?;
+    let mut out = format!("{before}\"");
+    let mut rest = inner.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '"' => {
+                out.push('"');
+                break;
+            }
+            '\\' => match rest.next() {
+                Some('\'') => out.push('\''),
+                Some(escaped) => out.extend(['\\', escaped]),
+                None => out.push('\\'),
+            },
+            c => out.push(c),
+        }
+    }
+    out.push_str(rest.as_str());
+    (out.len() < text.len()).then_some(out)
+}
+
+/// Reads once. Beside the result: at which character the double-quoted scalar begins whose escape was not understood.
+fn attempt(text: &str, first_line: usize) -> (Piece, Option<usize>) {
     let mut builder = Builder::default();
     let mut piece = Piece::default();
+    let mut unknown_escape = None;
     let line_offset = first_line - 1;
     for event in Parser::new_from_str(text) {
         let step = match event {
             Ok((event, span)) => builder.event(event, span, line_offset),
             Err(error) => {
                 let marker = error.marker();
+                unknown_escape = error.info().contains("unknown escape").then_some(marker.index());
                 let at = Position { line: marker.line() + line_offset, column: marker.col() + 1 };
                 Err(Fault::new(at, explain(error.info(), text, marker.line())))
             }
@@ -70,7 +116,7 @@ pub(crate) fn read(text: &str, first_line: usize) -> Piece {
             }
         }
     }
-    piece
+    (piece, unknown_escape)
 }
 
 /// The scanner's own words, and for a tab in the indentation what to do about it.
