@@ -97,6 +97,8 @@ struct File {
     bridge: Option<String>,
     nft_table: Option<String>,
     insecure_registries: Option<Vec<String>>,
+    registry_certs_dirs: Option<Vec<PathBuf>>,
+    registry_auth_file: Option<PathBuf>,
     runtimes: Option<BTreeMap<String, Runtime>>,
 }
 
@@ -150,6 +152,10 @@ pub struct Config {
     pub nft_table: String,
     /// Registries spoken to over plain http.
     pub insecure_registries: Vec<String>,
+    /// Folders with the certificate authorities of registries.
+    pub registry_certs_dirs: Vec<PathBuf>,
+    /// The node's own credentials for registries; need not exist.
+    pub registry_auth_file: PathBuf,
     /// Bytes of a log file before it is rotated.
     pub log_max_size: u64,
     /// Log files kept per container, the current one included.
@@ -176,6 +182,14 @@ pub struct Config {
 
 /// Where the config file is looked for when none is named.
 pub const DEFAULT_CONFIG: &str = "/etc/berth/config.yaml";
+
+/// Where credentials for registries are looked for when no file is named.
+pub const DEFAULT_AUTH_FILE: &str = "/etc/berth/auth.json";
+
+/// Where podman and docker keep the certificate authorities of registries.
+pub fn default_certs_dirs() -> Vec<PathBuf> {
+    vec!["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()]
+}
 
 impl Config {
     /// Merges flags, file and defaults and checks the result.
@@ -229,6 +243,8 @@ impl Config {
             pod_cidr: args.pod_cidr.clone().or(file.pod_cidr).unwrap_or_else(|| "10.85.0.0/16".into()),
             nft_table: args.nft_table.clone().or(file.nft_table).unwrap_or_else(|| "berth".into()),
             insecure_registries: insecure,
+            registry_certs_dirs: file.registry_certs_dirs.unwrap_or_else(default_certs_dirs),
+            registry_auth_file: file.registry_auth_file.unwrap_or_else(|| DEFAULT_AUTH_FILE.into()),
             log_max_size: log_size(file.container_log_max_size.as_deref())?,
             log_max_files: match file.container_log_max_files {
                 Some(n) if n < 2 => bail!("containerLogMaxFiles: must be at least 2, is {n}"),

@@ -13,6 +13,7 @@
 //! Blobs are streamed through `stream` (compression, hashing, bounds); nothing of a layer's size is held in memory.
 
 mod config;
+mod credentials;
 mod error;
 mod image;
 mod import;
@@ -29,6 +30,7 @@ mod stream;
 mod unpack;
 
 pub use config::ImageConfig;
+pub use credentials::Credentials;
 pub use error::{Error, Result};
 pub use image::Image;
 pub use options::{ImportOptions, LoadOptions, PullOptions, Removed};

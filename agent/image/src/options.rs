@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use crate::progress::ProgressFn;
 
@@ -12,6 +13,9 @@ pub struct PullOptions {
     pub auth: Option<(String, String)>,
     /// Registries spoken to over plain http: `host`, `host:port` or a CIDR. Loopback is always one.
     pub insecure_registries: Vec<String>,
+    /// Folders with a folder per registry that holds its certificate authorities (`*.crt`). A registry that has one is
+    /// spoken to over https, even on loopback.
+    pub certs_dirs: Vec<PathBuf>,
     /// Told about every layer.
     pub progress: Option<ProgressFn>,
 }
@@ -22,6 +26,7 @@ impl fmt::Debug for PullOptions {
         f.debug_struct("PullOptions")
             .field("auth", &self.auth.as_ref().map(|(user, _)| user))
             .field("insecure_registries", &self.insecure_registries)
+            .field("certs_dirs", &self.certs_dirs)
             .finish_non_exhaustive()
     }
 }

@@ -52,12 +52,16 @@ async fn pull(node: &AgentNode, pod: &Arc<Pod>, container: &str, reference: &str
     let mut last = None;
     // As kubelet: every credential that fits the registry, then none.
     let mut tries: Vec<Option<(String, String)>> =
-        auth::credentials(pod, reference, &node.configs).into_iter().map(Some).collect();
+        auth::credentials(pod, reference, &node.configs, &node.config.registry_auth_file)
+            .into_iter()
+            .map(Some)
+            .collect();
     tries.push(None);
     for auth in tries {
         let options = PullOptions {
             auth,
             insecure_registries: node.config.insecure_registries.clone(),
+            certs_dirs: node.config.registry_certs_dirs.clone(),
             progress: None,
         };
         match node.images.pull(reference, &options).await {

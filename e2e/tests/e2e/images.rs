@@ -112,3 +112,60 @@ fn images_can_be_pulled_listed_saved_loaded_and_removed() {
     let gone = image(&["rm", "docker.io/library/nowhere:1"]).code(1).unwrap();
     assert!(gone.stderr.contains("nowhere"), "{gone}");
 }
+
+#[test]
+fn a_registry_with_tls_and_a_password_is_used_with_what_pod_and_node_know() {
+    let files = tempfile::tempdir().unwrap();
+    let auth = files.path().join("auth.json");
+    let config = format!(
+        "registryCertsDirs: [{}]\nregistryAuthFile: {}\n",
+        files.path().join("certs.d").display(),
+        auth.display()
+    );
+    let node = Node::with(&config, &[]).unwrap();
+    let archive = node.path("demo-oci.tar");
+    node.berth(&["image", "save", "-o", &archive.to_string_lossy(), manifest::IMAGE]).unwrap().ok().unwrap();
+    let registry = Registry::start_secure(node.machine()).unwrap();
+    let reference = registry.push(&archive, "team/app:1.0").unwrap();
+    let certs = files.path().join("certs.d").join(registry::ADDRESS);
+    std::fs::create_dir_all(&certs).unwrap();
+    std::fs::copy(registry.authority(), certs.join("ca.crt")).unwrap();
+    let pod = |name: &str| Builder::new(name).image(&reference, "Always").shell("exec sleep 1000000");
+
+    // Nobody knows the password.
+    node.apply("none.yaml", &pod("none").yaml()).unwrap();
+    let failed = node.wait_event("none", "Failed to pull image").unwrap();
+    assert!(failed.contains("authentication required") || failed.contains("unauthorized"), "{failed}");
+
+    // A secret of the pod does.
+    let known =
+        format!(r#"{{"auths": {{"{}": {{"username": "user", "password": "s3cret"}}}}}}"#, registry::ADDRESS);
+    let secret = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{ name: login }}\ntype: kubernetes.io/dockerconfigjson\nstringData:\n  .dockerconfigjson: '{known}'\n---\n"
+    );
+    let with_secret = pod("with-secret").with_pod("imagePullSecrets: [{ name: login }]").yaml();
+    node.apply("with-secret.yaml", &(secret + &with_secret)).unwrap();
+    node.wait_running(&["with-secret"]).unwrap();
+
+    // So does the node, from now on: the first pod gets its image when its back-off is over.
+    std::fs::write(&auth, &known).unwrap();
+    node.apply("by-node.yaml", &pod("by-node").yaml()).unwrap();
+    node.wait_running(&["by-node", "none"]).unwrap();
+
+    // The command line has the same.
+    let words = ["image", "pull", "--authfile", &auth.to_string_lossy(), "--certs-dir"];
+    let certs_d = files.path().join("certs.d");
+    let pulled =
+        node.berth(&[&words[..], &[&certs_d.to_string_lossy(), &reference]].concat()).unwrap().ok().unwrap();
+    assert!(pulled.contains("Pulled 127.0.0.1:5000/team/app:1.0"), "{pulled}");
+    let wrong = node.berth(&[
+        "image",
+        "pull",
+        "--creds",
+        "user:wrong",
+        "--certs-dir",
+        &certs_d.to_string_lossy(),
+        &reference,
+    ]);
+    assert!(wrong.unwrap().ok().is_err());
+}

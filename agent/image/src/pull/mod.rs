@@ -5,6 +5,7 @@ mod failure;
 mod insecure;
 mod layers;
 mod registry;
+mod trust;
 
 use std::sync::Arc;
 

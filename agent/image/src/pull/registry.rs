@@ -3,12 +3,13 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use oci_client::client::{BlobResponse, Client, ClientConfig, ClientProtocol, SizedStream};
+use oci_client::client::{BlobResponse, Certificate, Client, ClientConfig, ClientProtocol, SizedStream};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, errors::OciDistributionError};
 
 use super::failure::Failure;
 use super::insecure::{is_listed, is_loopback};
+use super::trust;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, OCI_INDEX, OCI_MANIFEST};
 use crate::{Error, PullOptions, Result};
 
@@ -40,10 +41,15 @@ pub(super) fn pause(attempt: u32) -> Duration {
     Duration::from_millis(500 << attempt.min(5))
 }
 
-fn client(registry: &str, options: &PullOptions) -> std::result::Result<Client, OciDistributionError> {
+fn client(
+    registry: &str,
+    authorities: Option<Vec<Certificate>>,
+    options: &PullOptions,
+) -> std::result::Result<Client, OciDistributionError> {
     choose_crypto();
     let loopback = is_loopback(registry);
-    let plain = loopback || is_listed(registry, &options.insecure_registries);
+    let plain = is_listed(registry, &options.insecure_registries) || (loopback && authorities.is_none());
+    let authorities = authorities.unwrap_or_default();
     let config = |accept_invalid_certificates| {
         let mut config = ClientConfig {
             protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
@@ -51,12 +57,14 @@ fn client(registry: &str, options: &PullOptions) -> std::result::Result<Client, 
             read_timeout: Some(READ_TIMEOUT),
             user_agent: concat!("berth/", env!("CARGO_PKG_VERSION")),
             accept_invalid_certificates,
+            extra_root_certificates: authorities.clone(),
             ..ClientConfig::default()
         };
         if loopback {
             // A proxy from the environment cannot reach this machine's loopback. Naming one, for no host, turns the
             // environment's off.
             config.http_proxy = Some("http://localhost".to_owned());
+            config.https_proxy = config.http_proxy.clone();
             config.no_proxy = Some("*,0.0.0.0/0,::/0".to_owned());
         }
         config
@@ -70,7 +78,9 @@ fn client(registry: &str, options: &PullOptions) -> std::result::Result<Client, 
 
 impl Registry {
     pub(super) async fn new(name: &Reference, options: &PullOptions) -> Result<Registry> {
-        let client = client(name.resolve_registry(), options).map_err(|e| Failure::new(name, e).error)?;
+        let authorities = trust::authorities(name.registry(), &options.certs_dirs)?;
+        let client =
+            client(name.resolve_registry(), authorities, options).map_err(|e| Failure::new(name, e).error)?;
         let auth = match &options.auth {
             Some((user, password)) => RegistryAuth::Basic(user.clone(), password.clone()),
             None => RegistryAuth::Anonymous,

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use berth_image::{Error, LoadOptions, Progress, PullOptions, Status};
+use berth_image::{Credentials, Error, LoadOptions, Progress, PullOptions, Status};
 use serde_json::json;
 
 use crate::support::layout::{Layout, Spec};
@@ -213,4 +213,43 @@ fn concurrent_pulls_and_removals_agree() {
         assert_eq!(file_in(&image, "d/3").unwrap(), noise(3, 200_000));
     });
     assert_eq!(store.names("tmp"), Vec::<String>::new());
+}
+
+#[test]
+fn a_registry_with_a_certificate_of_its_own_is_trusted_by_its_folder() {
+    let registry = Registry::start_with_tls_and_password();
+    let layout = Layout::with(&spec(), "x");
+    let name = registry.push(&layout, "x", "team/app:v1", &[]);
+    let certs = tempfile::tempdir().unwrap();
+    let folder = certs.path().join(&registry.address);
+    std::fs::create_dir(&folder).unwrap();
+    let credentials = format!(r#"{{"auths": {{"{}": {{"auth": "dXNlcjpzM2NyZXQ="}}}}}}"#, registry.address);
+    let credentials = Credentials::from_config_json(credentials.as_bytes()).unwrap();
+    let pull = || {
+        let options = PullOptions {
+            auth: credentials.for_image(&name).into_iter().next(),
+            certs_dirs: vec![certs.path().join("none"), certs.path().to_owned()],
+            ..PullOptions::default()
+        };
+        runtime().block_on(store().pull(&name, &options))
+    };
+
+    // An empty folder says https, but not whom to trust.
+    let error = pull().unwrap_err();
+    assert!(matches!(error, Error::RegistryUnavailable { .. }), "{error}");
+    assert!(error.to_string().contains("certificate"), "{error}");
+
+    // A bundle of two, of which the second is the right one.
+    let other = Registry::start_with_tls_and_password();
+    std::fs::write(folder.join("ca.crt"), other.authority() + &registry.authority()).unwrap();
+    std::fs::write(folder.join("notes.txt"), "no certificate").unwrap();
+    assert_eq!(pull().unwrap().config.cmd, ["/app"]);
+
+    std::fs::write(folder.join("empty.crt"), "").unwrap();
+    let error = pull().unwrap_err().to_string();
+    assert!(error.contains("empty.crt") && error.contains("no certificate"), "{error}");
+    std::fs::remove_file(folder.join("empty.crt")).unwrap();
+    std::fs::write(folder.join("client.cert"), "").unwrap();
+    let error = pull().unwrap_err().to_string();
+    assert!(error.contains("client certificate") && error.contains("client.cert"), "{error}");
 }

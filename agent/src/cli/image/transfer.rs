@@ -5,12 +5,13 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use berth_image::{LoadOptions, PullOptions, Store};
+use berth_image::{Credentials, LoadOptions, PullOptions, Store};
 use clap::Args;
 
 use super::super::failure::Usage;
 use super::super::output;
 use super::{progress, short};
+use crate::config;
 
 /// Words of `berth image pull`.
 #[derive(Args, Debug)]
@@ -21,6 +22,12 @@ pub struct PullArgs {
     /// User name and password for the registry
     #[arg(long, value_name = "USER:PASSWORD", env = "BERTH_REGISTRY_CREDENTIALS", hide_env_values = true)]
     creds: Option<String>,
+    /// Credentials as `docker login` and `podman login` write them
+    #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", conflicts_with = "creds")]
+    authfile: Option<PathBuf>,
+    /// Folder with a folder HOST[:PORT] per registry that holds its certificate authorities (*.crt); may be given more than once
+    #[arg(long, value_name = "DIR", default_values_os_t = config::default_certs_dirs())]
+    certs_dir: Vec<PathBuf>,
     /// Registry (host, host:port or CIDR) that is spoken to over plain http; loopback always is
     #[arg(long, value_name = "HOST")]
     insecure_registry: Vec<String>,
@@ -56,19 +63,32 @@ pub struct SaveArgs {
 
 /// Pulls images one after another.
 pub fn pull(store: &Store, args: &PullArgs) -> anyhow::Result<()> {
-    let auth = match args.creds.as_deref().map(|creds| creds.split_once(':')) {
+    let given = match args.creds.as_deref().map(|creds| creds.split_once(':')) {
         None => None,
         Some(Some((user, password))) => Some((user.to_owned(), password.to_owned())),
         Some(None) => bail!(Usage("--creds wants USER:PASSWORD".into())),
     };
-    let options = PullOptions {
-        auth,
-        insecure_registries: args.insecure_registry.clone(),
-        progress: (!args.quiet).then(progress::reporter),
+    let known = match &args.authfile {
+        Some(file) => Credentials::read(file)?,
+        None if given.is_none() && Path::new(config::DEFAULT_AUTH_FILE).exists() => {
+            Credentials::read(Path::new(config::DEFAULT_AUTH_FILE))?
+        }
+        None => Credentials::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     for reference in &args.images {
-        let image = runtime.block_on(store.pull(reference, &options))?;
+        let options = |auth| PullOptions {
+            auth,
+            insecure_registries: args.insecure_registry.clone(),
+            certs_dirs: args.certs_dir.clone(),
+            progress: (!args.quiet).then(progress::reporter),
+        };
+        let mut tries = known.for_image(reference).into_iter();
+        let mut result = runtime.block_on(store.pull(reference, &options(given.clone().or(tries.next()))));
+        while let (Err(berth_image::Error::Unauthorized { .. }), Some(next)) = (&result, tries.next()) {
+            result = runtime.block_on(store.pull(reference, &options(Some(next))));
+        }
+        let image = result?;
         let name = image.repo_tags.first().or(image.repo_digests.first()).unwrap_or(reference);
         let text = if args.quiet {
             format!("{}\n", image.id)
