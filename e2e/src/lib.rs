@@ -14,7 +14,8 @@
 //!
 //! [`pods`] reads Pod objects as a test asks about them, [`http`] is a client of a unix socket in a hundred lines (a test of
 //! the `kube` client by the `kube` client would prove little), [`registry`] runs Debian's docker-registry on the machine's loopback, [`poll`]
-//! is the only place that waits by looking again, for what has no event.
+//! is the only place that waits by looking again, for what has no event. A [`bundle::Bundle`] is given to `berth-oci`, or to
+//! another OCI runtime, by hand.
 //!
 //! # What it needs
 //!
@@ -35,6 +36,7 @@
 //! # }
 //! ```
 
+pub mod bundle;
 pub mod http;
 pub mod leftovers;
 pub mod machine;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
 
-use berth_runtime::cgroup::Cgroups;
+use berth_runtime::cgroup::{Cgroups, Driver};
 use berth_runtime::container::seccomp::default_profile;
 use berth_runtime::container::{self, Create, Exec, Stdio, Tie};
 use berth_runtime::rootfs::Rootfs;
@@ -80,6 +80,7 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
             stdio: Stdio::default(),
             bundle: dir,
             tie: Tie::default(),
+            driver: Driver::default(),
         };
         let whole = Instant::now();
         let mut container = steps[0].time(|| container::create(create))?;
@@ -113,6 +114,7 @@ fn measure_exec(
         stdio: Stdio::default(),
         bundle: dir,
         tie: Tie::default(),
+        driver: Driver::default(),
     };
     let mut container = container::create(create)?;
     container.start()?;

@@ -162,13 +162,6 @@ pub enum Command {
     },
 }
 
-impl Command {
-    /// Whether it makes or changes control groups.
-    pub fn makes_cgroups(&self) -> bool {
-        matches!(self, Command::Create(_) | Command::Run(_) | Command::Update(_))
-    }
-}
-
 /// Of `create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use berth_runtime::cgroup::Driver;
 use berth_runtime::oci::{CreateOptions, RunOptions, Runtime};
 use berth_runtime::shim::Program;
 use clap::Parser;
@@ -77,13 +78,11 @@ fn text(error: &anyhow::Error) -> String {
 }
 
 fn run(runtime: &mut Runtime, cli: &Cli) -> Result<u8> {
-    if cli.systemd_cgroup && cli.command.makes_cgroups() {
-        bail!("--systemd-cgroup: the systemd cgroup driver is not supported");
-    }
+    let driver = if cli.systemd_cgroup { Driver::Systemd } else { Driver::Cgroupfs };
     match &cli.command {
-        Command::Create(args) => runtime.create(&create_options(args)?)?,
+        Command::Create(args) => runtime.create(&create_options(args, driver)?)?,
         Command::Run(args) => {
-            let create = create_options(&args.create)?;
+            let create = create_options(&args.create, driver)?;
             return Ok(runtime.run(&RunOptions { create, detach: args.detach, keep: args.keep })?);
         }
         Command::Start { id } => runtime.start(id)?,
@@ -105,7 +104,7 @@ fn run(runtime: &mut Runtime, cli: &Cli) -> Result<u8> {
     Ok(0)
 }
 
-fn create_options(args: &CreateArgs) -> Result<CreateOptions> {
+fn create_options(args: &CreateArgs, cgroup_driver: Driver) -> Result<CreateOptions> {
     if args.no_pivot {
         bail!("--no-pivot: a root that is not changed by pivot_root can be left; it is not supported");
     }
@@ -124,6 +123,7 @@ fn create_options(args: &CreateArgs) -> Result<CreateOptions> {
         pid_file: absolute(&args.pid_file),
         console_socket: absolute(&args.console_socket),
         preserve_fds: args.preserve_fds,
+        cgroup_driver,
         bundle,
     })
 }

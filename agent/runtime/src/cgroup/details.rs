@@ -377,7 +377,7 @@ fn files(dir: &Path) -> Vec<String> {
 }
 
 /// Numbers and ranges with commas between, such as `0-2,5`.
-fn range_list(text: &str) -> Vec<u16> {
+pub fn range_list(text: &str) -> Vec<u16> {
     let mut all = Vec::new();
     for part in text.trim().split(',').filter(|p| !p.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -24,11 +24,14 @@ pub enum Kind {
 /// One exception from a policy's default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
-    kind: Kind,
-    /// `None` is every number.
-    major: Option<u32>,
-    minor: Option<u32>,
-    access: u32,
+    /// Which kind of device file.
+    pub kind: Kind,
+    /// The major number; `None` is every number.
+    pub major: Option<u32>,
+    /// The minor number; `None` is every number.
+    pub minor: Option<u32>,
+    /// Bits of access.
+    pub access: u32,
 }
 
 /// What is allowed: all but the exceptions, or nothing but the exceptions.
@@ -39,6 +42,11 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// What is allowed beyond nothing; `None` when everything is that is not denied.
+    pub fn allowed(&self) -> Option<&[Exception]> {
+        (!self.allow_by_default).then_some(&self.exceptions)
+    }
+
     /// Adds a rule that wins over those before it. Without a kind it is about every device and sets the default.
     pub fn add(
         &mut self,

@@ -62,7 +62,7 @@ fn apply_v2(dir: &Path, rules: &[LinuxDeviceCgroup]) -> Result<(), Error> {
 }
 
 /// What a list of rules comes to.
-fn policy(rules: &[LinuxDeviceCgroup]) -> Policy {
+pub fn policy(rules: &[LinuxDeviceCgroup]) -> Policy {
     let mut policy = Policy::default();
     for rule in rules {
         policy.add(rule.allow(), kind(rule), number(rule.major()), number(rule.minor()), access(rule));

@@ -32,6 +32,16 @@ pub enum Error {
     /// A cgroup path that would leave its parent, or is not absolute.
     #[error("cgroup path {0:?} must be absolute and must not contain . or ..")]
     BadPath(String),
+    /// systemd could not be asked, or refused.
+    #[error("{operation} {unit} with systemd: {reason}")]
+    Systemd {
+        /// What was tried, such as "start".
+        operation: &'static str,
+        /// The unit, or what it was to be made of.
+        unit: String,
+        /// The reason that systemd or its bus gave.
+        reason: String,
+    },
     /// A cgroup did not become empty in time.
     #[error("cgroup {path}: still has processes {pids:?} after SIGKILL")]
     Busy {
@@ -45,6 +55,14 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Error::Io { operation, path: path.into(), source }
+    }
+
+    pub(crate) fn systemd(
+        operation: &'static str,
+        unit: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Self {
+        Error::Systemd { operation, unit: unit.into(), reason: reason.into() }
     }
 
     /// True when the cgroup or its file does not exist.

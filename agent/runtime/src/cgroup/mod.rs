@@ -17,12 +17,19 @@ mod path;
 mod read;
 mod remove;
 mod stats;
+#[cfg(feature = "agent")]
+mod systemd;
+#[cfg(not(feature = "agent"))]
+#[path = "systemd_absent.rs"]
+mod systemd;
 mod weight;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
 
 pub use details::{
     BlockIo, Counter, Cpu, CpuSet, CpuUsage, Details, DeviceIo, Memory, Pids, Psi as PsiAverages, PsiData,
@@ -45,24 +52,62 @@ pub enum Version {
     V2,
 }
 
+/// Who makes the cgroups of containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// This process, in the cgroup file systems.
+    #[default]
+    Cgroupfs,
+    /// systemd, which is asked over D-Bus for a transient scope: `--systemd-cgroup` of OCI runtimes. The cgroup's path
+    /// comes from [`Cgroups::path_for`] and tells the unit's name, so that the path and the driver are all that must
+    /// be remembered to update or remove it.
+    Systemd,
+}
+
 /// The cgroup hierarchies of this machine. Paths given to its methods are absolute within each hierarchy, such as
 /// `/kubepods/pod1/abc`, and never the root.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     hierarchy: Hierarchy,
     weight: CpuWeight,
+    driver: Driver,
 }
 
 impl Cgroups {
     /// Finds the mounted hierarchies.
     pub fn detect() -> Result<Cgroups, Error> {
-        Ok(Cgroups { hierarchy: Hierarchy::detect()?, weight: CpuWeight::default() })
+        Ok(Cgroups {
+            hierarchy: Hierarchy::detect()?,
+            weight: CpuWeight::default(),
+            driver: Driver::default(),
+        })
     }
 
     /// The same hierarchies, with cpu shares turned into v2 weights by another formula. Use
     /// [`CpuWeight::Linear`] for the cgroups of pods and tiers.
     pub fn with_cpu_weight(&self, weight: CpuWeight) -> Cgroups {
-        Cgroups { hierarchy: self.hierarchy.clone(), weight }
+        Cgroups { weight, ..self.clone() }
+    }
+
+    /// The same hierarchies, with the cgroups of containers made by somebody else.
+    pub fn with_driver(&self, driver: Driver) -> Cgroups {
+        Cgroups { driver, ..self.clone() }
+    }
+
+    /// The cgroup of the container `id` whose spec has this `linux.cgroupsPath`: a path for cgroupfs, or
+    /// `slice:prefix:name` for systemd.
+    ///
+    /// # Errors
+    /// When that is not of the driver's form.
+    pub fn path_for(&self, id: &str, cgroups_path: Option<&str>) -> Result<String, Error> {
+        match (self.driver, cgroups_path) {
+            (Driver::Systemd, given) => systemd::path_of(id, given),
+            (Driver::Cgroupfs, None) => Ok(format!("/berth/{id}")),
+            (Driver::Cgroupfs, Some(path)) if path.starts_with('/') => Ok(path.to_owned()),
+            // A relative path means, by the OCI spec, relative to wherever the runtime likes.
+            (Driver::Cgroupfs, Some(path)) => Ok(format!("/{path}")),
+        }
     }
 
     /// The kind of hierarchy in use.
@@ -85,6 +130,7 @@ impl Cgroups {
             Hierarchy::V1(_) => remove::pids(&self.hierarchy, relative)?,
             Hierarchy::V2(_) => Vec::new(),
         };
+        self.tell(path, resources)?;
         let fresh = self.make(path, resources)?;
         self.apply(path, resources)?;
         for dir in fresh {
@@ -102,7 +148,15 @@ impl Cgroups {
     /// Kills what is inside, waits up to ten seconds for it to end, and removes the cgroup and everything below it.
     /// A cgroup that does not exist is fine.
     pub fn remove(&self, path: &str) -> Result<(), Error> {
-        remove::remove(&self.hierarchy, path::relative(path)?, path)
+        let relative = path::relative(path)?;
+        if self.driver == Driver::Cgroupfs {
+            return remove::remove(&self.hierarchy, relative, path);
+        }
+        // systemd would ask the processes to end, and wait for that; they are to be gone at once.
+        remove::empty(&self.hierarchy, relative, path)?;
+        let stopped = systemd::stop(path);
+        // It knows neither of every v1 hierarchy nor of what the container has made inside.
+        remove::remove(&self.hierarchy, relative, path).and(stopped)
     }
 
     /// Removes the empty folders that another runtime has made for this cgroup, and for the three above it, in v1
@@ -165,6 +219,44 @@ impl Cgroups {
     /// Whether its processes have been stopped. A cgroup that does not exist has none.
     pub fn is_frozen(&self, path: &str) -> bool {
         path::relative(path).is_ok_and(|relative| freeze::is_frozen(&self.hierarchy, relative))
+    }
+
+    /// True when a process must exist before its cgroup can.
+    pub(crate) fn adopts(&self) -> bool {
+        self.driver == Driver::Systemd
+    }
+
+    /// Has systemd make the cgroup, with `pid` in it (on v1: in those hierarchies that systemd cares for), those limits
+    /// that it knows and what annotations say of it. With the other driver there is nothing to do.
+    pub(crate) fn adopt(
+        &self,
+        path: &str,
+        pid: i32,
+        limits: &LinuxResources,
+        annotations: Option<&HashMap<String, String>>,
+    ) -> Result<(), Error> {
+        match self.driver {
+            Driver::Cgroupfs => Ok(()),
+            Driver::Systemd => systemd::start(path, pid, self.version(), limits, annotations),
+        }
+    }
+
+    /// Tells systemd of limits that are about to be set, else it would set its own ones again. With the other driver
+    /// there is nothing to do.
+    pub(crate) fn tell(&self, path: &str, limits: &LinuxResources) -> Result<(), Error> {
+        if self.driver == Driver::Cgroupfs {
+            return Ok(());
+        }
+        // systemd sets the device rules of a v1 cgroup anew whatever is changed, and denies everything for a moment.
+        let stop = self.version() == Version::V1 && !self.is_frozen(path);
+        if stop {
+            self.freeze(path)?;
+        }
+        let told = systemd::update(path, self.version(), limits, self.weight);
+        if stop {
+            self.thaw(path)?;
+        }
+        told
     }
 
     /// Creates the folders only. Returns those that are new (v1).

@@ -93,6 +93,22 @@ fn kill_rounds(hierarchy: &Hierarchy, relative: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Kills what is inside and waits up to ten seconds until it is gone.
+pub fn empty(hierarchy: &Hierarchy, relative: &Path, name: &str) -> Result<(), Error> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = pids(hierarchy, relative)?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::Busy { path: name.to_owned(), pids: left });
+        }
+        kill_all(hierarchy, relative)?;
+        wait_empty(hierarchy, relative);
+    }
+}
+
 /// Kills what is inside and removes the folders in every hierarchy.
 pub fn remove(hierarchy: &Hierarchy, relative: &Path, name: &str) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;

@@ -1,5 +1,6 @@
 //! Making a container: the parent's side.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use super::namespaces::Namespaces;
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
 use super::{Container, Create, Error, devices, labels, limits, scheduling, streams, time_namespace};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, Driver};
 use crate::sys::process::{Child, pidfd_kill};
 
 /// The hierarchies do not change while a process lives, and looking for them costs more than a folder in them.
@@ -33,6 +34,14 @@ pub fn cgroups() -> Result<&'static Cgroups, Error> {
     }
 }
 
+/// The same, for cgroups that somebody else makes.
+pub fn cgroups_of(driver: Driver) -> Result<Cow<'static, Cgroups>, Error> {
+    cgroups().map(|found| match driver {
+        Driver::Cgroupfs => Cow::Borrowed(found),
+        Driver::Systemd => Cow::Owned(found.with_driver(driver)),
+    })
+}
+
 /// See [`super::create`].
 pub fn create(create: Create<'_>) -> Result<Container, Error> {
     let spec = create.spec;
@@ -40,8 +49,8 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
     let linux = spec.linux().as_ref().ok_or_else(|| Error::spec("linux", "it is missing"))?;
     refuse_unsupported(spec, create.tie.outlives)?;
     labels::check(process, Some(linux))?;
-    let cgroups = cgroups()?;
-    let path = cgroup_path(create.id, linux.cgroups_path().as_deref())?;
+    let cgroups = cgroups_of(create.driver)?;
+    let path = cgroup_path(&cgroups, create.id, linux.cgroups_path().as_deref())?;
     let namespaces = Namespaces::of_spec(spec)?;
     time_namespace::check(linux, namespaces.is_new(LinuxNamespaceType::Time))?;
     let init = Init {
@@ -61,8 +70,9 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
     };
     let resources = Resources::of_spec(linux.resources().clone().unwrap_or_default());
     let mut birth = Birth {
-        cgroups,
+        cgroups: &cgroups,
         path,
+        made: !cgroups.adopts(),
         resources,
         channel: None,
         child: None,
@@ -129,15 +139,10 @@ fn refuse_relative(spec: &Spec) -> Result<(), Error> {
     }
 }
 
-fn cgroup_path(id: &str, wanted: Option<&std::path::Path>) -> Result<String, Error> {
-    match wanted {
-        None => Ok(format!("/berth/{id}")),
-        Some(path) => {
-            let text = path.to_str().ok_or_else(|| Error::spec("linux.cgroupsPath", "it is not UTF-8"))?;
-            // A relative path means, by the OCI spec, relative to wherever the runtime likes.
-            Ok(if text.starts_with('/') { text.to_owned() } else { format!("/{text}") })
-        }
-    }
+fn cgroup_path(cgroups: &Cgroups, id: &str, wanted: Option<&Path>) -> Result<String, Error> {
+    let text =
+        wanted.map(|path| path.to_str().ok_or_else(|| Error::spec("linux.cgroupsPath", "it is not UTF-8")));
+    Ok(cgroups.path_for(id, text.transpose()?)?)
 }
 
 /// The limits of a container, split by when they are set.
@@ -172,6 +177,8 @@ impl Resources {
 struct Birth<'a> {
     cgroups: &'a Cgroups,
     path: String,
+    /// The cgroup is this container's own. One that systemd refuses to make may be another's.
+    made: bool,
     resources: Resources,
     channel: Option<Channel>,
     child: Option<Child>,
@@ -186,24 +193,29 @@ impl Birth<'_> {
         let user = init.namespaces.lists(LinuxNamespaceType::User);
         init.sources = Sources::prepare(self.spec, init.rootfs, init.bundle, &init.namespaces)?;
         let may_mount = init.may_mount();
-        // v2 wants the cgroup before the process; on v1 it is made while the process mounts.
+        // v2 wants the cgroup before the process, systemd the process before the cgroup; on v1 it is made while the
+        // process mounts.
         let folder: Option<File> = match self.cgroups.version() {
-            crate::cgroup::Version::V2 => {
+            crate::cgroup::Version::V2 if !self.cgroups.adopts() => {
                 self.cgroups.make(&self.path, &self.resources.early)?;
                 self.cgroups.v2_folder(&self.path)?
             }
-            crate::cgroup::Version::V1 => None,
+            _ => None,
         };
         let (own, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
         let child = give_birth(&init.namespaces, folder.as_ref().map(AsFd::as_fd), || init.run(&theirs))?;
         let child = self.child.insert(child);
+        let pid = child.pid;
         if user {
-            settle_in(child.pid, &init)?;
+            settle_in(pid, &init)?;
         }
         // The child holds its copies; the parent's ends of its streams would keep them open.
         drop((init, theirs));
         let channel = self.channel.insert(own);
         if folder.is_none() {
+            let annotations = self.spec.annotations().as_ref();
+            self.cgroups.adopt(&self.path, pid, &self.resources.early, annotations)?;
+            self.made = true;
             self.cgroups.make(&self.path, &self.resources.early)?;
             if may_mount {
                 self.cgroups.make_everywhere(&self.path)?;
@@ -216,6 +228,7 @@ impl Birth<'_> {
         if user {
             self.set_from_outside()?;
         }
+        self.cgroups.tell(&self.path, &self.resources.late)?;
         self.cgroups.apply(&self.path, &self.resources.late)?;
         Ok(())
     }
@@ -275,7 +288,9 @@ impl Birth<'_> {
             let _ = pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
             reap(child.pidfd.as_fd());
         }
-        let _ = self.cgroups.remove(&self.path);
+        if self.made {
+            let _ = self.cgroups.remove(&self.path);
+        }
     }
 }
 

@@ -46,11 +46,12 @@ use std::path::Path;
 
 use oci_spec::runtime::{Process, Spec};
 
+use crate::cgroup::Driver;
 use crate::rootfs::Rootfs;
 
 pub use capabilities::known_capabilities;
 pub use create::Knock;
-pub(crate) use create::cgroups;
+pub(crate) use create::{cgroups, cgroups_of};
 pub use document::Document;
 pub use error::Error;
 pub use mount_options::names as mount_option_names;
@@ -84,6 +85,8 @@ pub struct Create<'a> {
     pub bundle: &'a Path,
     /// What binds its first process to the caller.
     pub tie: Tie,
+    /// Who makes its cgroup.
+    pub driver: Driver,
 }
 
 /// What binds a new process to its creator. The default is what a shim wants: it dies with the creator, gets no other

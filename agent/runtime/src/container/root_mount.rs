@@ -48,7 +48,7 @@ pub fn mount_root(
     match rootfs {
         Rootfs::Path(path) => {
             let path = root_path(path, bundle);
-            if change.0 == libc::MS_SHARED {
+            if change.0 == libc::MS_SHARED || !change.1 {
                 make_private_above(&path)?;
             }
             let failed = |e| Error::sys("bind root file system", path.display().to_string(), e);
@@ -65,7 +65,7 @@ pub fn mount_root(
                 }
                 _ => {}
             }
-            if change.0 == libc::MS_SHARED {
+            if change.0 == libc::MS_SHARED || !change.1 {
                 make_private_above(&target)?;
             }
             mount_overlay(lowers, upper, work, &target)?;
@@ -144,7 +144,8 @@ pub fn idmapped_overlay(
     made
 }
 
-/// pivot_root refuses a root whose parent mount is shared, and a root mounted on one would show on the host.
+/// pivot_root refuses a root whose parent mount is shared, as the host's may still be when the spec's propagation is not
+/// recursive, and a root mounted on one would show on the host.
 fn make_private_above(path: &Path) -> Result<(), Error> {
     let failed = |e| Error::sys("make private the mount of", path.display().to_string(), e);
     let mut point = fs::canonicalize(path).map_err(failed)?;
@@ -263,8 +264,8 @@ pub fn pivot(root: &Root, wanted: Option<&str>) -> Result<(), Error> {
     pivot_root(".", ".").map_err(failed("pivot_root to"))?;
     fchdir(&old).map_err(failed("enter old root of"))?;
     let change = wanted.and_then(propagation);
-    if change.is_some_and(|(flag, _)| flag == libc::MS_SHARED) {
-        // The umount below must not reach the host.
+    if change.is_some() {
+        // The umount below must not reach the host through a mount that is still shared with it.
         mount(None::<&str>, ".", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
             .map_err(failed("cut off old root of"))?;
     }

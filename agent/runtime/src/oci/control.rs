@@ -12,7 +12,7 @@ impl Runtime {
         if record.cgroup.is_empty() {
             return Ok(Vec::new());
         }
-        cgroup(&record.cgroup, |c, path| c.pids(path))
+        cgroup(&record, |c, path| c.pids(path))
     }
 
     /// Freezes a container.
@@ -42,7 +42,7 @@ impl Runtime {
         let _lock = folder.lock()?;
         let record = folder.record()?;
         match record.status(&folder) {
-            status if allowed.contains(&status) => cgroup(&record.cgroup, work),
+            status if allowed.contains(&status) => cgroup(&record, work),
             Status::Stopped => Err(Error::NotRunning { id: id.to_owned() }),
             status => Err(Error::WrongState { operation, id: id.to_owned(), status }),
         }

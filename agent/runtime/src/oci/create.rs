@@ -11,8 +11,9 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::store::{Folder, Lock, replace};
 use super::{Error, Record, Runtime, config_of, console, process};
+use crate::cgroup::Driver;
 use crate::container::hooks::{self, Moment};
-use crate::container::{self, Container, Create, Document, Stdio, Tie, cgroups};
+use crate::container::{self, Container, Create, Document, Stdio, Tie, cgroups_of};
 use crate::rootfs::Rootfs;
 
 /// How a container is to be created.
@@ -28,6 +29,8 @@ pub struct CreateOptions {
     pub console_socket: Option<PathBuf>,
     /// So many descriptors from 3 on are handed to its program.
     pub preserve_fds: u32,
+    /// Who makes its cgroup.
+    pub cgroup_driver: Driver,
 }
 
 /// How a container is to be run.
@@ -182,6 +185,7 @@ fn first_record(spec: &Spec, options: &CreateOptions, rootfs: &Path) -> Result<R
         owner: owner.unwrap_or_else(|| uid.to_string()),
         annotations: spec.annotations().clone().unwrap_or_default(),
         cgroup: String::new(),
+        cgroup_driver: options.cgroup_driver,
     })
 }
 
@@ -201,6 +205,7 @@ fn give_birth(
         stdio: if terminal { Stdio::default() } else { own_stdio() },
         bundle: &options.bundle,
         tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate },
+        driver: options.cgroup_driver,
     };
     container::create(create)
         .map_err(|source| Error::Container { operation: "unable to start container process", source })
@@ -254,7 +259,8 @@ impl Runtime {
     /// is a warning, and the rest goes nevertheless.
     pub(super) fn remove(&mut self, folder: &Folder, record: &Record, spec: &Spec) {
         if !record.cgroup.is_empty() {
-            let removed = cgroups().map_err(|source| Error::Container { operation: "delete", source });
+            let removed = cgroups_of(record.cgroup_driver)
+                .map_err(|source| Error::Container { operation: "delete", source });
             let removed = removed.and_then(|c| c.remove(&record.cgroup).map_err(Error::from));
             self.warn_of(removed);
         }

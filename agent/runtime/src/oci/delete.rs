@@ -41,7 +41,7 @@ impl Runtime {
         let Some(init) = process::open(record.pid, record.pid_start_time)? else { return Ok(()) };
         process::signal(&init, libc::SIGKILL)?;
         if record.status(folder) == Status::Paused {
-            super::kill::cgroup(&record.cgroup, |c, path| c.thaw(path))?;
+            super::kill::cgroup(record, |c, path| c.thaw(path))?;
         }
         if process::ended_within(&init, PATIENCE)? {
             return Ok(());

@@ -16,7 +16,7 @@ impl Runtime {
         let record = folder.record()?;
         match record.status(&folder) {
             Status::Stopped | Status::Creating => Err(Error::NotRunning { id: id.to_owned() }),
-            _ => Ok(event("stats", id, &data(&cgroup(&record.cgroup, |c, path| c.stats(path))?))),
+            _ => Ok(event("stats", id, &data(&cgroup(&record, |c, path| c.stats(path))?))),
         }
     }
 
@@ -32,12 +32,12 @@ impl Runtime {
         let record = folder.record()?;
         let gone = || Error::NotRunning { id: id.to_owned() };
         let init = process::open(record.pid, record.pid_start_time)?.ok_or_else(gone)?;
-        let mut kills = cgroup(&record.cgroup, |c, path| c.oom_kills(path))?;
+        let mut kills = cgroup(&record, |c, path| c.oom_kills(path))?;
         let timeout = PollTimeout::try_from(interval.as_millis() as u64).unwrap_or(PollTimeout::MAX);
         loop {
             let ended = poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&init), PollFlags::POLLIN)], timeout)
                 .map_err(Error::sys("wait for", "the container"))?;
-            let now = match cgroup(&record.cgroup, |c, path| c.oom_kills(path)) {
+            let now = match cgroup(&record, |c, path| c.oom_kills(path)) {
                 Err(Error::Cgroup(e)) if e.is_not_found() => return Ok(()),
                 other => other?,
             };
@@ -48,7 +48,7 @@ impl Runtime {
             if ended > 0 {
                 return Ok(());
             }
-            let stats = match cgroup(&record.cgroup, |c, path| c.stats(path)) {
+            let stats = match cgroup(&record, |c, path| c.stats(path)) {
                 Err(Error::Cgroup(e)) if e.is_not_found() => return Ok(()),
                 other => other?,
             };

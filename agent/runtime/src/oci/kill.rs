@@ -2,8 +2,8 @@
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::{Error, Runtime, Status, process};
-use crate::container::cgroups;
+use super::{Error, Record, Runtime, Status, process};
+use crate::container::cgroups_of;
 
 impl Runtime {
     /// Sends a signal to the first process of a container, or to all. A container that has ended is an error.
@@ -19,7 +19,7 @@ impl Runtime {
         }
         let shared = signal == libc::SIGKILL && !has_own_pids(&folder.config()?);
         if all || shared {
-            self.signal_all(&record.cgroup, signal)?;
+            self.signal_all(&record, signal)?;
         }
         if !all {
             let init = process::open(record.pid, record.pid_start_time)?;
@@ -30,17 +30,17 @@ impl Runtime {
         }
         if signal == libc::SIGKILL && status == Status::Paused {
             // What is frozen does not die on cgroup v1.
-            cgroup(&record.cgroup, |c, path| c.thaw(path))?;
+            cgroup(&record, |c, path| c.thaw(path))?;
         }
         Ok(())
     }
 
     /// Sends a signal to all processes of a cgroup. One that ends meanwhile is fine.
-    fn signal_all(&self, path: &str, signal: i32) -> Result<(), Error> {
+    fn signal_all(&self, record: &Record, signal: i32) -> Result<(), Error> {
         if signal == libc::SIGKILL {
-            return cgroup(path, |c, path| c.kill(path));
+            return cgroup(record, |c, path| c.kill(path));
         }
-        let pids = cgroup(path, |c, path| c.pids(path))?;
+        let pids = cgroup(record, |c, path| c.pids(path))?;
         for pid in pids {
             if let Some(started) = process::start_time(pid)
                 && let Some(fd) = process::open(pid, started)?
@@ -62,9 +62,10 @@ fn has_own_pids(spec: &Spec) -> bool {
 
 /// Does something with the cgroup of a container.
 pub(super) fn cgroup<T>(
-    path: &str,
+    record: &Record,
     work: impl FnOnce(&crate::cgroup::Cgroups, &str) -> Result<T, crate::cgroup::Error>,
 ) -> Result<T, Error> {
-    let cgroups = cgroups().map_err(|source| Error::Container { operation: "find the cgroups", source })?;
-    Ok(work(cgroups, path)?)
+    let cgroups = cgroups_of(record.cgroup_driver)
+        .map_err(|source| Error::Container { operation: "find the cgroups", source })?;
+    Ok(work(&cgroups, &record.cgroup)?)
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process;
 use super::store::Folder;
+use crate::cgroup::Driver;
 use crate::container::cgroups;
 
 /// What is kept of a container.
@@ -35,6 +36,9 @@ pub struct Record {
     pub annotations: HashMap<String, String>,
     /// Its cgroup, relative to each hierarchy's root.
     pub cgroup: String,
+    /// Who has made that.
+    #[serde(default)]
+    pub cgroup_driver: Driver,
 }
 
 /// What a container is at a moment.

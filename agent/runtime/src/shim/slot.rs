@@ -19,6 +19,7 @@ use super::proto::{
 use super::pump::{Pumped, Source};
 use super::record::{self, note};
 use super::{failure, pod_init};
+use crate::cgroup::Driver;
 use crate::container::{self, Container, Stdio, Tie};
 use crate::log::{Stream, Writer};
 use crate::sys::process::pidfd_kill;
@@ -281,7 +282,8 @@ fn make(order: Order<'_>, runtime: Option<&Runtime>) -> Result<(Container, Optio
         return Foreign::create(runtime, order).map(|(foreign, container)| (container, Some(foreign)));
     }
     let Order { id, spec, rootfs, bundle, stdio, tty: _ } = order;
-    let create = container::Create { id, spec, rootfs, stdio, bundle, tie: Tie::default() };
+    let (tie, driver) = (Tie::default(), Driver::default());
+    let create = container::Create { id, spec, rootfs, stdio, bundle, tie, driver };
     let container =
         container::create(create).map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
     for warning in &container.warnings {

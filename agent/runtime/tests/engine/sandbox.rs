@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use berth_runtime::cgroup::Cgroups;
+use berth_runtime::cgroup::{Cgroups, Driver};
 use berth_runtime::container::{self, Container, Create, Error, Exec, ExecProcess, Stdio, Tie};
 use berth_runtime::rootfs::Rootfs;
 use nix::mount::{MsFlags, mount};
@@ -136,6 +136,7 @@ impl Sandbox {
             stdio,
             bundle: self.dir.path(),
             tie: Tie::default(),
+            driver: Driver::default(),
         })
     }
 

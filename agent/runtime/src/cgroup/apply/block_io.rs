@@ -85,7 +85,7 @@ fn line(device: Option<(i64, i64)>, value: u64) -> String {
 }
 
 /// From the range of v1 (10 to 1000) to that of io.weight (1 to 10000), by the formula of runc and crun.
-fn io_weight(weight: u16) -> u64 {
+pub fn io_weight(weight: u16) -> u64 {
     1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990
 }
 

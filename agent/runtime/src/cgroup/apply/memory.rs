@@ -127,7 +127,7 @@ fn v2_value(value: i64) -> String {
 
 /// The v2 swap limit for an OCI memory limit and an OCI limit of memory and swap together; -1 is "no limit", a memory
 /// limit of 0 "not given". Nothing when swap is to stay as it is.
-fn v2_swap(limit: i64, swap: Option<i64>) -> Result<Option<i64>, &'static str> {
+pub fn v2_swap(limit: i64, swap: Option<i64>) -> Result<Option<i64>, &'static str> {
     match (limit, swap) {
         (-1, None) => Ok(Some(-1)),
         (_, None) => Ok(None),

@@ -7,6 +7,9 @@ mod block_io;
 mod cpu;
 mod memory;
 
+pub use block_io::io_weight;
+pub use memory::v2_swap;
+
 use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,137 @@
+//! What a configuration may and may not say: runtime-spec, "Configuration" and "Linux Container Configuration".
+
+use berth_e2e::bundle::Bundle;
+use serde_json::{Value, json};
+
+use crate::checks::checks;
+
+checks! {
+    unknown_properties_are_ignored
+    another_version_is_refused
+    a_newer_minor_version_is_taken
+    environment_folder_and_user
+    wrong_limits_are_refused
+    a_missing_program_is_named
+    a_missing_root_is_refused
+    a_relative_working_folder_is_refused
+    a_device_may_be_one_of_the_default_ones
+    devices_of_all_types
+    seccomp_answers_with_the_error_asked_for
+    no_descriptor_is_open_but_the_three;
+    alone
+    relative_paths_are_refused
+    a_limit_may_be_listed_once
+}
+
+fn refused(bundle: &Bundle, name: &str) -> String {
+    assert!(!bundle.created().unwrap(), "{name} was taken");
+    assert!(bundle.state().unwrap().is_none(), "{name}");
+    bundle.output().unwrap()
+}
+
+/// Tries configurations that differ from a good one in one place.
+fn each_refused(bundle: &mut Bundle, cases: &[(&str, Value)]) {
+    let good = bundle.config.clone();
+    for (at, value) in cases {
+        *bundle.config.pointer_mut(at).unwrap() = value.clone();
+        refused(bundle, at);
+        bundle.config = good.clone();
+    }
+}
+
+fn unknown_properties_are_ignored(bundle: &mut Bundle) {
+    bundle.config["unknown"] = json!("value");
+    bundle.config["process"]["unknown"] = json!({"y": 1});
+    bundle.config["linux"]["unknown"] = json!([1]);
+    bundle.shell("echo fine");
+    assert_eq!(bundle.finish().unwrap(), "fine\n");
+}
+
+fn another_version_is_refused(bundle: &mut Bundle) {
+    each_refused(bundle, &[("/ociVersion", json!("invalid")), ("/ociVersion", json!(""))]);
+}
+
+fn a_newer_minor_version_is_taken(bundle: &mut Bundle) {
+    bundle.config["ociVersion"] = json!("1.2.0");
+    bundle.shell("true").finish().unwrap();
+}
+
+fn environment_folder_and_user(bundle: &mut Bundle) {
+    let process = &mut bundle.config["process"];
+    process["cwd"] = json!("/made/for/it");
+    process["env"].as_array_mut().unwrap().extend([json!("A=b c"), json!("D=")]);
+    process["user"] = json!({"uid": 10, "gid": 11, "additionalGids": [5, 100], "umask": 0o27});
+    let output = bundle.shell("pwd; echo \"$A-$D-\"; id -u; id -G; umask; hostname").finish().unwrap();
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines, ["/made/for/it", "b c--", "10", "11 5 100", "0027", "c"]);
+}
+
+fn wrong_limits_are_refused(bundle: &mut Bundle) {
+    bundle.config["process"]["rlimits"] = json!([{"type": "RLIMIT_TEST", "soft": 1, "hard": 1}]);
+    refused(bundle, "an unknown limit");
+}
+
+/// "If rlimits contains duplicated entries with same type, the runtime MUST generate an error."
+fn a_limit_may_be_listed_once(bundle: &mut Bundle) {
+    let limit = json!({"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024});
+    bundle.config["process"]["rlimits"] = json!([limit, limit]);
+    let said = refused(bundle, "a limit listed twice");
+    assert!(said.contains("RLIMIT_NOFILE"), "{said}");
+}
+
+fn a_missing_program_is_named(bundle: &mut Bundle) {
+    bundle.config["process"]["args"] = json!(["no-such-program"]);
+    let said = refused(bundle, "a missing program");
+    assert!(said.contains("no-such-program") && said.contains("not found"), "{said}");
+}
+
+fn a_missing_root_is_refused(bundle: &mut Bundle) {
+    each_refused(bundle, &[("/root/path", json!("nowhere"))]);
+}
+
+fn a_relative_working_folder_is_refused(bundle: &mut Bundle) {
+    each_refused(bundle, &[("/process/cwd", json!("relative"))]);
+}
+
+/// "The values MUST be absolute paths in the container namespace."
+fn relative_paths_are_refused(bundle: &mut Bundle) {
+    for field in ["maskedPaths", "readonlyPaths"] {
+        bundle.config["linux"][field] = json!(["relative"]);
+        let said = refused(bundle, field);
+        assert!(said.contains(field), "{said}");
+        bundle.config["linux"].as_object_mut().unwrap().remove(field);
+    }
+}
+
+fn a_device_may_be_one_of_the_default_ones(bundle: &mut Bundle) {
+    bundle.config["linux"]["devices"] =
+        json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666}]);
+    assert_eq!(bundle.shell("echo x > /dev/null; stat -c %t:%T /dev/null").finish().unwrap(), "1:3\n");
+}
+
+fn devices_of_all_types(bundle: &mut Bundle) {
+    bundle.config["linux"]["devices"] = json!([
+        {"path": "/dev/a", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666, "uid": 1, "gid": 2},
+        {"path": "/dev/b", "type": "b", "major": 8, "minor": 666, "fileMode": 0o432},
+        {"path": "/dev/p", "type": "p", "fileMode": 0o640},
+        {"path": "/dev/sub/u", "type": "u", "major": 1, "minor": 3},
+    ]);
+    let script =
+        "stat -c '%F %a %u %g %t %T' /dev/a /dev/b; stat -c '%F %a' /dev/p; stat -c %t:%T /dev/sub/u";
+    let expected = "character special file 666 1 2 a e5\nblock special file 432 0 0 8 29a\nfifo 640\n1:3\n";
+    assert_eq!(bundle.shell(script).finish().unwrap(), expected);
+}
+
+fn seccomp_answers_with_the_error_asked_for(bundle: &mut Bundle) {
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}],
+    });
+    let output = bundle.shell("mkdir /x 2>&1; true").finish().unwrap();
+    assert!(output.contains("No space"), "{output}");
+}
+
+fn no_descriptor_is_open_but_the_three(bundle: &mut Bundle) {
+    // The fourth is that of the listing itself.
+    assert_eq!(bundle.shell("ls /proc/self/fd").finish().unwrap(), "0\n1\n2\n3\n");
+}

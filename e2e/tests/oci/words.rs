@@ -1,0 +1,110 @@
+//! The commands that are not in the specification but in every runtime.
+
+use std::fs;
+
+use berth_e2e::bundle::Bundle;
+use serde_json::{Value, json};
+
+use crate::checks::checks;
+
+checks! {
+    run_gives_the_exit_code_and_deletes
+    run_gives_128_and_the_signal
+    run_detached
+    the_pid_file
+    exec_with_flags
+    exec_of_a_file
+    exec_detached
+    exec_where_it_cannot_be
+    ps_and_list
+    the_features;
+    alone
+}
+
+const SLEEP: &str = "sleep 1000";
+
+fn run_gives_the_exit_code_and_deletes(bundle: &mut Bundle) {
+    bundle.shell("echo out; echo err >&2; exit 9").save().unwrap();
+    let ran = bundle.call(&["run", &bundle.id]).unwrap().code(9).unwrap();
+    assert_eq!((&*ran.stdout, &*ran.stderr), ("out\n", "err\n"));
+    assert!(bundle.state().unwrap().is_none());
+}
+
+fn run_gives_128_and_the_signal(bundle: &mut Bundle) {
+    // Its own PID 1 it could not kill.
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != "pid");
+    bundle.shell("kill -9 $$").save().unwrap();
+    bundle.call(&["run", &bundle.id]).unwrap().code(137).unwrap();
+}
+
+fn run_detached(bundle: &mut Bundle) {
+    bundle.shell(SLEEP);
+    assert!(bundle.call_apart(&["run", "--detach", &bundle.id]).unwrap(), "{}", bundle.output().unwrap());
+    assert_eq!(bundle.status().unwrap(), "running");
+}
+
+fn the_pid_file(bundle: &mut Bundle) {
+    bundle.shell(SLEEP);
+    let words = ["create", "--pid-file", "pid", &bundle.id];
+    assert!(bundle.call_apart(&words).unwrap(), "{}", bundle.output().unwrap());
+    assert_eq!(bundle.read("pid").unwrap(), bundle.pid().unwrap().to_string());
+}
+
+fn exec_with_flags(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    let script = "echo \"$A $(pwd) $(id -u) $(id -g)\"; exit 7";
+    let flags = ["exec", "--env", "A=b", "--cwd", "/tmp", "--user", "5:6", &bundle.id, "sh", "-c", script];
+    let ran = bundle.call(&flags).unwrap().code(7).unwrap();
+    assert_eq!(ran.stdout, "b /tmp 5 6\n");
+}
+
+fn exec_of_a_file(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    let args = ["sh", "-c", "echo hi; cat; exit 3"];
+    let process = json!({"args": args, "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"]});
+    fs::write(bundle.path("process"), process.to_string()).unwrap();
+    let ran =
+        berth_e2e::tools::run_with(bundle.command(&["exec", "--process", "process", &bundle.id]), b"in");
+    assert_eq!(ran.unwrap().code(3).unwrap().stdout, "hi\nin");
+}
+
+fn exec_detached(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    let words = ["exec", "--detach", "--pid-file", "pid", &bundle.id, "sleep", "2000"];
+    assert!(bundle.call_apart(&words).unwrap(), "{}", bundle.output().unwrap());
+    let command = fs::read_to_string(format!("/proc/{}/cmdline", bundle.read("pid").unwrap())).unwrap();
+    assert!(command.contains("sleep\x002000"), "{command:?}");
+}
+
+fn exec_where_it_cannot_be(bundle: &mut Bundle) {
+    bundle.shell("trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done").launch().unwrap();
+    bundle.wait_output("up").unwrap();
+    let fails = |program: &str| {
+        let ran = bundle.call(&["exec", &bundle.id, program]).unwrap();
+        assert!(ran.code != 0 && !ran.stderr.is_empty(), "{ran}");
+    };
+    fails("no-such-program");
+    bundle.call(&["kill", &bundle.id, "TERM"]).unwrap().ok().unwrap();
+    bundle.wait("stopped").unwrap();
+    fails("true");
+}
+
+fn ps_and_list(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    let pid = bundle.pid().unwrap();
+    let pids = bundle.call(&["ps", "--format", "json", &bundle.id]).unwrap().ok().unwrap();
+    assert!(serde_json::from_str::<Vec<i64>>(&pids).unwrap().contains(&pid), "{pids}");
+    let list = bundle.call(&["list", "--format", "json"]).unwrap().ok().unwrap();
+    let list: Vec<Value> = serde_json::from_str(&list).unwrap();
+    let own = list.iter().find(|c| c["id"] == json!(bundle.id)).unwrap();
+    assert_eq!((&own["status"], &own["pid"]), (&json!("running"), &json!(pid)));
+}
+
+fn the_features(bundle: &mut Bundle) {
+    let text = bundle.call(&["features"]).unwrap().ok().unwrap();
+    let features: Value = serde_json::from_str(&text).unwrap();
+    assert!(features["ociVersionMin"].is_string() && features["ociVersionMax"].is_string(), "{features}");
+    for field in ["namespaces", "capabilities", "cgroup", "seccomp"] {
+        assert!(!features["linux"][field].is_null(), "{field}: {features}");
+    }
+}
