@@ -85,7 +85,21 @@ struct File {
     resolv_conf: Option<PathBuf>,
     seccomp_default: Option<bool>,
     crash_loop_back_off: Option<CrashLoopBackOff>,
+    user_namespaces: Option<UserNamespacesFile>,
+    allowed_unsafe_sysctls: Option<Vec<String>>,
+    #[serde(rename = "cpuCFSQuota")]
+    cpu_cfs_quota: Option<bool>,
+    #[serde(rename = "cpuCFSQuotaPeriod")]
+    cpu_cfs_quota_period: Option<String>,
+    #[serde(rename = "singleProcessOOMKill")]
+    single_process_oom_kill: Option<bool>,
+    memory_swap: Option<MemorySwap>,
+    fail_swap_on: Option<bool>,
+    cpu_manager_policy: Option<String>,
+    memory_manager_policy: Option<String>,
+    topology_manager_policy: Option<String>,
     // Berth's own.
+    seccomp_profile_root: Option<PathBuf>,
     manifests: Option<Vec<PathBuf>>,
     root: Option<PathBuf>,
     run: Option<PathBuf>,
@@ -117,6 +131,118 @@ pub struct Runtime {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct CrashLoopBackOff {
     max_container_restart_period: Option<String>,
+}
+
+/// `memorySwap`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct MemorySwap {
+    swap_behavior: Option<String>,
+}
+
+/// Who may swap (cgroup v2 only).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwapBehavior {
+    /// Nobody.
+    None,
+    /// Burstable containers, by their memory requests.
+    Limited,
+}
+
+/// Settings of the processor quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cfs {
+    /// Whether processor limits are enforced.
+    pub quota: bool,
+    /// Over which period, in microseconds.
+    pub period: u64,
+}
+
+impl Cfs {
+    fn check(file: &File) -> anyhow::Result<Self> {
+        let default = Duration::from_millis(100);
+        let period = duration("cpuCFSQuotaPeriod", file.cpu_cfs_quota_period.as_deref(), default)?;
+        if !(Duration::from_millis(1)..=Duration::from_secs(1)).contains(&period) {
+            bail!("cpuCFSQuotaPeriod: must be between 1ms and 1s, is {period:?}");
+        }
+        let period = u64::try_from(period.as_micros()).unwrap_or(u64::MAX);
+        Ok(Self { quota: file.cpu_cfs_quota.unwrap_or(true), period })
+    }
+}
+
+/// Refuses the policies that give containers whole cores or parts of the memory.
+fn check_managers(file: &File) -> anyhow::Result<()> {
+    for (field, value) in [
+        ("cpuManagerPolicy", &file.cpu_manager_policy),
+        ("memoryManagerPolicy", &file.memory_manager_policy),
+        ("topologyManagerPolicy", &file.topology_manager_policy),
+    ] {
+        if let Some(policy) = value.as_deref().filter(|p| !p.is_empty() && !p.eq_ignore_ascii_case("none")) {
+            bail!("{field}: {policy:?} is not supported: only none is");
+        }
+    }
+    Ok(())
+}
+
+fn check_swap(file: &File) -> anyhow::Result<SwapBehavior> {
+    if file.fail_swap_on == Some(true) {
+        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+        // The first line is a heading.
+        if let Some(device) = swaps.lines().nth(1).and_then(|line| line.split_whitespace().next()) {
+            bail!("failSwapOn: this machine swaps to {device}; turn that off, or set failSwapOn to false");
+        }
+    }
+    match file.memory_swap.as_ref().and_then(|m| m.swap_behavior.as_deref()) {
+        None | Some("" | "NoSwap") => Ok(SwapBehavior::None),
+        Some("LimitedSwap") => Ok(SwapBehavior::Limited),
+        Some(other) => bail!("memorySwap.swapBehavior: {other:?} is not NoSwap or LimitedSwap"),
+    }
+}
+
+/// `userNamespaces`: `idsPerPod` is KubeletConfiguration's. Where the ranges begin a kubelet learns from `/etc/subuid`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct UserNamespacesFile {
+    ids_per_pod: Option<i64>,
+    #[serde(rename = "firstHostID")]
+    first_host_id: Option<i64>,
+}
+
+/// Which ids of the host the pods with `hostUsers: false` get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserNamespaces {
+    /// The first id of the first pod.
+    pub first_host_id: u32,
+    /// How many each pod gets.
+    pub ids_per_pod: u32,
+    /// How many pods can have some.
+    pub ranges: u32,
+}
+
+/// Above what useradd(8), systemd-nspawn and podman give away, below what systemd has set aside.
+const FIRST_HOST_ID: i64 = 0x7000_0000;
+
+impl UserNamespaces {
+    fn check(file: &UserNamespacesFile, pods: u32) -> anyhow::Result<Self> {
+        let (first, each) = (file.first_host_id.unwrap_or(FIRST_HOST_ID), file.ids_per_pod.unwrap_or(65536));
+        if each < 65536 || each % 65536 != 0 {
+            bail!("userNamespaces.idsPerPod: must be a multiple of 65536, is {each}");
+        }
+        if first < 65536 {
+            bail!("userNamespaces.firstHostID: must be at least 65536, is {first}");
+        }
+        // The highest id stands for none, and signed 32-bit numbers are what some programs take for ids.
+        let room = (i64::from(i32::MAX) - first) / each;
+        if room < 1 {
+            bail!("userNamespaces.firstHostID: no range of {each} ids fits between {first} and {}", i32::MAX);
+        }
+        let fits = |n: i64| u32::try_from(n).context("userNamespaces");
+        Ok(Self {
+            first_host_id: fits(first)?,
+            ids_per_pod: fits(each)?,
+            ranges: fits(room.min(i64::from(pods.max(1))))?,
+        })
+    }
 }
 
 /// The checked settings of one agent.
@@ -176,6 +302,21 @@ pub struct Config {
     pub max_restart_period: Duration,
     /// Other OCI runtimes, by the name that a pod's `runtimeClassName` has for them.
     pub runtimes: BTreeMap<String, Runtime>,
+    /// The processor quota.
+    pub cfs: Cfs,
+    /// Whether the kernel kills single processes of a container that is out of memory, not all of it (cgroup v2; v1 always
+    /// does).
+    pub single_process_oom_kill: bool,
+    /// It was said to be false in so many words.
+    pub group_oom_kill_wanted: bool,
+    /// Who may swap.
+    pub swap: SwapBehavior,
+    /// Unsafe sysctls that pods may set: names, or prefixes with `*` at their end.
+    pub unsafe_sysctls: Vec<String>,
+    /// Folder of the seccomp profiles of type Localhost.
+    pub seccomp_root: PathBuf,
+    /// The ids of pods with user namespaces.
+    pub user_namespaces: UserNamespaces,
     /// Remove everything on exit.
     pub cleanup_on_exit: bool,
 }
@@ -203,6 +344,8 @@ impl Config {
     }
 
     fn merge(args: &AgentArgs, file: File) -> anyhow::Result<Self> {
+        check_managers(&file)?;
+        let (cfs, swap) = (Cfs::check(&file)?, check_swap(&file)?);
         let manifests = if args.manifests.is_empty() {
             file.manifests
                 .or(file.static_pod_path.map(|p| vec![p]))
@@ -221,6 +364,7 @@ impl Config {
         check_node_name(&node_name)?;
         let read_only = args.read_only_address.clone().or(file.read_only_address);
         let parent = args.cgroup_parent.clone().or(file.cgroup_root).unwrap_or_default();
+        let root = absolute(args.root.clone().or(file.root).unwrap_or_else(|| "/var/lib/berth".into()))?;
         let mut insecure = file.insecure_registries.unwrap_or_default();
         insecure.extend(args.insecure_registry.iter().cloned());
         let config = Self {
@@ -230,7 +374,8 @@ impl Config {
                 file.file_check_frequency.as_deref(),
                 Duration::from_secs(20),
             )?,
-            root: absolute(args.root.clone().or(file.root).unwrap_or_else(|| "/var/lib/berth".into()))?,
+            seccomp_root: absolute(file.seccomp_profile_root.unwrap_or_else(|| root.join("seccomp")))?,
+            root,
             socket: absolute(args.socket.clone().or(file.socket).unwrap_or_else(|| run.join("berth.sock")))?,
             run,
             log_dir,
@@ -262,6 +407,15 @@ impl Config {
                 Duration::from_secs(300),
             )?,
             runtimes: check_runtimes(file.runtimes.unwrap_or_default())?,
+            cfs,
+            swap,
+            single_process_oom_kill: file.single_process_oom_kill.unwrap_or(false),
+            group_oom_kill_wanted: file.single_process_oom_kill == Some(false),
+            unsafe_sysctls: check_sysctls(file.allowed_unsafe_sysctls.unwrap_or_default())?,
+            user_namespaces: UserNamespaces::check(
+                &file.user_namespaces.unwrap_or_default(),
+                file.max_pods.unwrap_or(110),
+            )?,
             cleanup_on_exit: args.cleanup_on_exit,
         };
         Ok(config)
@@ -336,6 +490,15 @@ fn check_runtimes(runtimes: BTreeMap<String, Runtime>) -> anyhow::Result<BTreeMa
         }
     }
     Ok(runtimes)
+}
+
+fn check_sysctls(patterns: Vec<String>) -> anyhow::Result<Vec<String>> {
+    for pattern in &patterns {
+        if let Err(reason) = berth_reconciler::manifest::check_sysctl_pattern(pattern) {
+            bail!("allowedUnsafeSysctls: {pattern:?}: {reason}");
+        }
+    }
+    Ok(patterns)
 }
 
 fn check_cgroup_parent(parent: &str) -> anyhow::Result<String> {
@@ -454,5 +617,82 @@ mod tests {
         assert_eq!(parse_duration("300ms"), Some(Duration::from_millis(300)));
         assert_eq!(parse_duration("5"), None);
         assert_eq!(parse_duration(""), None);
+    }
+
+    fn merged(file: File) -> anyhow::Result<Config> {
+        Config::merge(&AgentArgs { node_name: Some("n".into()), ..AgentArgs::default() }, file)
+    }
+
+    #[test]
+    fn ranges_of_ids_are_as_many_as_pods_and_fit_below_the_highest_id() {
+        let users = |ids_per_pod, first_host_id, max_pods| {
+            let file = UserNamespacesFile { ids_per_pod, first_host_id };
+            merged(File { user_namespaces: Some(file), max_pods, ..File::default() })
+                .map(|c| c.user_namespaces)
+        };
+        let default = UserNamespaces { first_host_id: 0x7000_0000, ids_per_pod: 65536, ranges: 110 };
+        assert_eq!(users(None, None, None).unwrap(), default);
+        assert_eq!(users(Some(131_072), Some(100_000), Some(7)).unwrap().ranges, 7);
+        assert_eq!(users(None, Some(2_147_000_000), None).unwrap().ranges, 7, "no more fit");
+        for (each, first, field) in [
+            (Some(65_535), None, "userNamespaces.idsPerPod"),
+            (Some(0), None, "userNamespaces.idsPerPod"),
+            (Some(-65_536), None, "userNamespaces.idsPerPod"),
+            (None, Some(0), "userNamespaces.firstHostID"),
+            (None, Some(2_147_483_000), "userNamespaces.firstHostID"),
+            (None, Some(-1), "userNamespaces.firstHostID"),
+        ] {
+            let error = users(each, first, None).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_sysctls_of_a_namespace_can_be_allowed() {
+        let allow =
+            |name: &str| merged(File { allowed_unsafe_sysctls: Some(vec![name.into()]), ..File::default() });
+        assert_eq!(allow("net.core.*").unwrap().unsafe_sysctls, ["net.core.*"]);
+        let error = allow("vm.swappiness").unwrap_err().to_string();
+        assert!(error.starts_with("allowedUnsafeSysctls: \"vm.swappiness\""), "{error}");
+    }
+
+    #[test]
+    fn the_processor_quota_has_a_period_and_can_be_off() {
+        let cfs = |quota: Option<bool>, period: Option<&str>| {
+            let period = period.map(str::to_owned);
+            merged(File { cpu_cfs_quota: quota, cpu_cfs_quota_period: period, ..File::default() })
+                .map(|c| c.cfs)
+        };
+        assert_eq!(cfs(None, None).unwrap(), Cfs { quota: true, period: 100_000 });
+        assert_eq!(cfs(Some(false), Some("5ms")).unwrap(), Cfs { quota: false, period: 5_000 });
+        for bad in ["2s", "10us", "fast"] {
+            assert!(cfs(None, Some(bad)).unwrap_err().to_string().starts_with("cpuCFSQuotaPeriod"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn managers_of_cores_and_memory_are_refused_by_name() {
+        assert!(
+            merged(File {
+                cpu_manager_policy: Some("none".into()),
+                memory_manager_policy: Some("None".into()),
+                ..File::default()
+            })
+            .is_ok()
+        );
+        let error =
+            merged(File { cpu_manager_policy: Some("static".into()), ..File::default() }).unwrap_err();
+        assert_eq!(error.to_string(), "cpuManagerPolicy: \"static\" is not supported: only none is");
+    }
+
+    #[test]
+    fn swap_is_for_nobody_unless_it_is_limited() {
+        let swap = |text: &str| {
+            let memory_swap = Some(MemorySwap { swap_behavior: Some(text.into()) });
+            merged(File { memory_swap, ..File::default() }).map(|c| c.swap)
+        };
+        assert_eq!(merged(File::default()).unwrap().swap, SwapBehavior::None);
+        assert_eq!(swap("LimitedSwap").unwrap(), SwapBehavior::Limited);
+        assert!(swap("Unlimited").unwrap_err().to_string().starts_with("memorySwap.swapBehavior"));
     }
 }

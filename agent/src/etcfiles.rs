@@ -8,35 +8,81 @@ use k8s_openapi::api::core::v1;
 
 use crate::config::Config;
 
-/// The pod's host name: `spec.hostname`, else its name cut to what the kernel takes; the node's with hostNetwork.
-pub fn hostname(pod: &Pod, node_hostname: &str) -> String {
-    if pod.spec().host_network == Some(true) {
-        return node_hostname.to_owned();
-    }
-    let name = pod.spec().hostname.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| pod.name().to_owned());
-    if pod.spec().set_hostname_as_fqdn == Some(true) {
-        return name;
-    }
-    let cut: String = name.chars().take(63).collect();
-    cut.trim_end_matches(['-', '.']).to_owned()
+/// Linux' host names have at most so many bytes (`__NEW_UTS_LEN`).
+const MAX_KERNEL_NAME: usize = 64;
+/// And DNS labels so many.
+const MAX_LABEL: usize = 63;
+/// What resolvers take, as a kubelet counts (`pkg/apis/core/validation`, `pkg/kubelet/network/dns`).
+const MAX_SERVERS: usize = 3;
+const MAX_SEARCHES: usize = 32;
+const MAX_SEARCH_CHARS: usize = 2048;
+
+/// What a pod is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// Its host name.
+    pub host: String,
+    /// The domain that `spec.subdomain` puts it into.
+    pub domain: Option<String>,
+    /// What its processes see as host name: with `setHostnameAsFQDN` the long name.
+    pub kernel: String,
 }
 
-/// The pod's fully qualified name, when `spec.subdomain` gives it one.
-pub fn fqdn(pod: &Pod, hostname: &str, config: &Config) -> Option<String> {
-    let subdomain = pod.spec().subdomain.as_deref().filter(|s| !s.is_empty())?;
-    Some(format!("{hostname}.{subdomain}.{}.svc.{}", pod.namespace(), config.cluster_domain))
+/// The pod's names: `spec.hostnameOverride`, `spec.hostname`, else its own name cut to what a label takes; the node's with
+/// hostNetwork.
+///
+/// # Errors
+/// The long name is longer than the kernel takes.
+pub fn names(pod: &Pod, node_hostname: &str, config: &Config) -> Result<Names, String> {
+    let spec = pod.spec();
+    let plain = |name: &str| Names { host: name.to_owned(), domain: None, kernel: name.to_owned() };
+    if spec.host_network == Some(true) {
+        return Ok(plain(node_hostname));
+    }
+    let given = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
+    if let Some(name) = given(&spec.hostname_override) {
+        return Ok(plain(&name));
+    }
+    let name = given(&spec.hostname).unwrap_or_else(|| pod.name().to_owned());
+    let cut: String = name.chars().take(MAX_LABEL).collect();
+    let host = cut.trim_end_matches(['-', '.']).to_owned();
+    let domain =
+        given(&spec.subdomain).map(|sub| format!("{sub}.{}.svc.{}", pod.namespace(), config.cluster_domain));
+    let kernel = match domain.as_ref().filter(|_| spec.set_hostname_as_fqdn == Some(true)) {
+        None => host.clone(),
+        Some(domain) => {
+            let long = format!("{host}.{domain}");
+            if long.len() > MAX_KERNEL_NAME {
+                return Err(format!(
+                    "failed to construct FQDN from pod hostname and cluster domain, FQDN {long} is too long \
+                     ({MAX_KERNEL_NAME} characters is the max, {} characters requested)",
+                    long.len()
+                ));
+            }
+            long
+        }
+    };
+    Ok(Names { host, domain, kernel })
 }
 
-/// Writes the three files into `dir`.
+/// Writes the three files into `dir`. Gives what of the resolver's configuration had to be left out, if anything.
 ///
 /// # Errors
 /// The file that could not be written or, for the host's resolver configuration, read.
-pub fn write(dir: &Path, pod: &Pod, hostname: &str, ips: &[IpAddr], config: &Config) -> Result<(), String> {
+pub fn write(
+    dir: &Path,
+    pod: &Pod,
+    names: &Names,
+    ips: &[IpAddr],
+    config: &Config,
+) -> Result<Vec<String>, String> {
     std::fs::create_dir_all(dir).map_err(|e| format!("make {}: {e}", dir.display()))?;
     let host_network = pod.spec().host_network == Some(true);
-    put(&dir.join("hosts"), &hosts(pod, hostname, ips, host_network, config))?;
-    put(&dir.join("hostname"), &format!("{hostname}\n"))?;
-    put(&dir.join("resolv.conf"), &resolv_conf(pod, config)?)
+    put(&dir.join("hosts"), &hosts(pod, names, ips, host_network))?;
+    put(&dir.join("hostname"), &format!("{}\n", names.kernel))?;
+    let (text, omitted) = resolv_conf(pod, config)?;
+    put(&dir.join("resolv.conf"), &text)?;
+    Ok(omitted)
 }
 
 fn put(path: &Path, text: &str) -> Result<(), String> {
@@ -44,7 +90,8 @@ fn put(path: &Path, text: &str) -> Result<(), String> {
     std::fs::write(path, text).map_err(|e| format!("write {}: {e}", path.display()))
 }
 
-fn hosts(pod: &Pod, hostname: &str, ips: &[IpAddr], host_network: bool, config: &Config) -> String {
+fn hosts(pod: &Pod, names: &Names, ips: &[IpAddr], host_network: bool) -> String {
+    let hostname = &names.host;
     let mut text = if host_network {
         let own = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
         format!("# Kubernetes-managed hosts file (host network).\n{own}")
@@ -54,8 +101,8 @@ fn hosts(pod: &Pod, hostname: &str, ips: &[IpAddr], host_network: bool, config: 
              fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
         );
         for ip in ips {
-            match fqdn(pod, hostname, config) {
-                Some(long) => text += &format!("{ip}\t{long}\t{hostname}\n"),
+            match &names.domain {
+                Some(domain) => text += &format!("{ip}\t{hostname}.{domain}\t{hostname}\n"),
                 None => text += &format!("{ip}\t{hostname}\n"),
             }
         }
@@ -85,7 +132,7 @@ impl Resolver {
             let mut words = line.split_whitespace();
             match words.next() {
                 Some("nameserver") => all.servers.extend(words.next().map(str::to_owned)),
-                Some("search" | "domain") => all.searches = words.map(str::to_owned).collect(),
+                Some("search" | "domain") => all.searches = words.map(without_root).collect(),
                 Some("options") => all.options.extend(words.map(str::to_owned)),
                 _ => {}
             }
@@ -105,6 +152,32 @@ impl Resolver {
             text += &format!("options {}\n", self.options.join(" "));
         }
         text
+    }
+
+    /// Leaves out what resolvers would not look at. Gives a warning for each list that was cut, in kubelet's words.
+    fn fit(&mut self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.servers.len() > MAX_SERVERS {
+            self.servers.truncate(MAX_SERVERS);
+            warnings.push(format!(
+                "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+                self.servers.join(" ")
+            ));
+        }
+        let mut length = 0;
+        let fitting = self.searches.iter().take(MAX_SEARCHES).take_while(|path| {
+            length += path.len() + usize::from(length > 0);
+            length <= MAX_SEARCH_CHARS
+        });
+        let count = fitting.count();
+        if count < self.searches.len() {
+            self.searches.truncate(count);
+            warnings.push(format!(
+                "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+                self.searches.join(" ")
+            ));
+        }
+        warnings
     }
 
     /// `spec.dnsConfig`: servers and searches are appended, an option replaces one of the same name.
@@ -129,8 +202,18 @@ impl Resolver {
     }
 }
 
+/// A search path without the dot at its end; the root itself stays.
+fn without_root(path: &str) -> String {
+    path.strip_suffix('.').filter(|rest| !rest.is_empty()).unwrap_or(path).to_owned()
+}
+
 /// A pod cannot reach a resolver on the host's loopback, such as systemd-resolved's stub.
 fn host_resolver(config: &Config, own_network: bool) -> Result<Resolver, String> {
+    if config.resolv_conf.as_os_str().is_empty() {
+        // No host's resolver, and not the C library's idea of one either.
+        let (servers, searches) = (vec!["127.0.0.1".to_owned()], vec![".".to_owned()]);
+        return Ok(Resolver { servers, searches, options: Vec::new() });
+    }
     let read = |path: &Path| std::fs::read_to_string(path).map(|t| Resolver::parse(&t));
     let found = match read(&config.resolv_conf) {
         Ok(found) => found,
@@ -144,7 +227,8 @@ fn host_resolver(config: &Config, own_network: bool) -> Result<Resolver, String>
     Ok(found)
 }
 
-fn resolv_conf(pod: &Pod, config: &Config) -> Result<String, String> {
+/// The file and what was left out of it.
+fn resolv_conf(pod: &Pod, config: &Config) -> Result<(String, Vec<String>), String> {
     let spec = pod.spec();
     let host_network = spec.host_network == Some(true);
     let cluster = match spec.dns_policy.as_deref().unwrap_or("ClusterFirst") {
@@ -169,7 +253,8 @@ fn resolv_conf(pod: &Pod, config: &Config) -> Result<String, String> {
     if let Some(extra) = &spec.dns_config {
         resolver.merge(extra);
     }
-    Ok(resolver.render())
+    let omitted = resolver.fit();
+    Ok((resolver.render(), omitted))
 }
 
 #[cfg(test)]
@@ -193,7 +278,7 @@ mod tests {
     fn dns_config_with_policy_none_is_all_there_is() {
         let pod = pod(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {
             "nameservers": ["192.0.2.1"], "searches": ["a.example"], "options": [{"name": "ndots", "value": "2"}]}}));
-        let text = resolv_conf(&pod, &config()).unwrap();
+        let (text, _) = resolv_conf(&pod, &config()).unwrap();
         assert_eq!(text, "search a.example\nnameserver 192.0.2.1\noptions ndots:2\n");
     }
 
@@ -202,26 +287,140 @@ mod tests {
         let mut config = config();
         config.cluster_dns = vec!["10.96.0.10".parse().unwrap()];
         config.resolv_conf = "/nonexistent".into();
-        let text = resolv_conf(&pod(json!({"containers": []})), &config).unwrap();
+        let (text, _) = resolv_conf(&pod(json!({"containers": []})), &config).unwrap();
         assert_eq!(
             text,
             "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
         );
     }
 
+    fn named(pod: &Pod) -> Names {
+        names(pod, "n", &config()).unwrap()
+    }
+
     #[test]
     fn hosts_has_the_pods_name_and_aliases() {
         let pod = pod(json!({"containers": [], "subdomain": "s",
             "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["a", "b"]}]}));
-        let text = hosts(&pod, "web", &["10.85.0.2".parse().unwrap()], false, &config());
+        let text = hosts(&pod, &named(&pod), &["10.85.0.2".parse().unwrap()], false);
         assert!(text.contains("10.85.0.2\tweb.s.shop.svc.cluster.local\tweb\n"), "{text}");
         assert!(text.ends_with("10.0.0.1\ta\tb\n"), "{text}");
     }
 
     #[test]
-    fn a_long_name_is_cut_to_what_the_kernel_takes() {
+    fn hosts_of_a_pod_in_the_hosts_network_is_the_hosts_with_aliases() {
+        let pod = pod(
+            json!({"containers": [], "hostNetwork": true, "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["a"]}]}),
+        );
+        let text = hosts(&pod, &named(&pod), &["192.0.2.1".parse().unwrap()], true);
+        assert!(text.starts_with("# Kubernetes-managed hosts file (host network).\n"), "{text}");
+        assert!(
+            text.contains(&std::fs::read_to_string("/etc/hosts").unwrap()) && text.ends_with("10.0.0.1\ta\n")
+        );
+        assert!(!text.contains("192.0.2.1\t"), "the pod has no address of its own: {text}");
+    }
+
+    #[test]
+    fn a_pod_is_called_what_its_spec_says() {
+        let cases = [
+            (json!({}), "web", None, "web"),
+            (json!({"hostname": "box"}), "box", None, "box"),
+            (json!({"subdomain": "s"}), "web", Some("s.shop.svc.cluster.local"), "web"),
+            (
+                json!({"hostname": "box", "subdomain": "s", "setHostnameAsFQDN": true}),
+                "box",
+                Some("s.shop.svc.cluster.local"),
+                "box.s.shop.svc.cluster.local",
+            ),
+            (json!({"setHostnameAsFQDN": true}), "web", None, "web"),
+            (
+                json!({"hostname": "box", "subdomain": "s", "hostnameOverride": "any.name.example"}),
+                "any.name.example",
+                None,
+                "any.name.example",
+            ),
+            (json!({"hostNetwork": true, "hostname": "box", "subdomain": "s"}), "n", None, "n"),
+        ];
+        for (mut spec, host, domain, kernel) in cases {
+            spec["containers"] = json!([]);
+            let found = named(&pod(spec.clone()));
+            let wanted = Names { host: host.into(), domain: domain.map(Into::into), kernel: kernel.into() };
+            assert_eq!(found, wanted, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_cut_to_what_a_label_takes() {
         let mut long = pod(json!({"containers": []}));
         long.object.metadata.name = Some(format!("{}-tail", "x".repeat(62)));
-        assert_eq!(hostname(&long, "n"), "x".repeat(62));
+        assert_eq!(named(&long).kernel, "x".repeat(62));
+    }
+
+    #[test]
+    fn a_long_name_above_64_characters_is_an_error() {
+        // The dot between and "s.shop.svc.cluster.local" are 25 characters.
+        let of = |length: usize| {
+            let spec = json!({"containers": [], "hostname": "h".repeat(length), "subdomain": "s", "setHostnameAsFQDN": true});
+            names(&pod(spec), "n", &config()).map(|names| names.kernel.len())
+        };
+        assert_eq!(of(39), Ok(64));
+        let error = of(40).unwrap_err();
+        assert!(
+            error.ends_with("is too long (64 characters is the max, 65 characters requested)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn each_policy_has_its_resolver() {
+        let mut config = config();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "nameserver 192.0.2.7\nsearch host.example. .\noptions rotate\n").unwrap();
+        config.resolv_conf = file.path().into();
+        let host = "search host.example .\nnameserver 192.0.2.7\noptions rotate\n";
+        let cluster = "search shop.svc.cluster.local svc.cluster.local cluster.local host.example .\nnameserver 10.96.0.10\noptions ndots:5\n";
+        let text = |spec: serde_json::Value, config: &Config| resolv_conf(&pod(spec), config).unwrap().0;
+        let policy = |name: &str, host_network: bool| json!({"containers": [], "dnsPolicy": name, "hostNetwork": host_network});
+        // Without a resolver of a cluster there is only the host's.
+        for name in ["ClusterFirst", "ClusterFirstWithHostNet", "Default"] {
+            assert_eq!(text(policy(name, false), &config), host, "{name}");
+        }
+        config.cluster_dns = vec!["10.96.0.10".parse().unwrap()];
+        for (name, host_network, wanted) in [
+            ("ClusterFirst", false, cluster),
+            ("ClusterFirst", true, host),
+            ("ClusterFirstWithHostNet", true, cluster),
+            ("ClusterFirstWithHostNet", false, cluster),
+            ("Default", false, host),
+            ("Default", true, host),
+            ("None", false, ""),
+        ] {
+            assert_eq!(text(policy(name, host_network), &config), wanted, "{name}");
+        }
+        config.resolv_conf = "".into();
+        assert_eq!(text(policy("Default", false), &config), "search .\nnameserver 127.0.0.1\n");
+    }
+
+    #[test]
+    fn what_resolvers_would_not_look_at_is_left_out_and_told() {
+        let mut config = config();
+        config.resolv_conf = "/nonexistent".into();
+        config.cluster_dns = vec!["10.96.0.10".parse().unwrap()];
+        let more: Vec<String> = (0..40).map(|n| format!("{n}.example")).collect();
+        let extra = json!({"nameservers": ["192.0.2.1", "192.0.2.2", "192.0.2.3"], "searches": more});
+        let (text, warnings) =
+            resolv_conf(&pod(json!({"containers": [], "dnsConfig": extra})), &config).unwrap();
+        assert_eq!(text.matches("nameserver").count(), 3, "{text}");
+        assert!(!text.contains("192.0.2.3"), "{text}");
+        assert_eq!(text.lines().next().unwrap().split(' ').count(), 1 + 32);
+        assert!(
+            warnings[0].starts_with("Nameserver limits were exceeded")
+                && warnings[0].ends_with("10.96.0.10 192.0.2.1 192.0.2.2")
+        );
+        assert!(warnings[1].starts_with("Search Line limits were exceeded"));
+        let long: Vec<String> = (0..20).map(|_| "x".repeat(150)).collect();
+        let mut resolver = Resolver { searches: long, ..Resolver::default() };
+        assert_eq!(resolver.fit().len(), 1);
+        assert_eq!(resolver.searches.len(), 13, "2048 characters with the spaces between");
     }
 }

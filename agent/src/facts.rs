@@ -47,6 +47,11 @@ impl NodeFacts {
         }
     }
 
+    /// Memory and swap, as they are now: swap can be turned on later.
+    pub fn swap(&self) -> crate::oci::Swap {
+        crate::oci::Swap { total: meminfo("SwapTotal:").unwrap_or(0), memory: self.memory }
+    }
+
     /// The facts that the downward API tells, for a pod with these addresses.
     pub fn for_pod(&self, pod_ips: &[IpAddr]) -> env::Facts {
         env::Facts {

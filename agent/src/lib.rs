@@ -7,6 +7,7 @@
 //! Secrets in use, [`events`] records what happened, [`facts`] is what there is to know of the machine.
 
 pub mod api;
+pub mod apparmor;
 pub mod backend;
 pub mod cli;
 pub mod config;

@@ -83,6 +83,21 @@ pub struct ContainerRecord {
     /// Whether the container's own `lifecycle.postStart` has finished.
     #[serde(default)]
     pub post_start_done: bool,
+    /// Who its first process is; none in records of agents that did not note it.
+    #[serde(default)]
+    pub user: Option<LinuxUser>,
+}
+
+/// User and groups of a container's first process, as it sees them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinuxUser {
+    /// The user.
+    pub uid: u32,
+    /// The primary group.
+    pub gid: u32,
+    /// All groups, the primary one among them, in ascending order.
+    pub groups: Vec<u32>,
 }
 
 /// The pod's sandbox: its shim, namespaces and network.

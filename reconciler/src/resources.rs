@@ -76,6 +76,31 @@ impl Amounts {
         }
     }
 
+    /// The same with those of the list that are in it.
+    fn overridden(self, list: Option<&BTreeMap<String, ApiQuantity>>) -> Amounts {
+        let other = Amounts::of(list);
+        let given = |name| list.is_some_and(|l| l.contains_key(name));
+        Amounts {
+            cpu_milli: if given("cpu") { other.cpu_milli } else { self.cpu_milli },
+            memory: if given("memory") { other.memory } else { self.memory },
+            ..self
+        }
+    }
+
+    /// `cpu` and `memory` with their amounts.
+    pub fn quantities(self) -> [(&'static str, Quantity); 2] {
+        let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        [
+            ("cpu", Quantity::from_milli(signed(self.cpu_milli))),
+            ("memory", Quantity::from_value(signed(self.memory))),
+        ]
+    }
+
+    /// The names of those that are not zero.
+    fn named(self) -> impl Iterator<Item = &'static str> {
+        [("cpu", self.cpu_milli), ("memory", self.memory)].into_iter().filter(|(_, v)| *v > 0).map(|(n, _)| n)
+    }
+
     fn combine(self, other: Amounts, with: fn(u64, u64) -> u64) -> Amounts {
         Amounts {
             cpu_milli: with(self.cpu_milli, other.cpu_milli),
@@ -105,15 +130,26 @@ pub fn limits(container: &v1::Container) -> Option<&BTreeMap<String, ApiQuantity
     container.resources.as_ref()?.limits.as_ref()
 }
 
+/// What the pod asks for as a whole (`spec.resources`), which counts instead of its containers' sums.
+pub fn pod_level(spec: &v1::PodSpec) -> Option<&v1::ResourceRequirements> {
+    let some = |list: &Option<BTreeMap<String, ApiQuantity>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    spec.resources.as_ref().filter(|r| some(&r.requests) || some(&r.limits))
+}
+
+fn nonzero(list: Option<&BTreeMap<String, ApiQuantity>>, name: &str) -> Option<Quantity> {
+    amount(list, name).filter(|q| !q.is_zero() && !q.is_negative())
+}
+
 /// The pod's QoS class. Only cpu and memory count, zeros do not.
 pub fn qos_class(spec: &v1::PodSpec) -> QosClass {
-    let nonzero = |list, name| amount(list, name).filter(|q| !q.is_zero() && !q.is_negative());
+    let own = pod_level(spec);
+    let of_containers = all_containers(spec).filter(|_| own.is_none()).map(|c| c.resources.as_ref());
     let mut any = false;
     let mut guaranteed = true;
-    for container in all_containers(spec) {
+    for resources in own.map(Some).into_iter().chain(of_containers) {
         for name in ["cpu", "memory"] {
-            let request = nonzero(requests(container), name);
-            let limit = nonzero(limits(container), name);
+            let request = nonzero(resources.and_then(|r| r.requests.as_ref()), name);
+            let limit = nonzero(resources.and_then(|r| r.limits.as_ref()), name);
             any |= request.is_some() || limit.is_some();
             // A request that is absent takes the limit (the API server's default).
             guaranteed &= limit.is_some() && request.is_none_or(|request| Some(request) == limit);
@@ -155,31 +191,46 @@ pub fn container_weight(shares: u64) -> u64 {
     }
 }
 
-/// Values of one container's cgroup. A missing CPU request takes the limit.
-pub fn container_values(container: &v1::Container) -> CpuMem {
-    let limit = Amounts::of(limits(container));
-    let request = amount(requests(container), "cpu").map_or(limit.cpu_milli, |q| unsigned(q.milli()));
-    CpuMem {
-        shares: cpu_shares(request),
-        quota: cpu_quota(limit.cpu_milli),
-        period: CPU_PERIOD,
-        memory_limit: Some(limit.memory).filter(|bytes| *bytes > 0),
+impl CpuMem {
+    /// The same under the node's settings `cpuCFSQuota` and `cpuCFSQuotaPeriod` (microseconds): the share of a core
+    /// stays, over another period, or there is no quota at all.
+    #[must_use]
+    pub fn under(self, quota: bool, period: u64) -> CpuMem {
+        let scaled = |q: i64| {
+            let scaled = i128::from(q) * i128::from(period) / i128::from(self.period.max(1));
+            i64::try_from(scaled).unwrap_or(i64::MAX).max(MIN_QUOTA)
+        };
+        CpuMem { quota: self.quota.filter(|_| quota).map(scaled), period, ..self }
     }
 }
 
-/// Values of the pod's cgroup: limits only for a resource that every container limits.
+/// Values of one container's cgroup. A missing CPU request takes the limit, a missing limit the pod's.
+pub fn container_values(spec: &v1::PodSpec, container: &v1::Container) -> CpuMem {
+    let pods = pod_level(spec).and_then(|r| r.limits.as_ref());
+    let limit = |name| nonzero(limits(container), name).or_else(|| nonzero(pods, name));
+    let cpu_limit = limit("cpu").map_or(0, |q| unsigned(q.milli()));
+    let request = amount(requests(container), "cpu").map_or(cpu_limit, |q| unsigned(q.milli()));
+    CpuMem {
+        shares: cpu_shares(request),
+        quota: cpu_quota(cpu_limit),
+        period: CPU_PERIOD,
+        memory_limit: limit("memory").map(|q| unsigned(q.value())).filter(|bytes| *bytes > 0),
+    }
+}
+
+/// Values of the pod's cgroup: limits only for a resource that the pod or every container limits.
 pub fn pod_values(spec: &v1::PodSpec) -> CpuMem {
-    let all_limit = |name| {
-        all_containers(spec)
-            .all(|c| amount(limits(c), name).is_some_and(|q| !q.is_zero() && !q.is_negative()))
+    let pods = pod_level(spec).and_then(|r| r.limits.as_ref());
+    let limited = |name| {
+        nonzero(pods, name).is_some() || all_containers(spec).all(|c| nonzero(limits(c), name).is_some())
     };
     let limit = pod_limits(spec);
     let best_effort = qos_class(spec) == QosClass::BestEffort;
     CpuMem {
         shares: if best_effort { MIN_SHARES } else { cpu_shares(pod_requests(spec).cpu_milli) },
-        quota: cpu_quota(limit.cpu_milli).filter(|_| all_limit("cpu")),
+        quota: cpu_quota(limit.cpu_milli).filter(|_| limited("cpu")),
         period: CPU_PERIOD,
-        memory_limit: Some(limit.memory).filter(|bytes| *bytes > 0 && all_limit("memory")),
+        memory_limit: Some(limit.memory).filter(|bytes| *bytes > 0 && limited("memory")),
     }
 }
 
@@ -189,8 +240,23 @@ pub fn burstable_tier_shares<'a>(pods: impl Iterator<Item = &'a v1::PodSpec>) ->
 }
 
 /// What the pod needs at its peak: main containers and sidecars together, or an init container with the sidecars
-/// started before it, whichever is more.
+/// started before it, whichever is more; or what the pod says as a whole. With `spec.overhead`.
 pub fn pod_requests(spec: &v1::PodSpec) -> Amounts {
+    let merged = pod_level(spec).map(|pods| {
+        let mut merged = pods.limits.clone().unwrap_or_default();
+        // Where only containers request, theirs is the pod's request.
+        for name in container_requests(spec).named() {
+            merged.remove(name);
+        }
+        merged.extend(pods.requests.clone().unwrap_or_default());
+        merged
+    });
+    let overhead = Amounts::of(spec.overhead.as_ref());
+    container_requests(spec).overridden(merged.as_ref()).combine(overhead, u64::saturating_add)
+}
+
+/// The containers' sum alone.
+fn container_requests(spec: &v1::PodSpec) -> Amounts {
     // A request that is absent takes the limit, as the API server fills it in.
     peak(spec, |c| {
         let mut merged = limits(c).cloned().unwrap_or_default();
@@ -199,9 +265,13 @@ pub fn pod_requests(spec: &v1::PodSpec) -> Amounts {
     })
 }
 
-/// The same sum over limits; a container without one counts as zero.
+/// The same sum over limits; a container without one counts as zero, and so does what is not limited at all.
 pub fn pod_limits(spec: &v1::PodSpec) -> Amounts {
-    peak(spec, |c| Amounts::of(limits(c)))
+    let sum = peak(spec, |c| Amounts::of(limits(c)))
+        .overridden(pod_level(spec).and_then(|pods| pods.limits.as_ref()));
+    let overhead = Amounts::of(spec.overhead.as_ref());
+    let add = |sum: u64, more: u64| if sum == 0 { 0 } else { sum.saturating_add(more) };
+    sum.combine(overhead, add)
 }
 
 fn peak(spec: &v1::PodSpec, of: impl Fn(&v1::Container) -> Amounts) -> Amounts {
@@ -243,14 +313,58 @@ fn burstable_oom_score_adj(spec: &v1::PodSpec, container: &v1::Container, capaci
         let share = u128::from(bytes) * 1000 / u128::from(capacity.max(1));
         1000 - i64::try_from(share.min(2000)).unwrap_or(2000)
     };
+    let rest = pod_memory_per_container(spec);
     let is_init = spec.init_containers.iter().flatten().any(|c| c.name == container.name);
-    let mut own = score(memory(container));
+    let mut own = score(memory(container).saturating_add(rest));
     if is_init && is_sidecar(container) {
         // A sidecar must not be killed before the containers that it serves.
-        own = own.min(score(spec.containers.iter().map(memory).min().unwrap_or(0)));
+        own = own.min(score(spec.containers.iter().map(memory).min().unwrap_or(0).saturating_add(rest)));
     }
     // 3 keeps it above a Guaranteed pod that uses all memory, 999 below best effort.
     own.clamp(1000 + GUARANTEED_OOM_SCORE_ADJ, BEST_EFFORT_OOM_SCORE_ADJ - 1)
+}
+
+/// What the pod as a whole requests of memory beyond its containers, for each of those that run side by side.
+fn pod_memory_per_container(spec: &v1::PodSpec) -> u64 {
+    let requests = pod_level(spec).and_then(|r| r.requests.as_ref());
+    let Some(pods) = nonzero(requests, "memory").map(|q| unsigned(q.value())) else { return 0 };
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c)).count();
+    let count = u64::try_from(spec.containers.len() + sidecars).unwrap_or(1).max(1);
+    pods.saturating_sub(container_requests(spec).memory) / count
+}
+
+/// The huge pages that a container may use, by the size of a page in bytes.
+pub fn huge_pages(container: &v1::Container) -> BTreeMap<u64, u64> {
+    limits(container)
+        .into_iter()
+        .flatten()
+        .filter_map(|(name, amount)| {
+            let size = unsigned(Quantity::parse(name.strip_prefix("hugepages-")?).ok()?.value());
+            let bytes = unsigned(Quantity::of(amount).ok()?.value());
+            (size > 0).then_some((size, bytes))
+        })
+        .collect()
+}
+
+/// The huge pages that all containers of a pod may use at its peak, by the size of a page in bytes.
+pub fn pod_huge_pages(spec: &v1::PodSpec) -> BTreeMap<u64, u64> {
+    let add = |mut sum: BTreeMap<u64, u64>, container: &v1::Container| {
+        for (size, bytes) in huge_pages(container) {
+            let entry = sum.entry(size).or_default();
+            *entry = entry.saturating_add(bytes);
+        }
+        sum
+    };
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| is_sidecar(c));
+    let sidecars = sidecars.fold(BTreeMap::new(), &add);
+    let mut all = spec.containers.iter().fold(sidecars.clone(), &add);
+    for container in spec.init_containers.iter().flatten().filter(|c| !is_sidecar(c)) {
+        for (size, bytes) in add(sidecars.clone(), container) {
+            let entry = all.entry(size).or_default();
+            *entry = bytes.max(*entry);
+        }
+    }
+    all
 }
 
 /// Bytes of the tmpfs of an emptyDir with medium Memory: the least of its sizeLimit, the pod's memory limit and the node's

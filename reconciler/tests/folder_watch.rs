@@ -16,7 +16,7 @@ fn pod(name: &str, image: &str) -> String {
 }
 
 fn start(dir: &Path) -> UnboundedReceiver<FolderEvent> {
-    let context = Context { node_name: "node1".to_owned(), node_labels: None, runtimes: None };
+    let context = Context { node_name: "node1".to_owned(), ..Context::default() };
     watch(vec![dir.to_owned()], context, Options { rescan: Duration::from_secs(3600) })
 }
 

@@ -18,11 +18,8 @@ fn pod(objects: &[Object]) -> &v1::Pod {
 }
 
 fn errors(text: &str) -> Vec<String> {
-    let parsed = parse(
-        text,
-        Some(Path::new("f.yaml")),
-        &Context { node_name: "n".to_owned(), node_labels: None, runtimes: None },
-    );
+    let parsed =
+        parse(text, Some(Path::new("f.yaml")), &Context { node_name: "n".to_owned(), ..Context::default() });
     parsed.errors.iter().map(|error| error.to_string().replace("f.yaml:", "")).collect()
 }
 
@@ -208,15 +205,16 @@ const MISTAKES: &[(&str, &[&str])] = &[
     (
         "  securityContext: {sysctls: [{name: kernel.msgmax, value: \"1\"}]}\n  containers: [{name: c, image: i}]\n",
         &[
-            "5: spec.securityContext.sysctls[0].name: Forbidden: unsafe sysctl \"kernel.msgmax\" is not allowed (safe: kernel.shm_rmid_forced, net.ipv4.ip_local_port_range, net.ipv4.ip_local_reserved_ports, net.ipv4.ip_unprivileged_port_start, net.ipv4.ping_group_range, net.ipv4.tcp_fin_timeout, net.ipv4.tcp_keepalive_intvl, net.ipv4.tcp_keepalive_probes, net.ipv4.tcp_keepalive_time, net.ipv4.tcp_rmem, net.ipv4.tcp_syncookies, net.ipv4.tcp_wmem)",
+            "5: spec.securityContext.sysctls[0].name: Forbidden: unsafe sysctl \"kernel.msgmax\" is not allowed (safe: kernel.shm_rmid_forced, net.ipv4.ip_local_port_range, net.ipv4.ip_local_reserved_ports, net.ipv4.ip_unprivileged_port_start, net.ipv4.ping_group_range, net.ipv4.tcp_fin_timeout, net.ipv4.tcp_keepalive_intvl, net.ipv4.tcp_keepalive_probes, net.ipv4.tcp_keepalive_time, net.ipv4.tcp_rmem, net.ipv4.tcp_syncookies, net.ipv4.tcp_wmem; others the node's settings may allow, by allowedUnsafeSysctls)",
         ],
     ),
     (
         "  runtimeClassName: Kata\n  hostUsers: false\n  shareProcessNamespace: true\n  hostPID: true\n  containers: [{name: c, image: i}]\n",
         &[
+            "5: spec.runtimeClassName: Forbidden: when `hostUsers` is false (only Berth's own runtime makes user namespaces for pods)",
             "5: spec.runtimeClassName: Invalid value: \"Kata\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
-            "6: spec.hostUsers: Forbidden: user namespaces are not supported (only true is)",
             "7: spec.shareProcessNamespace: Invalid value: \"true\": ShareProcessNamespace and HostPID cannot both be enabled",
+            "8: spec.hostPID: Forbidden: when `hostUsers` is false",
         ],
     ),
     (

@@ -93,7 +93,7 @@ fn shares_quota_and_weights() {
 fn a_missing_request_takes_the_limit() {
     let s = one(json!({"limits": {"cpu": "500m", "memory": "64Mi"}}));
     let expected = CpuMem { shares: 512, quota: Some(50_000), period: 100_000, memory_limit: Some(64 << 20) };
-    assert_eq!(container_values(&s.containers[0]), expected);
+    assert_eq!(container_values(&s, &s.containers[0]), expected);
     assert_eq!(pod_values(&s), expected);
     assert_eq!(qos_class(&s), QosClass::Guaranteed);
 }
@@ -175,4 +175,81 @@ fn memory_volumes_take_the_least() {
     assert_eq!(memory_volume_size(None, &one(json!({})), 1 << 30), 1 << 30);
     assert_eq!(memory_volume_size(None, &limited, 1 << 30), 64 << 20);
     assert_eq!(memory_volume_size(Some(&size("1Mi")), &limited, 1 << 30), 1 << 20);
+}
+
+/// A pod with resources of its own and one container with these.
+fn whole(pods: serde_json::Value, container: serde_json::Value) -> v1::PodSpec {
+    spec(json!({"resources": pods, "containers": [{"name": "c", "resources": container}, {"name": "d"}]}))
+}
+
+#[test]
+fn the_class_of_a_pod_with_resources_of_its_own_follows_from_them_alone() {
+    let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}});
+    let class = |pods: serde_json::Value| qos_class(&whole(pods, json!({"requests": {"cpu": "1m"}})));
+    assert_eq!(class(full), QosClass::Guaranteed);
+    assert_eq!(class(json!({"limits": {"cpu": "1"}})), QosClass::Burstable);
+    assert_eq!(class(json!({"requests": {"cpu": "0"}})), QosClass::BestEffort);
+    assert_eq!(class(json!({})), QosClass::Burstable, "empty ones are none");
+}
+
+#[test]
+fn resources_of_the_pod_count_instead_of_the_containers_sums() {
+    let s = whole(
+        json!({"limits": {"cpu": "2", "memory": "1Gi"}, "requests": {"memory": "512Mi"}}),
+        json!({"requests": {"cpu": "500m"}, "limits": {"memory": "64Mi"}}),
+    );
+    let pod = pod_values(&s);
+    // A request that only containers make is theirs; a limit that only the pod has is the container's, too.
+    assert_eq!((pod.shares, pod.quota, pod.memory_limit), (512, Some(200_000), Some(1 << 30)));
+    let first = container_values(&s, &s.containers[0]);
+    assert_eq!((first.shares, first.quota, first.memory_limit), (512, Some(200_000), Some(64 << 20)));
+    let second = container_values(&s, &s.containers[1]);
+    assert_eq!((second.shares, second.quota, second.memory_limit), (2048, Some(200_000), Some(1 << 30)));
+    // Nobody requests cpu but by the pod's limit.
+    let s = whole(json!({"limits": {"cpu": "2"}}), json!({}));
+    assert_eq!(pod_requests(&s).cpu_milli, 2000);
+}
+
+#[test]
+fn memory_that_only_the_pod_requests_is_shared_among_its_containers_scores() {
+    let s = whole(json!({"requests": {"memory": "3Gi"}}), json!({"requests": {"memory": "1Gi"}}));
+    let score = |n: usize| oom_score_adj(&s, &s.containers[n], 8 << 30);
+    assert_eq!((score(0), score(1)), (750, 875));
+}
+
+#[test]
+fn overhead_is_added_to_requests_and_to_limits_that_there_are() {
+    let mut s = one(json!({"limits": {"cpu": "1"}, "requests": {"cpu": "500m", "memory": "64Mi"}}));
+    s.overhead = Some(serde_json::from_value(json!({"cpu": "250m", "memory": "16Mi"})).unwrap());
+    let requests = pod_requests(&s);
+    assert_eq!((requests.cpu_milli, requests.memory), (750, 80 << 20));
+    let pod = pod_values(&s);
+    assert_eq!((pod.shares, pod.quota, pod.memory_limit), (768, Some(125_000), None));
+    assert_eq!(container_values(&s, &s.containers[0]).quota, Some(100_000), "it is the pod's");
+}
+
+#[test]
+fn the_quota_follows_the_period_and_can_be_turned_off() {
+    let s = one(json!({"limits": {"cpu": "500m"}}));
+    let values = container_values(&s, &s.containers[0]);
+    let of = |quota, period| (values.under(quota, period).quota, values.under(quota, period).period);
+    assert_eq!(of(true, 100_000), (Some(50_000), 100_000));
+    assert_eq!(of(true, 10_000), (Some(5_000), 10_000));
+    assert_eq!(of(true, 1_000), (Some(1_000), 1_000), "1 ms is the least");
+    assert_eq!(of(false, 100_000), (None, 100_000));
+    assert_eq!(values.under(false, 100_000).shares, 512);
+}
+
+#[test]
+fn huge_pages_are_the_peak_by_size() {
+    let c = |name: &str, two: &str| json!({"name": name, "resources": {"limits": {"hugepages-2Mi": two}}});
+    let s = spec(json!({
+        "initContainers": [
+            {"name": "s", "restartPolicy": "Always", "resources": {"limits": {"hugepages-2Mi": "2Mi"}}},
+            c("i", "16Mi"),
+        ],
+        "containers": [c("a", "4Mi"), {"name": "b", "resources": {"limits": {"hugepages-1Gi": "1Gi", "memory": "1Gi"}}}],
+    }));
+    assert_eq!(pod_huge_pages(&s).into_iter().collect::<Vec<_>>(), [(2 << 20, 18 << 20), (1 << 30, 1 << 30)]);
+    assert_eq!(huge_pages(&s.containers[1]).into_iter().collect::<Vec<_>>(), [(1 << 30, 1 << 30)]);
 }

@@ -94,7 +94,7 @@ impl AgentNode {
         .await;
     }
 
-    /// Removes what belongs to no pod that is known: cgroups, network leases, root file systems, volumes, logs.
+    /// Removes what belongs to no pod that is known: cgroups, network leases, ids, root file systems, volumes, logs.
     /// `wanted` are the uids of pods that are about to run: what they left behind before a reboot is theirs.
     pub async fn collect_garbage(&self, wanted: HashSet<String>) {
         let mut known = wanted;
@@ -102,6 +102,7 @@ impl AgentNode {
         for name in self.kubepods.collect_garbage(&|uid| known.contains(uid)) {
             tracing::info!(cgroup = name, "removed a cgroup that no pod owned");
         }
+        self.id_ranges.collect_garbage(&|uid| known.contains(uid));
         let live: Vec<String> = known.iter().cloned().collect();
         match self.network.gc(&live).await {
             Ok(freed) if !freed.is_empty() => tracing::info!(?freed, "freed addresses that no pod owned"),

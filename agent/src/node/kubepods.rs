@@ -1,22 +1,24 @@
 //! The tree `kubepods[/burstable|/besteffort]/pod<uid>/<container>` of control groups.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use berth_reconciler::pod::Pod;
 use berth_reconciler::resources::{self, QosClass};
-use berth_runtime::cgroup::{Cgroups, CpuWeight, Error};
+use berth_runtime::cgroup::{Cgroups, CpuWeight, Error, Version};
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
 
-use crate::config::Config;
-use crate::oci::cgroup_resources;
+use crate::config::{Cfs, Config};
+use crate::oci::{cgroup_resources, huge_pages};
 
 /// The tree under the configured parent.
 pub(super) struct Tree {
     cgroups: Cgroups,
     root: String,
     pids_limit: Option<i64>,
+    cfs: Cfs,
     /// Processor shares of the burstable pods; their sum is the tier's share.
     burstable: Mutex<HashMap<String, u64>>,
 }
@@ -35,6 +37,7 @@ impl Tree {
             cgroups: cgroups.with_cpu_weight(CpuWeight::Linear),
             root: format!("{}/kubepods", config.cgroup_parent),
             pids_limit: config.pod_pids_limit,
+            cfs: config.cfs,
             burstable: Mutex::default(),
         }
     }
@@ -52,6 +55,12 @@ impl Tree {
         format!("{}/pod{}", self.tier(resources::qos_class(pod.spec())), pod.uid())
     }
 
+    /// Whether there is swap accounting to limit by: cgroup v2, and a kernel that can swap.
+    pub fn limits_swap(&self) -> bool {
+        let dir = Path::new("/sys/fs/cgroup").join(self.root.trim_start_matches('/'));
+        self.cgroups.version() == Version::V2 && dir.join("memory.swap.max").exists()
+    }
+
     /// Makes the tiers; once, when the agent starts.
     pub fn prepare(&self) -> Result<(), Error> {
         self.cgroups.create(&self.root, &LinuxResources::default())?;
@@ -65,7 +74,11 @@ impl Tree {
     /// Makes the pod's cgroup with its limits.
     pub fn create(&self, pod: &Pod) -> Result<(), Error> {
         let values = resources::pod_values(pod.spec());
-        let mut limits = cgroup_resources(&values);
+        let mut limits = cgroup_resources(&values, self.cfs);
+        let pages = huge_pages(&resources::pod_huge_pages(pod.spec()));
+        if !pages.is_empty() {
+            limits["hugepageLimits"] = Value::Array(pages);
+        }
         if let Some(limit) = self.pids_limit {
             limits["pids"] = json!({ "limit": limit });
         }

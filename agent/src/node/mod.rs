@@ -2,7 +2,8 @@
 //!
 //! The tour: [`entry`] is what is known of one pod and how it lies on disk; [`sandbox`] starts and ends a pod's shim
 //! and network; [`start`] makes containers; [`shims`] turns what shims tell into records; [`image`] pulls; [`probe`]
-//! runs probes and hooks; [`adopt`] finds what an earlier agent left running; [`kubepods`] is the tree of cgroups.
+//! runs probes and hooks; [`adopt`] finds what an earlier agent left running; [`kubepods`] is the tree of cgroups;
+//! [`users`] the ids of pods with user namespaces.
 
 mod adopt;
 mod auth;
@@ -17,6 +18,7 @@ mod shims;
 mod signal;
 mod start;
 mod tls;
+mod users;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -31,7 +33,7 @@ use berth_reconciler::node::{
 };
 use berth_reconciler::pod::Pod;
 use berth_reconciler::worker::Reconciler;
-use berth_runtime::cgroup::Cgroups;
+use berth_runtime::cgroup::{Cgroups, Version};
 use berth_runtime::shim::Program;
 use k8s_openapi::api::core::v1;
 
@@ -95,6 +97,7 @@ pub struct AgentNode {
     shim: OnceLock<Program>,
     entries: Mutex<HashMap<String, Arc<Entry>>>,
     kubepods: kubepods::Tree,
+    id_ranges: users::IdRanges,
     reconciler: OnceLock<Arc<Reconciler<AgentNode>>>,
     manifests: manifests::Manifests,
     /// Writes API objects so that they outlive the agent.
@@ -105,6 +108,7 @@ impl AgentNode {
     /// Puts the node together.
     pub fn new(parts: Parts) -> Arc<Self> {
         let kubepods = kubepods::Tree::new(parts.cgroups.clone(), &parts.config);
+        let id_ranges = users::IdRanges::new(parts.config.root.join("users"), parts.config.user_namespaces);
         let objects = crate::backend::objects::Objects::new(&parts.config.root);
         Arc::new(Self {
             config: parts.config,
@@ -119,10 +123,24 @@ impl AgentNode {
             shim: OnceLock::new(),
             entries: Mutex::default(),
             kubepods,
+            id_ranges,
             reconciler: OnceLock::new(),
             manifests: manifests::Manifests::default(),
             objects,
         })
+    }
+
+    /// Checks `singleProcessOOMKill` against the machine.
+    ///
+    /// # Errors
+    /// When it is false on cgroup v1, where the kernel knows nothing else.
+    pub fn check_oom_setting(&self) -> anyhow::Result<()> {
+        if self.config.group_oom_kill_wanted && self.cgroups.version() == Version::V1 {
+            anyhow::bail!(
+                "singleProcessOOMKill: must not be false on cgroup v1, which cannot kill a container as a whole"
+            );
+        }
+        Ok(())
     }
 
     /// Tells the node whom to wake. Called once, before any pod is given to the reconciler.

@@ -7,7 +7,7 @@ use berth_netplug::{HostPort, PodNetwork, Protocol};
 use berth_reconciler::node::{Failure, Sandbox};
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::Client;
-use berth_runtime::shim::{SpawnOptions, spawn};
+use berth_runtime::shim::{IdRange, SpawnOptions, spawn};
 use jiff::Timestamp;
 
 use super::entry::{Entry, SandboxRecord, write_json};
@@ -66,15 +66,15 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     set_up_volumes(node, pod, &[]).await?;
     let spec = pod.spec();
     let host_network = spec.host_network == Some(true);
-    let hostname = etcfiles::hostname(pod, &node_hostname());
+    let names = etcfiles::names(pod, &node_hostname(), &node.config).map_err(failed)?;
     let options = SpawnOptions {
         dir: entry.dir.clone(),
-        // With set_hostname_as_fqdn the kernel's host name is the long one.
-        hostname: (!host_network).then(|| kernel_hostname(node, pod, &hostname)),
+        hostname: (!host_network).then(|| names.kernel.clone()),
         domainname: None,
         net_new: !host_network,
         ipc_new: spec.host_ipc != Some(true),
         uts_new: !host_network,
+        users: id_range(node, pod)?,
     };
     let step = node.counters.stage(Stage::Folders, begun);
     let program = node.shim_program().map_err(|e| failed(format!("prepare the shim's program: {e}")))?;
@@ -95,7 +95,10 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     shims::follow(node, entry, client, events);
     let attachment = attached.map_err(failed)?;
     let ips = attachment.as_ref().map_or_else(|| node.facts.ips.clone(), |attached| attached.ips.clone());
-    etcfiles::write(&entry.dir.join("etc"), pod, &hostname, &ips, &node.config).map_err(failed)?;
+    let omitted = etcfiles::write(&entry.dir.join("etc"), pod, &names, &ips, &node.config).map_err(failed)?;
+    for warning in omitted {
+        node.note(pod, true, "DNSConfigForming", warning, None);
+    }
     if volumes::follow_objects(pod) {
         // The downward API knows the pod's address only now.
         set_up_volumes(node, pod, &ips).await?;
@@ -114,16 +117,16 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     Ok(())
 }
 
-pub(super) fn node_hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+/// The ids of a pod with a user namespace of its own.
+fn id_range(node: &AgentNode, pod: &Pod) -> Result<Option<IdRange>, Failure> {
+    if pod.spec().host_users != Some(false) {
+        return Ok(None);
+    }
+    node.id_ranges.acquire(pod.uid()).map(Some).map_err(failed)
 }
 
-fn kernel_hostname(node: &AgentNode, pod: &Pod, hostname: &str) -> String {
-    if pod.spec().set_hostname_as_fqdn == Some(true) {
-        etcfiles::fqdn(pod, hostname, &node.config).unwrap_or_else(|| hostname.to_owned())
-    } else {
-        hostname.to_owned()
-    }
+pub(super) fn node_hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[std::net::IpAddr]) -> Result<(), Failure> {
@@ -169,6 +172,8 @@ async fn clear(node: &AgentNode, entry: &Arc<Entry>) -> Result<(), Failure> {
     let pod = entry.pod();
     node.kubepods.remove(&pod).map_err(failed_kill)?;
     node.network.detach(pod.uid()).await.map_err(failed_kill)?;
+    // Nobody has these ids any more, and no file on disk ever had.
+    node.id_ranges.release(pod.uid());
     let mut state = entry.state();
     state.sandbox = Sandbox::Absent;
     state.attachment = None;

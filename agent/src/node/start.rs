@@ -216,6 +216,8 @@ impl Assembly<'_> {
     /// Writes the bundle's `config.json` and `meta.json`; gives the instance and what must stay open until it is made.
     fn assemble(&self, id: &str, files: &Files) -> Result<(Instance, Vec<OwnedFd>), Failure> {
         let shm = shared_memory(self.pod, self.entry)?;
+        let names = etcfiles::names(self.pod, &super::sandbox::node_hostname(), &self.node.config)
+            .map_err(create_error)?;
         let cgroup = format!("{}/{id}", self.node.kubepods.pod(self.pod));
         let built = oci::build(&oci::Inputs {
             config: &self.node.config,
@@ -223,13 +225,20 @@ impl Assembly<'_> {
             container: self.container,
             image: self.image,
             env: self.env,
-            hostname: &etcfiles::hostname(self.pod, &super::sandbox::node_hostname()),
+            hostname: &names.kernel,
             etc: &self.entry.dir.join("etc"),
             volumes: self.volumes,
             shm: shm.as_deref(),
             termination_log: &files.bundle.join("termination-log"),
             cgroup: &cgroup,
             memory_capacity: self.node.facts.memory,
+            swap: self.node.kubepods.limits_swap().then(|| self.node.facts.swap()),
+            cgroup_v2: self.node.cgroups.version() == berth_runtime::cgroup::Version::V2,
+            users: self
+                .node
+                .id_ranges
+                .of(self.pod.uid())
+                .filter(|_| self.pod.spec().host_users == Some(false)),
         })?;
         let image = self.image;
         let instance = Instance {
@@ -244,6 +253,7 @@ impl Assembly<'_> {
                 created_at: Timestamp::now(),
                 state: ContainerState::Created,
                 post_start_done: false,
+                user: Some(built.user),
             },
             stop_signal: stop_signal(self.container, image),
             log_path: files.log.clone(),

@@ -3,6 +3,7 @@
 //! The pod's network, IPC and UTS namespaces are those of its shim, so the specification does not name them: a
 //! namespace type that is not listed is inherited from the runtime (OCI runtime-spec, config-linux.md).
 
+mod limits;
 mod mounts;
 mod security;
 mod user;
@@ -11,15 +12,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use berth_image::Image;
-use berth_reconciler::node::Failure;
+use berth_reconciler::node::{Failure, LinuxUser};
 use berth_reconciler::pod::Pod;
 use berth_reconciler::{env, resources};
+use berth_runtime::shim::IdRange;
 use k8s_openapi::api::core::v1;
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-use crate::config::Config;
+use crate::config::{Cfs, Config};
 
+pub use limits::{Swap, huge_pages};
 pub use mounts::{MountSource, SubPathError};
 pub use user::read_in_layers;
 
@@ -49,6 +52,12 @@ pub struct Inputs<'a> {
     pub cgroup: &'a str,
     /// The node's memory in bytes.
     pub memory_capacity: u64,
+    /// What there is of swap to limit; none on cgroup v1 and without swap accounting.
+    pub swap: Option<Swap>,
+    /// Whether the machine has cgroup v2.
+    pub cgroup_v2: bool,
+    /// The host's ids of the pod's user namespace, when it has one (`hostUsers: false`).
+    pub users: Option<IdRange>,
 }
 
 /// A specification and what must stay open until the container has been made from it.
@@ -57,6 +66,8 @@ pub struct Built {
     pub spec: Spec,
     /// Descriptors behind the sources of subPath mounts.
     pub held: Vec<std::os::fd::OwnedFd>,
+    /// Who its process is, inside.
+    pub user: LinuxUser,
 }
 
 pub(crate) fn config_error(message: impl Into<String>) -> Failure {
@@ -80,16 +91,21 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Failure> {
     let mut linux = json!({
         "cgroupsPath": inputs.cgroup,
         "resources": resources_of(inputs, privileged),
-        "namespaces": namespaces(inputs.pod),
+        "namespaces": namespaces(inputs),
         "rootfsPropagation": mounts::rootfs_propagation(inputs.container),
     });
-    security::apply(inputs, privileged, &mut linux);
+    if let Some(IdRange { first, count }) = inputs.users {
+        let map = json!([{ "containerID": 0, "hostID": first, "size": count }]);
+        linux["uidMappings"] = map.clone();
+        linux["gidMappings"] = map;
+    }
+    let app_armor = security::apply(inputs, privileged, &mut linux)?;
     if let Some(sysctls) = sysctls(inputs.pod) {
         linux["sysctl"] = sysctls;
     }
-    let process = json!({
+    let mut process = json!({
         "terminal": inputs.container.tty.unwrap_or(false),
-        "user": user,
+        "user": user::process_user(&user),
         "args": args,
         "env": environment(inputs),
         "cwd": working_dir(inputs),
@@ -97,6 +113,9 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Failure> {
         "noNewPrivileges": security::no_new_privileges(inputs.container),
         "oomScoreAdj": resources::oom_score_adj(inputs.pod.spec(), inputs.container, inputs.memory_capacity),
     });
+    if let Some(profile) = app_armor {
+        process["apparmorProfile"] = json!(profile);
+    }
     let read_only =
         inputs.container.security_context.as_ref().and_then(|s| s.read_only_root_filesystem).unwrap_or(false);
     let document = json!({
@@ -109,7 +128,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Failure> {
     });
     let spec: Spec = serde_json::from_value(document)
         .map_err(|e| create_error(format!("the OCI specification does not hold together: {e}")))?;
-    Ok(Built { spec, held })
+    Ok(Built { spec, held, user })
 }
 
 fn annotations(inputs: &Inputs<'_>) -> HashMap<&'static str, String> {
@@ -180,9 +199,13 @@ fn environment(inputs: &Inputs<'_>) -> Vec<String> {
     list.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-fn namespaces(pod: &Pod) -> Value {
+fn namespaces(inputs: &Inputs<'_>) -> Value {
     let mut list = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
-    if pod.spec().host_pid != Some(true) {
+    if inputs.users.is_some() {
+        // The pod's: the shim, which has it, fills in where.
+        list.push(json!({"type": "user"}));
+    }
+    if inputs.pod.spec().host_pid != Some(true) {
         list.push(json!({"type": "pid"}));
     }
     Value::Array(list)
@@ -194,14 +217,23 @@ fn sysctls(pod: &Pod) -> Option<Value> {
 }
 
 fn resources_of(inputs: &Inputs<'_>, privileged: bool) -> Value {
-    let values = resources::container_values(inputs.container);
-    let mut resources = cgroup_resources(&values);
+    let values = resources::container_values(inputs.pod.spec(), inputs.container);
+    let mut resources = cgroup_resources(&values, inputs.config.cfs);
+    let pages = limits::huge_pages(&resources::huge_pages(inputs.container));
+    if !pages.is_empty() {
+        resources["hugepageLimits"] = Value::Array(pages);
+    }
+    let unified = limits::unified(inputs);
+    if !unified.is_empty() {
+        resources["unified"] = Value::Object(unified);
+    }
     resources["devices"] = security::device_rules(privileged);
     resources
 }
 
-/// Processor and memory as OCI resources.
-pub fn cgroup_resources(values: &resources::CpuMem) -> Value {
+/// Processor and memory as OCI resources, under the node's settings of the processor quota.
+pub fn cgroup_resources(values: &resources::CpuMem, cfs: Cfs) -> Value {
+    let values = values.under(cfs.quota, cfs.period);
     let mut cpu = json!({ "shares": values.shares, "period": values.period });
     // Minus one removes a quota that an earlier update set.
     cpu["quota"] = json!(values.quota.unwrap_or(-1));
@@ -218,6 +250,15 @@ mod tests {
     use super::*;
 
     fn with<R>(container: Value, config: Value, check: impl FnOnce(&Inputs<'_>) -> R) -> R {
+        with_users(container, config, None, check)
+    }
+
+    fn with_users<R>(
+        container: Value,
+        config: Value,
+        users: Option<IdRange>,
+        check: impl FnOnce(&Inputs<'_>) -> R,
+    ) -> R {
         let pod: v1::Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "uid": "u"}, "spec": {"containers": [container]}
         }))
@@ -252,6 +293,9 @@ mod tests {
             termination_log: Path::new("/t"),
             cgroup: "/kubepods/podu/c",
             memory_capacity: 1 << 30,
+            swap: None,
+            cgroup_v2: false,
+            users,
         })
     }
 
@@ -286,5 +330,21 @@ mod tests {
         let list = document["linux"]["namespaces"].as_array().unwrap();
         let types: Vec<&str> = list.iter().map(|n| n["type"].as_str().unwrap()).collect();
         assert_eq!(types, ["mount", "cgroup", "pid"]);
+    }
+
+    #[test]
+    fn a_pod_with_users_of_its_own_has_every_file_mapped() {
+        let users = Some(IdRange { first: 1_000_000, count: 65536 });
+        let container = json!({"name": "x", "image": "i"});
+        let spec = with_users(container, json!({"Cmd": ["/c"]}), users, |i| build(i).unwrap().spec);
+        let document = serde_json::to_value(&spec).unwrap();
+        let list = document["linux"]["namespaces"].as_array().unwrap();
+        assert!(list.contains(&json!({"type": "user"})), "{list:?}");
+        let map = json!([{"containerID": 0, "hostID": 1_000_000, "size": 65536}]);
+        assert_eq!(document["linux"]["uidMappings"], map);
+        assert_eq!(document["linux"]["gidMappings"], map);
+        for mount in document["mounts"].as_array().unwrap().iter().filter(|m| m["type"] == "bind") {
+            assert!(mount["options"].as_array().unwrap().contains(&json!("idmap")), "{mount}");
+        }
     }
 }

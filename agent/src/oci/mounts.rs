@@ -67,7 +67,18 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<(Vec<Value>, Vec<OwnedFd>), 
     for mount in inputs.container.volume_mounts.iter().flatten() {
         list.push(volume_mount(inputs, mount, &mut held)?);
     }
+    map_users(inputs, &mut list);
     Ok((list, held))
+}
+
+/// Has the files of binds belong, inside, to whom they belong on the disk: the users of the pod are others outside.
+fn map_users(inputs: &Inputs<'_>, mounts: &mut [Value]) {
+    let binds = mounts.iter_mut().filter(|mount| mount["type"] == "bind");
+    for options in
+        binds.filter_map(|mount| mount["options"].as_array_mut()).filter(|_| inputs.users.is_some())
+    {
+        options.push(json!("idmap"));
+    }
 }
 
 fn bind(source: &Path, target: &str, options: &[&str]) -> Value {

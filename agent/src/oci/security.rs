@@ -1,10 +1,18 @@
 //! Capabilities, seccomp, devices and the paths that a container must not see.
 
+use std::fmt::Display;
+use std::path::Path;
+
+use berth_reconciler::node::Failure;
 use k8s_openapi::api::core::v1;
 use oci_spec::runtime::LinuxSeccomp;
 use serde_json::{Value, json};
 
-use super::Inputs;
+use super::{Inputs, create_error};
+use crate::apparmor;
+
+/// Longest seccomp profile that is read, in bytes.
+const MAX_PROFILE: u64 = 4 << 20;
 
 /// What Docker and containerd give a container.
 const DEFAULT_CAPABILITIES: [&str; 14] = [
@@ -140,8 +148,15 @@ pub(super) fn capabilities(container: &v1::Container, privileged: bool) -> Value
     json!({ "bounding": names, "effective": names, "permitted": names })
 }
 
-/// Adds seccomp, masked and read-only paths and devices.
-pub(super) fn apply(inputs: &Inputs<'_>, privileged: bool, linux: &mut Value) {
+/// Adds seccomp, masked and read-only paths and devices; gives the AppArmor profile.
+///
+/// # Errors
+/// `CreateContainerError` when a profile of type Localhost cannot be had.
+pub(super) fn apply(
+    inputs: &Inputs<'_>,
+    privileged: bool,
+    linux: &mut Value,
+) -> Result<Option<String>, Failure> {
     let context = inputs.container.security_context.as_ref();
     let unmasked = context.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked");
     if !privileged && !unmasked {
@@ -151,25 +166,66 @@ pub(super) fn apply(inputs: &Inputs<'_>, privileged: bool, linux: &mut Value) {
     if privileged {
         linux["devices"] = host_devices();
     }
-    if let Some(profile) = seccomp(inputs, privileged) {
+    if let Some(profile) = seccomp(inputs, privileged)? {
         linux["seccomp"] = json!(profile);
     }
+    app_armor(inputs, privileged)
 }
 
-fn seccomp(inputs: &Inputs<'_>, privileged: bool) -> Option<LinuxSeccomp> {
+/// The filter. Privileged containers have none, whatever the pod says, as under every other runtime.
+fn seccomp(inputs: &Inputs<'_>, privileged: bool) -> Result<Option<LinuxSeccomp>, Failure> {
     let own = inputs.container.security_context.as_ref().and_then(|s| s.seccomp_profile.as_ref());
     let pods = inputs.pod.spec().security_context.as_ref().and_then(|s| s.seccomp_profile.as_ref());
-    let wanted = own.or(pods).map(|p| p.type_.as_str());
-    let default = match wanted {
-        Some("RuntimeDefault") => true,
-        Some(_) => false,
-        None => inputs.config.seccomp_default && !privileged,
-    };
-    default.then(|| {
-        let capabilities = serde_json::from_value(capabilities(inputs.container, privileged))
-            .expect("names of capabilities that the OCI specification knows");
-        berth_runtime::container::seccomp::default_profile(&capabilities)
-    })
+    let wanted = own.or(pods);
+    if privileged {
+        return Ok(None);
+    }
+    match wanted.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref().unwrap_or_default())) {
+        Some(("RuntimeDefault", _)) => {}
+        Some(("Localhost", name)) => return local_seccomp(&inputs.config.seccomp_root, name).map(Some),
+        None if inputs.config.seccomp_default => {}
+        _ => return Ok(None),
+    }
+    let capabilities = serde_json::from_value(capabilities(inputs.container, privileged))
+        .expect("names of capabilities that the OCI specification knows");
+    Ok(Some(berth_runtime::container::seccomp::default_profile(&capabilities)))
+}
+
+/// Reads a profile of type Localhost: `linux.seccomp` of the OCI runtime specification.
+fn local_seccomp(root: &Path, name: &str) -> Result<LinuxSeccomp, Failure> {
+    let path = root.join(name);
+    let failed =
+        |e: &dyn Display| create_error(format!("cannot load seccomp profile {:?}: {e}", path.display()));
+    let file = std::fs::File::open(&path).map_err(|e| failed(&e))?;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_PROFILE), &mut text)
+        .map_err(|e| failed(&e))?;
+    serde_json::from_str(&text).map_err(|e| failed(&e))
+}
+
+/// The AppArmor profile. Without AppArmor in the kernel there is none: who asks for one was refused before.
+fn app_armor(inputs: &Inputs<'_>, privileged: bool) -> Result<Option<String>, Failure> {
+    let own = inputs.container.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    let pods = inputs.pod.spec().security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    let wanted = own.or(pods).map(|p| (p.type_.as_str(), p.localhost_profile.as_deref().unwrap_or_default()));
+    match wanted {
+        Some(("Unconfined", _)) => Ok(None),
+        Some(("Localhost", name)) => {
+            apparmor::check_loaded(name).map_err(|e| create_error(e.to_string()))?;
+            Ok(Some(name.to_owned()))
+        }
+        _ if privileged => Ok(None),
+        Some(_) => apparmor::default_profile().map(Some).map_err(|e| create_error(e.to_string())),
+        None if !apparmor::enabled() => Ok(None),
+        None => match apparmor::default_profile() {
+            Ok(name) => Ok(Some(name)),
+            // Nobody asked for it, and a machine need not have the program that loads profiles.
+            Err(error) => {
+                tracing::debug!(%error, "a container runs without AppArmor");
+                Ok(None)
+            }
+        },
+    }
 }
 
 /// The devices cgroup: everything for a privileged container, else nothing but the default devices, which every OCI

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use berth_reconciler::node::Failure;
+use berth_reconciler::node::{Failure, LinuxUser};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use serde_json::{Value, json};
 
@@ -66,9 +66,14 @@ fn groups(text: &str) -> impl Iterator<Item = (&str, u32, Vec<&str>)> {
     })
 }
 
-/// The OCI `process.user`: `runAsUser` and `runAsGroup` over the image's USER, with the groups that the image's
+/// The OCI `process.user`.
+pub(super) fn process_user(user: &LinuxUser) -> Value {
+    json!({ "uid": user.uid, "gid": user.gid, "additionalGids": user.groups })
+}
+
+/// Who the container runs as: `runAsUser` and `runAsGroup` over the image's USER, with the groups that the image's
 /// `/etc/group` gives the user, fsGroup and supplementalGroups.
-pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<Value, Failure> {
+pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<LinuxUser, Failure> {
     let own = inputs.container.security_context.as_ref();
     let pods = inputs.pod.spec().security_context.as_ref();
     let run_as_user = own.and_then(|s| s.run_as_user).or(pods.and_then(|s| s.run_as_user));
@@ -76,17 +81,6 @@ pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<Value, Failure> {
     let non_root =
         own.and_then(|s| s.run_as_non_root).or(pods.and_then(|s| s.run_as_non_root)).unwrap_or(false);
     let image_user = inputs.image.config.user.as_str();
-    if non_root && run_as_user.is_none() {
-        let name = image_user.split(':').next().unwrap_or_default();
-        if !name.is_empty() && name.parse::<u32>().is_err() {
-            return Err(config_error(format!(
-                "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root \
-                 (pod: \"{}\", container: {})",
-                inputs.pod.full_name(),
-                inputs.container.name
-            )));
-        }
-    }
     let passwd_text = read_in_layers(&inputs.image.layers, "etc/passwd").unwrap_or_default();
     let group_text = read_in_layers(&inputs.image.layers, "etc/group").unwrap_or_default();
     let found = match run_as_user {
@@ -103,12 +97,8 @@ pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<Value, Failure> {
         }
         None => found.gid,
     };
-    if non_root && found.uid == 0 {
-        return Err(config_error(format!(
-            "container has runAsNonRoot and image will run as root (pod: \"{}\", container: {}); set runAsUser",
-            inputs.pod.full_name(),
-            inputs.container.name
-        )));
+    if non_root {
+        check_non_root(inputs, run_as_user, image_user, &found)?;
     }
     let strict = pods.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict");
     let mut extra: Vec<u32> = Vec::new();
@@ -122,9 +112,47 @@ pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<Value, Failure> {
     let asked = pods.and_then(|s| s.supplemental_groups.clone()).unwrap_or_default();
     extra
         .extend(asked.into_iter().chain(pods.and_then(|s| s.fs_group)).filter_map(|g| u32::try_from(g).ok()));
+    extra.push(gid);
     extra.sort_unstable();
     extra.dedup();
-    Ok(json!({ "uid": found.uid, "gid": gid, "additionalGids": extra }))
+    check_mapped(inputs, [found.uid, gid].into_iter().chain(extra.iter().copied()))?;
+    Ok(LinuxUser { uid: found.uid, gid, groups: extra })
+}
+
+/// `runAsNonRoot`: kubelet's `verifyRunAsNonRoot`, in its words. A name proves nothing, since it is the image that says
+/// which number it has.
+fn check_non_root(
+    inputs: &Inputs<'_>,
+    run_as_user: Option<i64>,
+    image_user: &str,
+    found: &Passwd,
+) -> Result<(), Failure> {
+    let name = image_user.split(':').next().unwrap_or_default();
+    let named = !name.is_empty() && name.parse::<u32>().is_err();
+    let reason = match run_as_user {
+        Some(0) => "container's runAsUser breaks non-root policy".to_owned(),
+        Some(_) => return Ok(()),
+        None if named => format!(
+            "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
+        ),
+        None if found.uid == 0 => "container has runAsNonRoot and image will run as root".to_owned(),
+        None => return Ok(()),
+    };
+    let pod = inputs.pod;
+    let about = format!("{}_{}({})", pod.name(), pod.namespace(), pod.uid());
+    Err(config_error(format!("{reason} (pod: {about:?}, container: {})", inputs.container.name)))
+}
+
+/// In a user namespace there are only so many users.
+fn check_mapped(inputs: &Inputs<'_>, mut ids: impl Iterator<Item = u32>) -> Result<(), Failure> {
+    let Some(users) = inputs.users else { return Ok(()) };
+    match ids.find(|id| *id >= users.count) {
+        None => Ok(()),
+        Some(id) => Err(config_error(format!(
+            "user or group {id} is not among the {} ids of the pod's user namespace (hostUsers: false); see              userNamespaces.idsPerPod of the node's settings",
+            users.count
+        ))),
+    }
 }
 
 fn by_uid(passwd_text: &str, uid: u32) -> Passwd {

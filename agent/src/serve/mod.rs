@@ -110,6 +110,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let parts = assemble(&config).await?;
     let store = parts.store.clone();
     let node = AgentNode::new(parts);
+    node.check_oom_setting()?;
     node.prepare_cgroups().context("make the tree of control groups")?;
     let options = Options { max_restart_period: config.max_restart_period, ..Options::default() };
     let reconciler = Arc::new(Reconciler::new(node.clone(), options));
@@ -118,6 +119,8 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         node_name: config.node_name.clone(),
         node_labels: Some(node.facts.labels()),
         runtimes: Some(config.runtimes.keys().cloned().collect()),
+        unsafe_sysctls: config.unsafe_sysctls.clone(),
+        app_armor: Some(crate::apparmor::enabled()),
     };
 
     let (ready, readiness) = watch::channel(false);

@@ -23,3 +23,4 @@ mod runtimes;
 mod scale;
 mod smoke;
 mod streams;
+mod users;

@@ -27,6 +27,27 @@ pub(crate) fn pod(pod: &mut v1::Pod) {
     for v in spec.volumes.iter_mut().flatten() {
         volume(v);
     }
+    pod_resources(spec);
+}
+
+/// What the pod as a whole requests follows from its containers' requests, else from its own limits.
+fn pod_resources(spec: &mut v1::PodSpec) {
+    let alone = v1::PodSpec { resources: None, overhead: None, ..spec.clone() };
+    let Some(resources) = &mut spec.resources else { return };
+    for list in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
+        canonical(list);
+    }
+    let Some(limits) = resources.limits.clone().filter(|limits| !limits.is_empty()) else { return };
+    let sum = crate::resources::pod_requests(&alone);
+    let requests = resources.requests.get_or_insert_default();
+    for (name, sum) in sum.quantities() {
+        if !sum.is_zero() {
+            requests.entry(name.to_owned()).or_insert_with(|| sum.to_api());
+        }
+    }
+    for (name, limit) in limits.iter().filter(|(_, limit)| Quantity::of(limit).is_ok()) {
+        requests.entry(name.clone()).or_insert_with(|| limit.clone());
+    }
 }
 
 /// Fills in what a Secret leaves open and merges `stringData`, which wins.

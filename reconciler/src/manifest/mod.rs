@@ -5,6 +5,9 @@
 //! unknown, mistyped and unsupported ([`supported`]) fields; [`defaults`] writes what the API server would; [`rules`] checks the
 //! values; [`identity`] gives a pod its place on this node; [`update`] compares an old spec with a new one.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod coverage;
 mod defaults;
 mod documents;
 mod error;
@@ -27,6 +30,7 @@ use k8s_openapi::api::core::v1;
 
 pub use error::{Cause, ManifestError, ObjectRef};
 pub use identity::{HASH_ANNOTATION, SEEN_ANNOTATION, SOURCE_ANNOTATION, admit};
+pub use rules::sysctls::check_pattern as check_sysctl_pattern;
 
 use issue::{Issue, Issues};
 use node::{FieldPath, Node, Position};
@@ -72,6 +76,10 @@ pub struct Context {
     pub node_labels: Option<BTreeMap<String, String>>,
     /// The names that a pod's runtimeClassName may have here; any other is refused. None: not checked.
     pub runtimes: Option<Vec<String>>,
+    /// Unsafe sysctls that pods may set here: names, or prefixes with `*` at their end.
+    pub unsafe_sysctls: Vec<String>,
+    /// Whether the kernel has AppArmor. None: not checked.
+    pub app_armor: Option<bool>,
 }
 
 /// Reads YAML or JSON as Kubernetes does: any number of documents, Lists unrolled. Never panics, and takes time and memory in

@@ -3,7 +3,7 @@
 //! An allowlist by type: what is not listed is refused with its field path, so nothing that Kubernetes knows is ignored in
 //! silence, not even a field that a newer Kubernetes adds.
 
-use super::node::{Node, Value};
+use super::node::Node;
 
 /// What becomes of a field.
 pub(crate) enum Support {
@@ -20,13 +20,12 @@ pub(crate) enum Support {
 pub(crate) struct Refusal {
     pub reason: &'static str,
     pub hint: Option<&'static str>,
-    harmless: fn(&Node) -> bool,
 }
 
 impl Refusal {
     /// Whether the value asks for nothing that Berth lacks.
-    pub fn harmless(&self, value: &Node) -> bool {
-        (self.harmless)(value)
+    pub fn harmless(self, value: &Node) -> bool {
+        value.is_empty()
     }
 }
 
@@ -42,11 +41,8 @@ pub(crate) fn field(kind: &str, name: &str) -> Support {
     }
 }
 
-const UNKNOWN_TO_US: Refusal = Refusal {
-    reason: "this version of Berth does not support the field",
-    hint: None,
-    harmless: Node::is_empty,
-};
+const UNKNOWN_TO_US: Refusal =
+    Refusal { reason: "this version of Berth does not support the field", hint: None };
 
 /// Every field of the type.
 const ALL: &str = "*";
@@ -77,9 +73,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ObjectMeta", &["name", "generateName", "namespace", "labels", "annotations"]),
     ("PodSpec", &[
         "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy",
-        "enableServiceLinks", "hostAliases", "hostIPC", "hostNetwork", "hostPID", "hostname", "imagePullSecrets",
+        "enableServiceLinks", "hostAliases", "hostIPC", "hostNetwork", "hostPID", "hostUsers", "hostname", "hostnameOverride", "imagePullSecrets",
         "initContainers", "nodeName", "nodeSelector", "os", "preemptionPolicy", "priority", "priorityClassName",
-        "restartPolicy", "runtimeClassName", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName",
+        "resources", "restartPolicy", "runtimeClassName", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName",
         "setHostnameAsFQDN", "shareProcessNamespace", "subdomain", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints", "volumes",
     ]),
     ("Container", &[
@@ -115,14 +111,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("LifecycleHandler", &["exec", "httpGet", "sleep"]),
     ("VolumeMount", &["mountPath", "mountPropagation", "name", "readOnly", "recursiveReadOnly", "subPath", "subPathExpr"]),
     ("SecurityContext", &[
-        "allowPrivilegeEscalation", "capabilities", "privileged", "procMount", "readOnlyRootFilesystem", "runAsGroup",
+        "allowPrivilegeEscalation", "appArmorProfile", "capabilities", "privileged", "procMount", "readOnlyRootFilesystem", "runAsGroup",
         "runAsNonRoot", "runAsUser", "seccompProfile",
     ]),
     ("PodSecurityContext", &[
-        "fsGroup", "fsGroupChangePolicy", "runAsGroup", "runAsNonRoot", "runAsUser", "seccompProfile", "supplementalGroups",
+        "appArmorProfile", "fsGroup", "fsGroupChangePolicy", "runAsGroup", "runAsNonRoot", "runAsUser", "seccompProfile", "supplementalGroups",
         "supplementalGroupsPolicy", "sysctls",
     ]),
     ("Capabilities", &["add", "drop"]),
+    ("AppArmorProfile", &[ALL]),
     ("SeccompProfile", &["localhostProfile", "type"]),
     ("Sysctl", &[ALL]),
     ("Volume", &["configMap", "downwardAPI", "emptyDir", "hostPath", "name", "projected", "secret"]),
@@ -172,16 +169,7 @@ const fn refused(
     reason: &'static str,
     hint: Option<&'static str>,
 ) -> Refused {
-    Refused { kind, field, refusal: Refusal { reason, hint, harmless: Node::is_empty } }
-}
-
-const fn refused_unless(
-    kind: &'static str,
-    field: &'static str,
-    reason: &'static str,
-    harmless: fn(&Node) -> bool,
-) -> Refused {
-    Refused { kind, field, refusal: Refusal { reason, hint: None, harmless } }
+    Refused { kind, field, refusal: Refusal { reason, hint } }
 }
 
 const REMOVE: Option<&str> = Some("remove the field");
@@ -192,15 +180,6 @@ const REFUSED: &[Refused] = &[
         "finalizers",
         "Berth runs no controllers that would take finalizers away again",
         REMOVE,
-    ),
-    refused_unless("PodSpec", "hostUsers", "user namespaces are not supported (only true is)", |node| {
-        matches!(node.value, Value::Bool(true) | Value::Null)
-    }),
-    refused(
-        "PodSpec",
-        "resources",
-        "pod-level resources are not supported",
-        Some("set resources of the containers"),
     ),
     refused(
         "PodSpec",
@@ -217,7 +196,6 @@ const REFUSED: &[Refused] = &[
     ),
     refused("PodSpec", "ephemeralContainers", "ephemeral containers are not supported", REMOVE),
     refused("PodSpec", "resourceClaims", "dynamic resource allocation is not supported", REMOVE),
-    refused("PodSpec", "hostnameOverride", "the field is not supported", Some("use hostname and subdomain")),
     refused("Container", "volumeDevices", "raw block volumes are not supported", REMOVE),
     refused("ResourceRequirements", "claims", "dynamic resource allocation is not supported", REMOVE),
     refused("EnvVarSource", "fileKeyRef", "environment files are not supported", Some("use a ConfigMap")),
@@ -230,21 +208,9 @@ const REFUSED: &[Refused] = &[
     ),
     refused("SecurityContext", "seLinuxOptions", "SELinux labels are not supported", REMOVE),
     refused("SecurityContext", "windowsOptions", "Berth runs Linux containers only", REMOVE),
-    refused_unless(
-        "SecurityContext",
-        "appArmorProfile",
-        "AppArmor profiles are not supported (only Unconfined is)",
-        unconfined,
-    ),
     refused("PodSecurityContext", "seLinuxOptions", "SELinux labels are not supported", REMOVE),
     refused("PodSecurityContext", "seLinuxChangePolicy", "SELinux labels are not supported", REMOVE),
     refused("PodSecurityContext", "windowsOptions", "Berth runs Linux containers only", REMOVE),
-    refused_unless(
-        "PodSecurityContext",
-        "appArmorProfile",
-        "AppArmor profiles are not supported (only Unconfined is)",
-        unconfined,
-    ),
     refused(
         "Volume",
         "persistentVolumeClaim",
@@ -284,8 +250,3 @@ const REFUSED: &[Refused] = &[
         Some("use nodeSelector"),
     ),
 ];
-
-fn unconfined(node: &Node) -> bool {
-    node.value == Value::Null
-        || node.get("type").and_then(|kind| kind.as_str().map(|k| k == "Unconfined")) == Some(true)
-}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1;
 
 use super::time;
-use crate::node::{ContainerRecord, ContainerState, Exit};
+use crate::node::{ContainerRecord, ContainerState, Exit, LinuxUser};
 use crate::planner::{Context, Role, crash_wait, exit_of, pod_label, pull_backing_off_from, pull_failure};
 
 /// The scheme of a container ID.
@@ -65,7 +65,18 @@ fn status(
         allocated_resources: newest.and(container.resources.as_ref()).and_then(|r| r.requests.clone()),
         stop_signal: container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         volume_mounts: volume_mounts(container),
+        user: newest.and_then(|record| record.user.as_ref()).map(user),
         ..v1::ContainerStatus::default()
+    }
+}
+
+fn user(user: &LinuxUser) -> v1::ContainerUser {
+    v1::ContainerUser {
+        linux: Some(v1::LinuxContainerUser {
+            uid: i64::from(user.uid),
+            gid: i64::from(user.gid),
+            supplemental_groups: Some(user.groups.iter().map(|id| i64::from(*id)).collect()),
+        }),
     }
 }
 

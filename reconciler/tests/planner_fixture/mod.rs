@@ -157,6 +157,7 @@ impl Bench {
             created_at: at(created),
             state,
             post_start_done: false,
+            user: None,
         };
         self.seen.containers.retain(|known| known.name != name || known.attempt + 1 == attempt);
         self.seen.containers.push(record);

@@ -246,6 +246,7 @@ impl World {
             created_at: stamp(self.now),
             state: ContainerState::Created,
             post_start_done: false,
+            user: None,
         };
         let obeys_after = rng.percent(75).then(|| rng.between(0, 3_000));
         self.instances.push(Instance {

@@ -155,6 +155,7 @@ impl Node for Script {
             created_at: self.now(),
             state: ContainerState::Running { started_at: self.now() },
             post_start_done: false,
+            user: None,
         };
         self.lock().machine.entry(pod.uid().to_owned()).or_default().containers.push(record);
         Ok(())

@@ -154,6 +154,11 @@ struct Resources {
 }
 
 impl Resources {
+    /// Whether the spec itself says if the container is killed as a whole.
+    fn name_oom_group(&self) -> bool {
+        self.early.unified().as_ref().is_some_and(|files| files.contains_key("memory.oom.group"))
+    }
+
     fn of_spec(mut all: LinuxResources) -> Resources {
         let mut rules: Vec<LinuxDeviceCgroup> = all.devices_mut().take().unwrap_or_default();
         if !rules.is_empty() {
@@ -223,7 +228,9 @@ impl Birth<'_> {
         }
         self.cgroups.apply(&self.path, &self.resources.early)?;
         channel.order(Order::CgroupReady).map_err(|e| Error::sys("talk to", "the container's process", e))?;
-        self.cgroups.kill_as_a_group(&self.path)?;
+        if !self.resources.name_oom_group() {
+            self.cgroups.kill_as_a_group(&self.path)?;
+        }
         self.await_ready()?;
         if user {
             self.set_from_outside()?;

@@ -44,10 +44,11 @@ mod users;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
 use crate::cgroup::Driver;
 use crate::rootfs::Rootfs;
+use crate::sys::process::Child;
 
 pub use capabilities::known_capabilities;
 pub use create::Knock;
@@ -168,6 +169,25 @@ impl Container {
 /// must be its own.
 pub(crate) fn mount_root(rootfs: &Rootfs, bundle: &Path) -> Result<(), Error> {
     root_mount::mount_root(rootfs, bundle, None, None).map(drop)
+}
+
+/// Makes a user namespace with the same map for users and groups; nobody is in it.
+pub(crate) fn user_namespace(map: &[LinuxIdMapping]) -> Result<OwnedFd, Error> {
+    let map = Some(map.to_vec());
+    user_namespace::Maps::new("users", map.as_ref(), map.as_ref())?.into_namespace()
+}
+
+/// Makes a child in new PID and mount namespaces, which belong to the user namespace at `users` if there is one.
+pub(crate) fn give_birth_in(users: Option<&Path>, body: impl FnOnce()) -> Result<Child, Error> {
+    let mut list = vec![LinuxNamespace::default(), LinuxNamespace::default()];
+    list[0].set_typ(LinuxNamespaceType::Pid);
+    list[1].set_typ(LinuxNamespaceType::Mount);
+    if let Some(users) = users {
+        let mut joined = LinuxNamespace::default();
+        joined.set_typ(LinuxNamespaceType::User).set_path(Some(users.to_owned()));
+        list.push(joined);
+    }
+    birth::give_birth(&namespaces::Namespaces::of_list(&list)?, None, body)
 }
 
 /// Makes these the standard streams of a fresh child and closes every other descriptor. What the caller owns is closed

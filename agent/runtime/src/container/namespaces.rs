@@ -21,13 +21,17 @@ impl Namespaces {
     /// Reads the list and opens the namespaces to join.
     pub fn of_spec(spec: &Spec) -> Result<Namespaces, Error> {
         let list = spec.linux().as_ref().and_then(|l| l.namespaces().as_deref()).unwrap_or_default();
-        let mut namespaces = Namespaces::default();
-        for namespace in list {
-            namespaces.add(namespace)?;
-        }
+        let namespaces = Namespaces::of_list(list)?;
         if !namespaces.lists(LinuxNamespaceType::Mount) {
             return Err(Error::spec("linux.namespaces", "a container needs a mount namespace of its own"));
         }
+        Ok(namespaces)
+    }
+
+    /// Opens the namespaces to join.
+    pub fn of_list(list: &[LinuxNamespace]) -> Result<Namespaces, Error> {
+        let mut namespaces = Namespaces::default();
+        list.iter().try_for_each(|namespace| namespaces.add(namespace))?;
         Ok(namespaces)
     }
 

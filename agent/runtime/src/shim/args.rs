@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::pod_users::IdRange;
+
 /// What a shim is told when it is started.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Args {
@@ -15,6 +17,8 @@ pub(super) struct Args {
     pub net_new: bool,
     pub ipc_new: bool,
     pub uts_new: bool,
+    /// The pod has a user namespace of its own with these ids of the host.
+    pub users: Option<IdRange>,
 }
 
 impl Args {
@@ -43,6 +47,11 @@ impl Args {
                 "--net" => parsed.net_new = is_new(&flag, &value)?,
                 "--ipc" => parsed.ipc_new = is_new(&flag, &value)?,
                 "--uts" => parsed.uts_new = is_new(&flag, &value)?,
+                "--users" => {
+                    let range = IdRange::parse(&value);
+                    parsed.users =
+                        Some(range.ok_or_else(|| format!("{flag}: {value:?} is not FIRST:COUNT"))?);
+                }
                 _ => return Err(format!("unknown argument {flag}")),
             }
         }
@@ -75,13 +84,26 @@ mod tests {
 
     #[test]
     fn all_of_it() {
-        let args =
-            parse(&["--dir", "/x", "--net", "new", "--ipc=host", "--uts", "new", "--hostname", "h"]).unwrap();
+        let args = parse(&[
+            "--dir",
+            "/x",
+            "--net",
+            "new",
+            "--ipc=host",
+            "--uts",
+            "new",
+            "--hostname",
+            "h",
+            "--users",
+            "7:2",
+        ])
+        .unwrap();
         let wanted = Args {
             dir: "/x".into(),
             net_new: true,
             uts_new: true,
             hostname: Some("h".into()),
+            users: Some(IdRange { first: 7, count: 2 }),
             ..Args::default()
         };
         assert_eq!(args, wanted);
@@ -94,6 +116,7 @@ mod tests {
             (&[][..], "--dir is missing"),
             (&["--dir"], "--dir needs a value"),
             (&["--dir", "/x", "--net", "maybe"], "--net must be new or host, not maybe"),
+            (&["--dir", "/x", "--users", "7"], "--users: \"7\" is not FIRST:COUNT"),
             (&["--dir", "/x", "--colour", "red"], "unknown argument --colour"),
             (&["--dir", "/x", "--hostname", "h"], "a host or domain name needs --uts new"),
         ] {

@@ -147,7 +147,7 @@ impl Server {
             return Err(failure(FailureKind::Exists, format!("container {} exists already", request.id)));
         }
         let pids = request.pod_pids.then(|| self.pod_pids()).transpose()?;
-        let slot = Slot::create(request, pids.as_deref());
+        let slot = Slot::create(request, pids.as_deref(), self.users.as_ref());
         // The configuration's many small pieces are gone now.
         release_memory();
         let mut slot = slot?;
@@ -162,7 +162,7 @@ impl Server {
     fn pod_pids(&mut self) -> Result<PathBuf, Failure> {
         let init = match self.pod_init.take() {
             Some(init) => init,
-            None => PodInit::start()?,
+            None => PodInit::start(self.users.as_ref())?,
         };
         Ok(self.pod_init.insert(init).namespace())
     }

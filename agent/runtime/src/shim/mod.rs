@@ -3,7 +3,7 @@
 //! The tour: [`spawn`] is how the agent starts one, [`client`] how it talks to it, [`proto`] what they say. [`main`] is
 //! the process itself: `setup` makes it a shim, `server` is its loop (with `calls`, what is asked of it, and `exits`,
 //! what its children do), `slot` one container, `pump` its output, `attach` who looks on, `oom` and `pause` what happens to
-//! it, `pod_init` the PID 1 of a shared PID namespace, `foreign` a runtime in place of the engine, `execs` and `dial` the rest of what it holds. It
+//! it, `pod_init` the PID 1 of a shared PID namespace, `pod_users` the pod's user namespace, `foreign` a runtime in place of the engine, `execs` and `dial` the rest of what it holds. It
 //! blocks in one `poll` and has no timers, so an idle pod costs no CPU.
 
 use std::ffi::OsString;
@@ -27,6 +27,7 @@ mod link;
 mod oom;
 mod pause;
 mod pod_init;
+mod pod_users;
 pub mod proto;
 mod pump;
 #[cfg(feature = "agent")]
@@ -41,12 +42,14 @@ mod spawn;
 #[cfg(feature = "agent")]
 pub use binary::Program;
 #[cfg(feature = "agent")]
+pub use pod_users::IdRange;
+#[cfg(feature = "agent")]
 pub use spawn::{Error as SpawnError, ShimProcess, SpawnOptions, spawn};
 
 use proto::{Failure, FailureKind};
 
 /// The shim's process: `berth shim --dir DIR [--hostname H] [--domainname D] [--net new|host] [--ipc new|host]
-/// [--uts new|host] [--version]`, without the first two words. Must be called before any thread is started.
+/// [--uts new|host] [--users FIRST:COUNT] [--version]`, without the first two words. Must be called before any thread is started.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args = match args::Args::parse(args) {
         Ok(args) if args.version => {

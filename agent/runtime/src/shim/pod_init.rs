@@ -10,15 +10,18 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir, pivot_root};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::failure;
+use super::pod_users::PodUsers;
 use super::proto::{Failure, FailureKind};
+use crate::container;
 use crate::sys::mount::{FsContext, attach};
-use crate::sys::process::{self, Clone3};
+use crate::sys::process;
 use crate::sys::{credentials, shim_process};
 
 /// Nobody, as the pause container of others uses.
@@ -31,15 +34,15 @@ pub(super) struct PodInit {
 }
 
 impl PodInit {
-    /// Starts it; it is confined when this returns. It ends with the shim.
-    pub fn start() -> Result<PodInit, Failure> {
+    /// Starts it, in the pod's user namespace if it has one: only who owns a PID namespace may mount its procfs. It is
+    /// confined when this returns, and ends with the shim.
+    pub fn start(users: Option<&PodUsers>) -> Result<PodInit, Failure> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             failure(FailureKind::Internal, format!("cannot {what} for the pod's PID namespace: {error}"))
         };
         let (mut report, say) = std::io::pipe().map_err(|e| failed("make a pipe", &e))?;
-        let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP;
-        let child = Clone3 { flags: flags as u64, cgroup: None }
-            .spawn(|| run(OwnedFd::from(say)))
+        let users = users.map(PodUsers::path);
+        let child = container::give_birth_in(users.as_deref(), || run(OwnedFd::from(say)))
             .map_err(|e| failed("make a process", &e))?;
         // Only the child's copy of the writing end is left: its parent's went into the closure.
         let mut said = String::new();
@@ -88,6 +91,9 @@ fn confine(keep: &std::fs::File) -> Result<(), String> {
     let cannot = |what: &'static str| move |error: nix::errno::Errno| format!("{what}: {error}");
     let cannot_io = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     shim_process::close_all_but(keep.as_fd()).map_err(cannot_io("close inherited files"))?;
+    // Of the pod's user namespace, if there is one; else it is that already.
+    credentials::become_root().map_err(cannot_io("become root"))?;
+    unshare(CloneFlags::CLONE_NEWCGROUP).map_err(cannot("leave the host's cgroups"))?;
     prctl::set_name(c"berth-pod").map_err(cannot("set the process name"))?;
     empty_root().map_err(cannot_io("leave the host's files"))?;
     credentials::set_groups(&[]).map_err(cannot_io("drop groups"))?;

@@ -15,6 +15,7 @@ use super::dial::{Dial, Dialed};
 use super::execs::Running;
 use super::failure;
 use super::pod_init::PodInit;
+use super::pod_users::PodUsers;
 use super::proto::{Event, FailureKind, Outcome, Status};
 use super::record::note;
 use super::setup::Ready;
@@ -46,6 +47,8 @@ pub(super) struct Server {
     pub ending: Option<Ending>,
     /// PID 1 of the PID namespace that the containers share, once one of them wanted it.
     pub pod_init: Option<PodInit>,
+    /// The user namespace that the containers share.
+    pub users: Option<PodUsers>,
 }
 
 /// A shutdown under way.
@@ -90,7 +93,7 @@ fn slot_fds<'a>(index: usize, slot: &'a Slot, tokens: &mut Vec<Token>, fds: &mut
 
 impl Server {
     pub fn new(ready: Ready) -> Result<Server, String> {
-        let Ready { listener, signals, socket } = ready;
+        let Ready { listener, signals, socket, users } = ready;
         let cgroups = Cgroups::detect().map_err(|error| error.to_string())?;
         Ok(Server {
             listener,
@@ -106,6 +109,7 @@ impl Server {
             scratch: Vec::with_capacity(SCRATCH),
             ending: None,
             pod_init: None,
+            users,
         })
     }
 

@@ -16,6 +16,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, sethostname, setsid};
 
 use super::args::Args;
+use super::pod_users::PodUsers;
 use super::proto::SOCKET;
 use super::record;
 use crate::sys::{process, shim_process};
@@ -26,6 +27,8 @@ pub(super) struct Ready {
     pub signals: SignalFd,
     /// The socket's path and what it was when it was made: if it is another, nobody can reach this shim any more.
     pub socket: (PathBuf, (u64, u64)),
+    /// The pod's user namespace, if it has one.
+    pub users: Option<PodUsers>,
 }
 
 /// Says on what was stdin how the set-up ended, if that is a pipe: `spawn` reads from it.
@@ -55,14 +58,14 @@ pub(super) fn set_up(args: &Args) -> Result<Ready, String> {
     let dir = std::path::absolute(&args.dir).map_err(cannot("make the folder's path absolute"))?;
     be_alone(&dir)?;
     let signals = take_signals()?;
-    namespaces(args)?;
+    let users = namespaces(args)?;
     shim_process::frugal_heap();
     let listener = listen(&dir)?;
     let path = dir.join(SOCKET);
     let made = std::fs::symlink_metadata(&path).map_err(cannot("look at the socket"))?;
     let pid = format!("{}\n", std::process::id());
     record::replace(&dir, "shim.pid", pid.as_bytes()).map_err(cannot("write shim.pid"))?;
-    Ok(Ready { listener, signals, socket: (path, (made.dev(), made.ino())) })
+    Ok(Ready { listener, signals, socket: (path, (made.dev(), made.ino())), users })
 }
 
 /// Cuts the ties to who started us.
@@ -116,12 +119,18 @@ fn take_signals() -> Result<SignalFd, String> {
         .map_err(cannot("make a signalfd"))
 }
 
-fn namespaces(args: &Args) -> Result<(), String> {
+fn namespaces(args: &Args) -> Result<Option<PodUsers>, String> {
     let mut flags = CloneFlags::empty();
     flags.set(CloneFlags::CLONE_NEWNET, args.net_new);
     flags.set(CloneFlags::CLONE_NEWIPC, args.ipc_new);
     flags.set(CloneFlags::CLONE_NEWUTS, args.uts_new);
-    unshare(flags).map_err(cannot("make the pod's namespaces"))?;
+    let users = match args.users {
+        Some(range) => Some(PodUsers::make(range, flags)?),
+        None => {
+            unshare(flags).map_err(cannot("make the pod's namespaces"))?;
+            None
+        }
+    };
     if args.net_new {
         shim_process::loopback_up().map_err(cannot("bring lo up"))?;
     }
@@ -131,7 +140,7 @@ fn namespaces(args: &Args) -> Result<(), String> {
     if let Some(domainname) = &args.domainname {
         shim_process::set_domainname(domainname).map_err(cannot("set the domain name"))?;
     }
-    Ok(())
+    Ok(users)
 }
 
 fn listen(dir: &Path) -> Result<UnixListener, String> {

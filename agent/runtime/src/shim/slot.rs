@@ -13,6 +13,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::connection::Asker;
 use super::foreign::{Foreign, Order};
 use super::oom::OomSense;
+use super::pod_users::{self, PodUsers};
 use super::proto::{
     ContainerState, CreateRequest, ExitRecord, Failure, FailureKind, Runtime, StateRecord, Status,
 };
@@ -71,8 +72,12 @@ pub(super) fn read_spec(bundle: &Path) -> Result<Spec, Failure> {
 }
 
 impl Slot {
-    /// Makes the container; `pids` is the PID namespace that the pod's containers share.
-    pub fn create(request: CreateRequest, pids: Option<&Path>) -> Result<Slot, Failure> {
+    /// Makes the container; `pids` and `users` are the namespaces that the pod's containers share.
+    pub fn create(
+        request: CreateRequest,
+        pids: Option<&Path>,
+        users: Option<&PodUsers>,
+    ) -> Result<Slot, Failure> {
         let CreateRequest {
             id,
             bundle,
@@ -90,6 +95,7 @@ impl Slot {
         if let Some(pids) = pids {
             pod_init::join(&mut spec, pids)?;
         }
+        pod_users::join(&mut spec, users)?;
         let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
         if terminal != tty {
             return Err(failure(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Program, reaper};
+use super::{IdRange, Program, reaper};
 use crate::sys::process::{pidfd_kill, pidfd_open};
 
 /// How to start the shim of one pod.
@@ -27,6 +27,8 @@ pub struct SpawnOptions {
     pub ipc_new: bool,
     /// Give the pod a UTS namespace of its own.
     pub uts_new: bool,
+    /// Give the pod a user namespace of its own, which owns its other new namespaces.
+    pub users: Option<IdRange>,
 }
 
 /// A shim that answers on its socket.
@@ -101,6 +103,9 @@ fn command(program: &Program, opts: &SpawnOptions, report: PipeWriter) -> Comman
     }
     if let Some(domainname) = &opts.domainname {
         command.args(["--domainname", domainname]);
+    }
+    if let Some(IdRange { first, count }) = opts.users {
+        command.arg("--users").arg(format!("{first}:{count}"));
     }
     // The environment of the agent, with whatever secrets, is none of the pod's business.
     command.env_clear();

@@ -11,3 +11,4 @@ mod output;
 mod paused;
 mod process;
 mod shared_pids;
+mod users;

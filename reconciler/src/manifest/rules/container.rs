@@ -7,12 +7,13 @@ use k8s_openapi::api::core::v1;
 
 use super::probe::{self, Kind};
 use super::{env, names, resources, security, volume};
+use crate::manifest::Context;
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
 use crate::resources::is_sidecar;
 
 /// Checks `spec.containers` and `spec.initContainers`.
-pub(crate) fn check_all(spec: &v1::PodSpec, issues: &mut Issues) {
+pub(crate) fn check_all(spec: &v1::PodSpec, node: &Context, issues: &mut Issues) {
     let path = FieldPath::of("spec");
     if spec.containers.is_empty() {
         issues.required(&path.field("containers"), "").hint("a pod needs at least one container");
@@ -35,7 +36,7 @@ pub(crate) fn check_all(spec: &v1::PodSpec, issues: &mut Issues) {
             if !seen.insert(name) && !name.is_empty() {
                 issues.duplicate(&path.field("name"), name);
             }
-            check(spec, container, is_init, &known, &path, issues);
+            check(spec, container, is_init, &known, node, &path, issues);
         }
         check_host_ports(list, &path.field(field), issues);
     }
@@ -51,6 +52,7 @@ fn check(
     container: &v1::Container,
     init: bool,
     known: &[&str],
+    node: &Context,
     path: &FieldPath,
     issues: &mut Issues,
 ) {
@@ -74,7 +76,8 @@ fn check(
         );
     }
     if let Some(context) = &container.security_context {
-        security::check_container(context, &path.field("securityContext"), issues);
+        let host_users = spec.host_users != Some(false);
+        security::check_container(context, host_users, node, &path.field("securityContext"), issues);
     }
     issues.one_of(
         &path.field("terminationMessagePolicy"),

@@ -10,4 +10,5 @@ pub(crate) mod probe;
 pub(crate) mod resources;
 pub(crate) mod security;
 pub(crate) mod spec;
+pub(crate) mod sysctls;
 pub(crate) mod volume;

@@ -8,12 +8,27 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
 use crate::quantity::Quantity;
+use crate::resources::{amount, limits, pod_requests};
 
 /// Checks requests and limits of a container.
 pub(crate) fn check(resources: &v1::ResourceRequirements, path: &FieldPath, issues: &mut Issues) {
     let limits = check_list(resources.limits.as_ref(), &path.field("limits"), issues);
     let requests = check_list(resources.requests.as_ref(), &path.field("requests"), issues);
-    for (name, request) in requests {
+    let huge = |name: &&str| name.starts_with("hugepages-");
+    let all: Vec<&&str> = limits.keys().chain(requests.keys()).collect();
+    let other = all.iter().any(|name| ["cpu", "memory"].contains(*name));
+    if all.iter().any(|name| huge(name)) && !other {
+        issues.forbidden(path, "HugePages require cpu or memory");
+    }
+    for name in requests.keys().filter(|name| huge(name)) {
+        let (asked, limit) = (&requests[*name], limits.get(*name));
+        if limit != Some(asked) {
+            let shown = limit.map_or("0".to_owned(), ToString::to_string);
+            let detail = format!("must be equal to {name} limit of {shown}");
+            issues.invalid(&path.field("requests").key(name), asked.to_string().as_str(), &detail);
+        }
+    }
+    for (name, request) in requests.into_iter().filter(|(name, _)| !huge(name)) {
         if let Some(limit) = limits.get(name).filter(|limit| request > **limit) {
             let detail = format!("must be less than or equal to {name} limit of {limit}");
             issues.invalid(&path.field("requests"), request.to_string().as_str(), &detail);
@@ -42,13 +57,11 @@ fn check_list<'a>(
                     .invalid(&path, text.0.as_str(), detail)
                     .hint("the suffix m means thousandths; Mi means mebibytes");
             }
+            _ if name.starts_with("hugepages-") => check_huge_pages(name, &quantity, text, &path, issues),
             _ if quantity.is_zero() => {}
-            _ if name.starts_with("hugepages-") => {
-                issues.forbidden(&path, "huge pages are not supported");
-            }
             _ => issues
                 .forbidden(&path, "there are no device plugins that could provide this resource")
-                .hint("supported: cpu, memory, ephemeral-storage"),
+                .hint("supported: cpu, memory, ephemeral-storage, hugepages-*"),
         }
         good.insert(name.as_str(), quantity);
     }
@@ -66,6 +79,66 @@ pub(crate) fn quantity(text: &ApiQuantity, path: &FieldPath, issues: &mut Issues
         Err(error) => {
             issues.invalid(path, text.0.as_str(), &error.to_string());
             None
+        }
+    }
+}
+
+/// Huge pages cannot be had by halves.
+fn check_huge_pages(
+    name: &str,
+    amount: &Quantity,
+    text: &ApiQuantity,
+    path: &FieldPath,
+    issues: &mut Issues,
+) {
+    let size = name.strip_prefix("hugepages-").and_then(|size| Quantity::parse(size).ok());
+    match size.map(|size| size.value()).filter(|size| *size > 0) {
+        None => {
+            issues.invalid(path, name, "hugepages- is followed by the size of a page, such as 2Mi");
+        }
+        Some(size) if !amount.is_whole() || amount.value() % size != 0 => {
+            issues.invalid(path, text.0.as_str(), "must be a positive integer multiple of page size");
+        }
+        Some(_) => {}
+    }
+}
+
+/// Checks `spec.resources`, what the pod asks for as a whole: it must hold what its containers ask for.
+pub(crate) fn check_pod(spec: &v1::PodSpec, path: &FieldPath, issues: &mut Issues) {
+    let Some(resources) = &spec.resources else { return };
+    check(resources, path, issues);
+    for (field, list) in [("limits", &resources.limits), ("requests", &resources.requests)] {
+        for name in
+            list.iter().flat_map(BTreeMap::keys).filter(|name| !["cpu", "memory"].contains(&name.as_str()))
+        {
+            issues.not_supported(&path.field(field).key(name), name, &["cpu", "memory"]);
+        }
+    }
+    let alone = v1::PodSpec { resources: None, overhead: None, ..spec.clone() };
+    let sum = pod_requests(&alone);
+    let given = |list: &Option<BTreeMap<String, ApiQuantity>>, name: &str| amount(list.as_ref(), name);
+    for (name, sum) in sum.quantities() {
+        if let Some(asked) = given(&resources.requests, name).filter(|asked| *asked < sum) {
+            let detail = format!("must be greater than or equal to aggregate container requests of {sum}");
+            issues.invalid(&path.field("requests").key(name), asked.to_string().as_str(), &detail);
+        }
+        let Some(limit) = given(&resources.limits, name) else { continue };
+        for (field, list) in [
+            ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
+            ("containers", &spec.containers),
+        ] {
+            for (i, container) in list.iter().enumerate() {
+                if let Some(own) = amount(limits(container), name).filter(|own| *own > limit) {
+                    let at = FieldPath::of("spec")
+                        .field(field)
+                        .index(i)
+                        .field("resources")
+                        .field("limits")
+                        .key(name);
+                    let detail = format!("must be less than or equal to pod limits of {limit}");
+                    issues.invalid(&at, own.to_string().as_str(), &detail);
+                }
+            }
         }
     }
 }

@@ -1,26 +1,11 @@
-//! Checks of security contexts.
+//! Checks of security contexts and of the users of a pod.
 
 use k8s_openapi::api::core::v1;
 
-use super::names;
+use super::{names, sysctls};
+use crate::manifest::Context;
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
-
-/// The sysctls that Kubernetes calls safe: they act on the pod alone.
-pub(crate) const SAFE_SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
-];
 
 /// Linux' capabilities, without their prefix, and ALL.
 #[rustfmt::skip]
@@ -36,6 +21,7 @@ const CAPABILITIES: [&str; 42] = [
 pub(crate) fn check_pod(
     spec: &v1::PodSpec,
     context: &v1::PodSecurityContext,
+    node: &Context,
     path: &FieldPath,
     issues: &mut Issues,
 ) {
@@ -58,42 +44,49 @@ pub(crate) fn check_pod(
     if let Some(profile) = &context.seccomp_profile {
         check_seccomp(profile, &path.field("seccompProfile"), issues);
     }
-    check_sysctls(spec, context, &path.field("sysctls"), issues);
+    if let Some(profile) = &context.app_armor_profile {
+        check_app_armor(profile, node, &path.field("appArmorProfile"), issues);
+    }
+    sysctls::check(spec, context, &node.unsafe_sysctls, &path.field("sysctls"), issues);
 }
 
-fn check_sysctls(
-    spec: &v1::PodSpec,
-    context: &v1::PodSecurityContext,
-    path: &FieldPath,
-    issues: &mut Issues,
-) {
-    let mut seen = Vec::new();
-    for (i, sysctl) in context.sysctls.iter().flatten().enumerate() {
-        let path = path.index(i).field("name");
-        let name = sysctl.name.replace('/', ".");
-        if name.is_empty() {
-            issues.required(&path, "");
-        } else if seen.contains(&name) {
-            issues.duplicate(&path, sysctl.name.as_str());
-        } else if !SAFE_SYSCTLS.contains(&name.as_str()) {
-            let safe = SAFE_SYSCTLS.join(", ");
-            issues
-                .forbidden(&path, &format!("unsafe sysctl {:?} is not allowed", sysctl.name))
-                .hint(format!("safe: {safe}"));
-        } else if spec.host_network == Some(true) && name.starts_with("net.") {
-            issues.invalid(&path, sysctl.name.as_str(), "may not be specified when 'hostNetwork' is true");
-        } else if spec.host_ipc == Some(true) && name.starts_with("kernel.shm") {
-            issues.invalid(&path, sysctl.name.as_str(), "may not be specified when 'hostIPC' is true");
+/// Checks what a pod with users of its own cannot have (`hostUsers: false`).
+pub(crate) fn check_users(spec: &v1::PodSpec, path: &FieldPath, issues: &mut Issues) {
+    if spec.host_users != Some(false) {
+        return;
+    }
+    for (field, set) in
+        [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)]
+    {
+        if set == Some(true) {
+            issues.forbidden(&path.field(field), "when `hostUsers` is false");
         }
-        seen.push(name);
+    }
+    if spec.runtime_class_name.as_deref().is_some_and(|name| !name.is_empty()) {
+        issues
+            .forbidden(&path.field("runtimeClassName"), "when `hostUsers` is false")
+            .hint("only Berth's own runtime makes user namespaces for pods");
     }
 }
 
 /// Checks a container's security context.
-pub(crate) fn check_container(context: &v1::SecurityContext, path: &FieldPath, issues: &mut Issues) {
+pub(crate) fn check_container(
+    context: &v1::SecurityContext,
+    host_users: bool,
+    node: &Context,
+    path: &FieldPath,
+    issues: &mut Issues,
+) {
     check_id(context.run_as_user, &path.field("runAsUser"), issues);
     check_id(context.run_as_group, &path.field("runAsGroup"), issues);
     issues.one_of(&path.field("procMount"), context.proc_mount.as_deref(), &["Default", "Unmasked"]);
+    if host_users && context.proc_mount.as_deref() == Some("Unmasked") {
+        let detail = "`hostUsers` must be false to use `Unmasked`";
+        issues.invalid(&path.field("procMount"), "Unmasked", detail);
+    }
+    if let Some(profile) = &context.app_armor_profile {
+        check_app_armor(profile, node, &path.field("appArmorProfile"), issues);
+    }
     if let Some(profile) = &context.seccomp_profile {
         check_seccomp(profile, &path.field("seccompProfile"), issues);
     }
@@ -155,6 +148,40 @@ fn check_seccomp(profile: &v1::SeccompProfile, path: &FieldPath, issues: &mut Is
         ("RuntimeDefault" | "Unconfined", None) => {}
         ("RuntimeDefault" | "Unconfined", Some(file)) => {
             issues.invalid(&at, file, "can only be set when seccomp type is Localhost");
+        }
+        (other, _) => {
+            issues.not_supported(&path.field("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]);
+        }
+    }
+}
+
+/// The longest name of a profile: that of a path, which it may be.
+const MAX_PROFILE_LEN: usize = 4095;
+
+fn check_app_armor(profile: &v1::AppArmorProfile, node: &Context, path: &FieldPath, issues: &mut Issues) {
+    let name = profile.localhost_profile.as_deref();
+    let at = path.field("localhostProfile");
+    match (profile.type_.as_str(), name) {
+        ("", _) => {
+            issues.required(&path.field("type"), "type is required when appArmorProfile is set");
+        }
+        ("Localhost", None | Some("")) => {
+            issues.required(&at, "must be set when AppArmor type is Localhost");
+        }
+        ("Localhost", Some(name)) if name.trim() != name => {
+            issues.invalid(&at, name, "must not be padded with whitespace");
+        }
+        ("Localhost", Some(name)) if name.len() > MAX_PROFILE_LEN => {
+            issues.invalid(&at, name, &format!("must be no more than {MAX_PROFILE_LEN} bytes"));
+        }
+        ("RuntimeDefault" | "Unconfined", Some(name)) => {
+            issues.invalid(&at, name, "can only be set when AppArmor type is Localhost");
+        }
+        ("Unconfined", None) => {}
+        ("RuntimeDefault" | "Localhost", _) => {
+            if node.app_armor == Some(false) {
+                issues.forbidden(path, "Cannot enforce AppArmor: AppArmor is not enabled on the host");
+            }
         }
         (other, _) => {
             issues.not_supported(&path.field("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]);

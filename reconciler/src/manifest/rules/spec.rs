@@ -4,16 +4,19 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1;
 
-use super::{container, names, security, volume};
+use super::{container, names, resources, security, volume};
 use crate::manifest::Context;
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
+
+/// Linux' host names have at most so many bytes.
+const MAX_HOSTNAME: usize = 64;
 
 /// Checks `spec`.
 pub(crate) fn check(spec: &v1::PodSpec, context: &Context, issues: &mut Issues) {
     let path = FieldPath::of("spec");
     volume::check_all(spec, &container::all_names(spec), &path.field("volumes"), issues);
-    container::check_all(spec, issues);
+    container::check_all(spec, context, issues);
     issues.one_of(
         &path.field("restartPolicy"),
         spec.restart_policy.as_deref(),
@@ -27,9 +30,11 @@ pub(crate) fn check(spec: &v1::PodSpec, context: &Context, issues: &mut Issues) 
         );
     }
     issues.at_least(&path.field("terminationGracePeriodSeconds"), spec.termination_grace_period_seconds, 0);
-    if let Some(context) = &spec.security_context {
-        security::check_pod(spec, context, &path.field("securityContext"), issues);
+    if let Some(security) = &spec.security_context {
+        security::check_pod(spec, security, context, &path.field("securityContext"), issues);
     }
+    security::check_users(spec, &path, issues);
+    resources::check_pod(spec, &path.field("resources"), issues);
     check_names(spec, &path, issues);
     check_node(spec, context, &path, issues);
     check_runtime(spec, context, &path.field("runtimeClassName"), issues);
@@ -63,6 +68,19 @@ fn check_names(spec: &v1::PodSpec, path: &FieldPath, issues: &mut Issues) {
     for (field, value) in [("hostname", &spec.hostname), ("subdomain", &spec.subdomain)] {
         if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
             issues.all(&path.field(field), value, names::dns_label(value));
+        }
+    }
+    if let Some(name) = spec.hostname_override.as_deref() {
+        let at = path.field("hostnameOverride");
+        issues.all(&at, name, names::dns_subdomain(name));
+        if name.len() > MAX_HOSTNAME {
+            issues.invalid(&at, name, &format!("must be no more than {MAX_HOSTNAME} bytes"));
+        }
+        if spec.set_hostname_as_fqdn == Some(true) {
+            issues.forbidden(&path.field("setHostnameAsFQDN"), "must not be set when hostnameOverride is");
+        }
+        if spec.host_network == Some(true) {
+            issues.forbidden(&at, "must not be set when hostNetwork is true");
         }
     }
     let subdomains = [
