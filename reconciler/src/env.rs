@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1;
 
+use crate::envfile;
 use crate::pod::Pod;
 use crate::quantity::Quantity;
 use crate::resources;
@@ -20,6 +21,13 @@ pub trait Lookup: Send + Sync {
     fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<v1::ConfigMap>>;
     /// The Secret of that namespace and name.
     fn secret(&self, namespace: &str, name: &str) -> Option<Arc<v1::Secret>>;
+    /// The text of a file in an emptyDir volume of the pod, none when it does not exist.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn volume_file(&self, _pod: &Pod, volume: &str, path: &str) -> Result<Option<String>, String> {
+        Err(format!("volume {volume:?}: no file {path:?} can be read here"))
+    }
 }
 
 /// What the downward API tells that is not in the pod's own object.
@@ -69,6 +77,26 @@ pub enum EnvError {
         name: String,
         /// The key.
         key: String,
+    },
+    /// An environment file that cannot be read or understood.
+    #[error("environment variable {name:?}: {path} in volume {volume}: {reason}")]
+    BadFile {
+        /// The variable.
+        name: String,
+        /// The volume.
+        volume: String,
+        /// The file in it.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An environment file without the key.
+    #[error("environment variable key {key:?} not found in file {path:?}")]
+    NoFileKey {
+        /// The key.
+        key: String,
+        /// The file.
+        path: String,
     },
     /// A fieldRef that does not exist.
     #[error("unsupported fieldPath: {0}")]
@@ -182,6 +210,9 @@ fn value_from(
             None => absent(optional, no_key("ConfigMap", namespace, &reference.name, &reference.key)),
         };
     }
+    if let Some(reference) = &source.file_key_ref {
+        return from_file(pod, name, reference, lookup);
+    }
     let Some(reference) = &source.secret_key_ref else { return Ok(Some(String::new())) };
     let optional = reference.optional == Some(true);
     let Some(secret) = lookup.secret(namespace, &reference.name) else {
@@ -190,6 +221,34 @@ fn value_from(
     match secret.data.as_ref().and_then(|data| data.get(&reference.key)) {
         Some(value) => text_of(name, &reference.key, &value.0).map(Some),
         None => absent(optional, no_key("Secret", namespace, &reference.name, &reference.key)),
+    }
+}
+
+/// The value of a variable in an environment file of a volume.
+fn from_file(
+    pod: &Pod,
+    name: &str,
+    reference: &v1::FileKeySelector,
+    lookup: &dyn Lookup,
+) -> Result<Option<String>, EnvError> {
+    let bad = |reason: String| EnvError::BadFile {
+        name: name.to_owned(),
+        volume: reference.volume_name.clone(),
+        path: reference.path.clone(),
+        reason,
+    };
+    let optional = reference.optional == Some(true);
+    let text = match lookup.volume_file(pod, &reference.volume_name, &reference.path).map_err(bad)? {
+        Some(text) => text,
+        None => return absent(optional, bad("it does not exist".to_owned())),
+    };
+    match envfile::value(&text, &reference.key).map_err(|e| bad(e.to_string()))? {
+        Some(value) if value.contains('\0') => Err(bad("the value has a NUL byte".to_owned())),
+        Some(value) => Ok(Some(value)),
+        None => {
+            let missing = EnvError::NoFileKey { key: reference.key.clone(), path: reference.path.clone() };
+            absent(optional, missing)
+        }
     }
 }
 

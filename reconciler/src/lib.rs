@@ -8,6 +8,7 @@
 
 pub mod backoff;
 pub mod env;
+pub mod envfile;
 pub mod folder;
 pub mod manifest;
 pub mod node;

@@ -23,6 +23,13 @@ impl Lookup for Objects {
     fn secret(&self, _: &str, name: &str) -> Option<Arc<v1::Secret>> {
         self.secrets.get(name).cloned()
     }
+    fn volume_file(&self, _: &Pod, volume: &str, path: &str) -> Result<Option<String>, String> {
+        match (volume, path) {
+            ("v", "good.env") => Ok(Some("A='from file'\nB=bare\n".to_owned())),
+            ("v", "closed.env") => Err("permission denied".to_owned()),
+            _ => Ok(None),
+        }
+    }
 }
 
 fn objects() -> Objects {
@@ -50,7 +57,7 @@ fn pod(container: serde_json::Value) -> Pod {
     c.as_object_mut().unwrap().extend(container.as_object().unwrap().clone());
     let value = json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "p", "labels": {"a": "1", "b.c/d": "x"}, "annotations": {"note": "say \"hi\"\n\u{e9}"}},
-        "spec": {"serviceAccountName": "sa", "containers": [c]}});
+        "spec": {"serviceAccountName": "sa", "containers": [c], "volumes": [{"name": "v", "emptyDir": {}}]}});
     admit(check_pod(&value, &Context::default()).unwrap(), Source::Api, "n")
 }
 
@@ -99,6 +106,105 @@ fn references_lead_somewhere_or_are_optional() {
         env(json!({"envFrom": [{"secretRef": {"name": "none"}}]})).unwrap_err(),
         "secret \"none\" not found"
     );
+}
+
+#[test]
+fn files_of_volumes_give_variables() {
+    let of = |path: &str, key: &str, optional: bool| {
+        env(
+            json!({"env": [{"name": "V", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": path, "key": key, "optional": optional}}}]}),
+        )
+    };
+    assert_eq!(of("good.env", "A", false).unwrap(), pairs(&[("V", "from file")]));
+    assert_eq!(of("none.env", "A", true).unwrap(), []);
+    let error = of("none.env", "A", false).unwrap_err();
+    assert_eq!(error, "environment variable \"V\": none.env in volume v: it does not exist");
+    let error = of("good.env", "Z", true).unwrap_err();
+    assert_eq!(
+        error,
+        "environment variable \"V\": good.env in volume v: line 2: a value must be in single quotes"
+    );
+    assert!(
+        of("closed.env", "A", true).unwrap_err().contains("permission denied"),
+        "optional is not any error"
+    );
+}
+
+#[test]
+fn file_references_are_checked() {
+    let errors = |reference: serde_json::Value| {
+        let value = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
+            "containers": [{"name": "c", "image": "i", "env": [{"name": "V", "valueFrom": {"fileKeyRef": reference}}]}],
+            "volumes": [{"name": "v", "emptyDir": {}}, {"name": "h", "hostPath": {"path": "/"}}]}});
+        let errors = check_pod(&value, &Context::default()).err().unwrap_or_default();
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(errors(json!({"volumeName": "v", "path": "a/b.env", "key": "A"})), "");
+    for (reference, said) in [
+        (json!({"volumeName": "x", "path": "e", "key": "A"}), "volumeName: Not found: \"x\""),
+        (json!({"volumeName": "h", "path": "e", "key": "A"}), "must be an emptyDir volume"),
+        (json!({"volumeName": "v", "path": "../e", "key": "A"}), "must not contain '..'"),
+        (json!({"volumeName": "v", "path": "/e", "key": "A"}), "must be a relative path"),
+        (json!({"volumeName": "v", "path": "", "key": "A"}), "path: Required value"),
+        (json!({"volumeName": "v", "path": "e", "key": ""}), "key: Required value"),
+        (json!({"volumeName": "v", "path": "e", "key": "A="}), "a valid environment variable name"),
+    ] {
+        assert!(errors(reference.clone()).contains(said), "{reference}: {}", errors(reference));
+    }
+}
+
+#[test]
+fn references_are_replaced_as_kubernetes_does() {
+    let known = pairs(&[("A", "a"), ("EMPTY", "")]);
+    for (text, wanted) in [
+        ("$(A)", "a"),
+        ("$$(A)", "$(A)"),
+        ("$$$(A)", "$a"),
+        ("$$$$(A)", "$$(A)"),
+        ("$(NONE)", "$(NONE)"),
+        ("$(EMPTY)x", "x"),
+        ("$A ${A}", "$A ${A}"),
+        ("$(A", "$(A"),
+        ("$", "$"),
+        ("a$", "a$"),
+        ("$()", "$()"),
+        ("$($(A))", "$($(A))"),
+        ("$(A)$(A)", "aa"),
+    ] {
+        assert_eq!(expand(text, &known), wanted, "{text}");
+    }
+}
+
+#[test]
+fn every_divisor_of_every_resource() {
+    let pod = pod(json!({"resources": {
+        "limits": {"cpu": "2500m", "memory": "5Gi", "ephemeral-storage": "3Gi", "hugepages-2Mi": "6Mi"},
+        "requests": {"cpu": "1", "memory": "1Gi", "hugepages-2Mi": "6Mi"}}}));
+    let resource = |resource: &str, divisor: &str| {
+        let selector = serde_json::from_value(json!({"resource": resource, "divisor": divisor})).unwrap();
+        resource_ref(&pod, "c", &selector, &facts()).unwrap()
+    };
+    for (name, divisor, wanted) in [
+        ("limits.cpu", "1", "3"),
+        ("limits.cpu", "1m", "2500"),
+        ("limits.memory", "1k", "5368710"),
+        ("limits.memory", "1M", "5369"),
+        ("limits.memory", "1G", "6"),
+        ("limits.memory", "1T", "1"),
+        ("limits.memory", "1P", "1"),
+        ("limits.memory", "1E", "1"),
+        ("limits.memory", "1Ki", "5242880"),
+        ("limits.memory", "1Mi", "5120"),
+        ("limits.memory", "1Gi", "5"),
+        ("limits.memory", "1Ti", "1"),
+        ("limits.ephemeral-storage", "1Mi", "3072"),
+        ("requests.ephemeral-storage", "1Gi", "3"),
+        ("limits.hugepages-2Mi", "1Mi", "6"),
+        ("requests.hugepages-2Mi", "1", "6291456"),
+        ("requests.memory", "0", "1073741824"),
+    ] {
+        assert_eq!(resource(name, divisor), wanted, "{name} by {divisor}");
+    }
 }
 
 #[test]

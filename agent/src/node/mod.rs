@@ -8,6 +8,7 @@
 mod adopt;
 mod auth;
 mod entry;
+mod env_files;
 mod exec;
 mod image;
 mod kubepods;

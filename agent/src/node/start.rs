@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 
 use super::entry::{Entry, Instance, read_json};
+use super::env_files::PodFiles;
 use super::sandbox::blocking;
 use super::{AgentNode, shims, signal};
 use crate::metrics::Stage;
@@ -131,8 +132,8 @@ async fn prepare(
 ) -> Result<Prepared, Failure> {
     let ips = entry.ips();
     let facts = node.facts.for_pod(&ips);
-    let env =
-        env::container_env(pod, container, &facts, &node.configs).map_err(|e| config_error(e.to_string()))?;
+    let lookup = PodFiles { configs: &node.configs, data: node.folders(pod.uid()).data };
+    let env = env::container_env(pod, container, &facts, &lookup).map_err(|e| config_error(e.to_string()))?;
     let reference = container.image.clone().unwrap_or_default();
     let image = super::image::local(node, &reference).await?.ok_or_else(|| {
         create_error(format!("image {reference:?} is no longer in the store; pull or load it again"))

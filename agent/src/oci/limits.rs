@@ -112,7 +112,7 @@ mod tests {
             {"pageSize": "64KB", "limit": 0}, {"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": 1 << 30}
         ]);
         assert_eq!(json!(limits_of(&asked, &pools)), wanted);
-        assert_eq!(limits_of(&BTreeMap::new(), &BTreeMap::from([(2 << 20, 0)])), [json!(0); 0]);
+        assert!(limits_of(&BTreeMap::new(), &BTreeMap::from([(2 << 20, 0)])).is_empty());
     }
 
     #[test]

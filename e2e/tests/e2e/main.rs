@@ -3,6 +3,7 @@
 
 mod commands;
 mod config_objects;
+mod contexts;
 mod demo;
 mod downward;
 mod escape;

@@ -89,7 +89,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ContainerRestartRule", &[ALL]),
     ("ContainerRestartRuleOnExitCodes", &[ALL]),
     ("EnvVar", &["name", "value", "valueFrom"]),
-    ("EnvVarSource", &["configMapKeyRef", "fieldRef", "resourceFieldRef", "secretKeyRef"]),
+    ("EnvVarSource", &["configMapKeyRef", "fieldRef", "fileKeyRef", "resourceFieldRef", "secretKeyRef"]),
+    ("FileKeySelector", &[ALL]),
     ("EnvFromSource", &["configMapRef", "prefix", "secretRef"]),
     ("ConfigMapKeySelector", &[ALL]),
     ("SecretKeySelector", &[ALL]),
@@ -198,7 +199,6 @@ const REFUSED: &[Refused] = &[
     refused("PodSpec", "resourceClaims", "dynamic resource allocation is not supported", REMOVE),
     refused("Container", "volumeDevices", "raw block volumes are not supported", REMOVE),
     refused("ResourceRequirements", "claims", "dynamic resource allocation is not supported", REMOVE),
-    refused("EnvVarSource", "fileKeyRef", "environment files are not supported", Some("use a ConfigMap")),
     refused("Probe", "grpc", "grpc probes are not supported", Some("use httpGet, tcpSocket or exec")),
     refused(
         "LifecycleHandler",

@@ -59,7 +59,7 @@ fn check(
     check_image(container, path, issues);
     check_restart(container, init, path, issues);
     check_ports(spec, container, path, issues);
-    env::check(container, known, path, issues);
+    env::check(spec, container, known, path, issues);
     let volumes: Vec<_> = spec.volumes.iter().flatten().map(|v| v.name.as_str()).collect();
     volume::check_mounts(container, &volumes, path, issues);
     check_probes(spec, container, init, path, issues);

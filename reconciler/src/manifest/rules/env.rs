@@ -35,7 +35,13 @@ const RESOURCES: [&str; 8] = [
 ];
 
 /// Checks a container's variables. `known` are the names of the pod's containers.
-pub(crate) fn check(container: &v1::Container, known: &[&str], path: &FieldPath, issues: &mut Issues) {
+pub(crate) fn check(
+    spec: &v1::PodSpec,
+    container: &v1::Container,
+    known: &[&str],
+    path: &FieldPath,
+    issues: &mut Issues,
+) {
     for (i, var) in container.env.iter().flatten().enumerate() {
         let path = path.field("env").index(i);
         match var.name.as_str() {
@@ -50,6 +56,9 @@ pub(crate) fn check(container: &v1::Container, known: &[&str], path: &FieldPath,
                 issues.invalid(&path, "", "may not be specified when `value` is not empty");
             }
             check_source(source, known, &path, issues);
+            if let Some(reference) = &source.file_key_ref {
+                check_file(reference, spec, &path.field("fileKeyRef"), issues);
+            }
         }
     }
     for (i, source) in container.env_from.iter().flatten().enumerate() {
@@ -61,13 +70,14 @@ fn check_source(source: &v1::EnvVarSource, known: &[&str], path: &FieldPath, iss
     let count = usize::from(source.field_ref.is_some())
         + usize::from(source.resource_field_ref.is_some())
         + usize::from(source.config_map_key_ref.is_some())
-        + usize::from(source.secret_key_ref.is_some());
+        + usize::from(source.secret_key_ref.is_some())
+        + usize::from(source.file_key_ref.is_some());
     match count {
         0 => {
             issues.invalid(
                 path,
                 "",
-                "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+                "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
             );
         }
         1 => {}
@@ -86,6 +96,34 @@ fn check_source(source: &v1::EnvVarSource, known: &[&str], path: &FieldPath, iss
     }
     if let Some(reference) = &source.secret_key_ref {
         key_ref(&reference.name, &reference.key, &path.field("secretKeyRef"), issues);
+    }
+}
+
+/// Checks a `fileKeyRef`: the file lies in an emptyDir of the pod, which the container need not have mounted.
+fn check_file(reference: &v1::FileKeySelector, spec: &v1::PodSpec, path: &FieldPath, issues: &mut Issues) {
+    match reference.key.as_str() {
+        "" => {
+            issues.required(&path.field("key"), "");
+        }
+        key => issues.all(&path.field("key"), key, names::env_name(key)),
+    }
+    let volume = reference.volume_name.as_str();
+    match spec.volumes.iter().flatten().find(|v| v.name == volume) {
+        _ if volume.is_empty() => {
+            issues.required(&path.field("volumeName"), "");
+        }
+        None => {
+            issues.not_found(&path.field("volumeName"), volume);
+        }
+        Some(found) if found.empty_dir.is_none() => {
+            issues.invalid(&path.field("volumeName"), volume, "must be an emptyDir volume");
+        }
+        Some(_) => {}
+    }
+    if reference.path.is_empty() {
+        issues.required(&path.field("path"), "");
+    } else if let Some(detail) = names::local_path(&reference.path) {
+        issues.invalid(&path.field("path"), reference.path.as_str(), detail);
     }
 }
 

@@ -1,0 +1,188 @@
+//! Security contexts, resources, names and variables: what the kernel shows of them.
+
+use std::path::Path;
+
+use berth_e2e::manifest::{self, Builder};
+use berth_e2e::node::Node;
+use berth_e2e::pods::PodExt;
+use k8s_openapi::api::core::v1::Pod;
+
+fn inside(node: &Node, pod: &str, line: &str) -> String {
+    node.exec(pod, &["sh", "-c", line]).unwrap().ok().unwrap()
+}
+
+/// A node with these lines in its settings.
+fn node_with(settings: &str) -> Node {
+    let mut node = Node::prepare(settings, &[]).unwrap();
+    node.start_agent().unwrap();
+    node
+}
+
+/// A file of a cgroup of the pod, by its names on v1 and v2.
+fn cgroup_file(node: &Node, pod: &Pod, tier: &str, below: &str, v1: &str, v2: &str) -> String {
+    let path = format!("{}/kubepods{tier}/pod{}{below}", node.cgroup_parent(), pod.uid());
+    let read =
+        |file: &str| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(file.replace('@', &path)));
+    read(v1).or_else(|_| read(v2)).unwrap().trim().to_owned()
+}
+
+fn container_folder(pod: &Pod) -> String {
+    let id = pod.statuses()[0].container_id.clone().unwrap();
+    id.replace("berth://", "/")
+}
+
+#[test]
+fn a_seccomp_profile_of_the_node_is_applied_and_a_missing_one_named() {
+    let node = Node::start().unwrap();
+    std::fs::create_dir_all(node.path("root/seccomp/sub")).unwrap();
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"#;
+    std::fs::write(node.path("root/seccomp/sub/no-folders.json"), profile).unwrap();
+    let pod = |name: &str, file: &str| {
+        Builder::new(name).shell("exec sleep 1000000").with(&format!(
+            "securityContext: {{ seccompProfile: {{ type: Localhost, localhostProfile: {file} }} }}"
+        ))
+    };
+    node.apply("a.yaml", &pod("a", "sub/no-folders.json").yaml()).unwrap();
+    node.apply("b.yaml", &pod("b", "none.json").yaml()).unwrap();
+    node.wait_running(&["a"]).unwrap();
+    assert!(inside(&node, "a", "mkdir /x 2>&1; touch /y && echo made").contains("No space left"), "errno 28");
+    assert_eq!(inside(&node, "a", "ls /y").trim(), "/y");
+    let event = node.wait_event("b", "cannot load seccomp profile").unwrap();
+    assert!(event.contains("root/seccomp/none.json") && event.contains("No such file"), "{event}");
+}
+
+#[test]
+fn sysctls_are_the_pods_own_and_unsafe_ones_need_the_nodes_word() {
+    let node = node_with("allowedUnsafeSysctls: ['kernel.msg*', net.ipv4.tcp_ecn]\n");
+    let pod = |name: &str, sysctl: &str, value: u32| {
+        Builder::new(name).shell("exec sleep 1000000").with_pod(&format!(
+            "securityContext: {{ sysctls: [{{ name: {sysctl}, value: \"{value}\" }}, {{ name: kernel.shm_rmid_forced, value: \"1\" }}] }}"
+        ))
+    };
+    node.apply("a.yaml", &pod("a", "kernel.msgmax", 4321).yaml()).unwrap();
+    node.apply("b.yaml", &pod("b", "net/ipv4/tcp_ecn", 1).yaml()).unwrap();
+    node.apply("c.yaml", &pod("c", "kernel.sem", 1).yaml()).unwrap();
+    node.wait_running(&["a", "b"]).unwrap();
+    assert_eq!(
+        inside(&node, "a", "cat /proc/sys/kernel/msgmax /proc/sys/kernel/shm_rmid_forced"),
+        "4321\n1\n"
+    );
+    assert_eq!(inside(&node, "b", "cat /proc/sys/net/ipv4/tcp_ecn").trim(), "1");
+    assert_ne!(inside(&node, "b", "cat /proc/sys/kernel/msgmax").trim(), "4321");
+    node.wait_event("c", "unsafe sysctl \"kernel.sem\" is not allowed").unwrap();
+}
+
+#[test]
+fn who_a_container_is_shows_in_its_status() {
+    let node = Node::start().unwrap();
+    let pod = Builder::new("a")
+        .shell("exec sleep 1000000")
+        .with_pod("securityContext: { runAsUser: 1000, runAsGroup: 3000, supplementalGroups: [4000], fsGroup: 2000, supplementalGroupsPolicy: Strict }");
+    let root = Builder::new("b").shell("true").with_pod("securityContext: { runAsNonRoot: true }");
+    let zero = Builder::new("c")
+        .shell("true")
+        .with_pod("securityContext: { runAsNonRoot: true }")
+        .with("securityContext: { runAsUser: 0 }");
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    node.apply("b.yaml", &root.yaml()).unwrap();
+    node.apply("c.yaml", &zero.yaml()).unwrap();
+    let pod = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    let linux = pod.statuses()[0].user.clone().unwrap().linux.unwrap();
+    assert_eq!((linux.uid, linux.gid), (1000, 3000));
+    assert_eq!(linux.supplemental_groups.unwrap(), [2000, 3000, 4000]);
+    assert_eq!(
+        inside(&node, "a", "grep -E '^(Uid|Gid|Groups):' /proc/1/status | tr -s '\\t ' ' '").trim(),
+        "Uid: 1000 1000 1000 1000\nGid: 3000 3000 3000 3000\nGroups: 2000 3000 4000"
+    );
+    let event = node
+        .wait_event("b", "container has runAsNonRoot and image will run as root (pod: \"b-n1_default(")
+        .unwrap();
+    assert!(event.ends_with("container: main)"), "{event}");
+    node.wait_event("c", "container's runAsUser breaks non-root policy").unwrap();
+}
+
+#[test]
+fn a_pod_is_called_what_its_spec_says() {
+    let node = Node::start().unwrap();
+    let pod = |name: &str, lines: &[&str]| {
+        lines
+            .iter()
+            .fold(Builder::new(name).shell("exec sleep 1000000"), |pod, line| pod.with_pod(line))
+            .yaml()
+    };
+    let long = "hostname: hostname-of-thirty-and-nine-characters-";
+    node.apply("a.yaml", &pod("a", &["hostnameOverride: any.name.example"])).unwrap();
+    node.apply("b.yaml", &pod("b", &["hostname: box", "subdomain: sub", "setHostnameAsFQDN: true"])).unwrap();
+    node.apply("c.yaml", &pod("c", &[&format!("{long}x"), "subdomain: sub", "setHostnameAsFQDN: true"]))
+        .unwrap();
+    let pods = node.wait_running(&["a", "b"]).unwrap();
+    let names = "hostname; cat /proc/sys/kernel/hostname /etc/hostname; echo $HOSTNAME";
+    assert_eq!(inside(&node, "a", names), "any.name.example\n".repeat(4));
+    let full = "box.sub.default.svc.cluster.local";
+    assert_eq!(inside(&node, "b", names), format!("{full}\n").repeat(4));
+    let line = format!("{}\t{full}\tbox", pods["b"].ip());
+    assert!(inside(&node, "b", "cat /etc/hosts").lines().any(|l| l == line));
+    node.wait_event("c", "is too long (64 characters is the max").unwrap();
+}
+
+#[test]
+fn resources_of_the_pod_are_in_its_cgroups() {
+    let node = node_with("cpuCFSQuotaPeriod: 10ms\n");
+    let pod = Builder::new("a").shell("exec sleep 1000000").with_pod(
+        "resources: { limits: { cpu: 500m, memory: 64Mi }, requests: { cpu: 250m, memory: 32Mi } }",
+    );
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    let pod = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    assert_eq!(pod.status.as_ref().unwrap().qos_class.as_deref(), Some("Burstable"));
+    for below in [String::new(), container_folder(&pod)] {
+        let file = |v1: &str, v2: &str| cgroup_file(&node, &pod, "/burstable", &below, v1, v2);
+        assert_eq!(
+            file("memory@/memory.limit_in_bytes", "@/memory.max"),
+            (64 << 20).to_string(),
+            "{below:?}"
+        );
+        assert!(["5000", "5000 10000"].contains(&&*file("cpu@/cpu.cfs_quota_us", "@/cpu.max")), "{below:?}");
+    }
+    assert!(["256", "10"].contains(&&*cgroup_file(
+        &node,
+        &pod,
+        "/burstable",
+        "",
+        "cpu@/cpu.shares",
+        "@/cpu.weight"
+    )));
+}
+
+#[test]
+fn a_file_that_an_init_container_writes_gives_variables() {
+    let node = Node::start().unwrap();
+    let pod = format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{ name: a }}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{{ name: shared, emptyDir: {{}} }}]
+  initContainers:
+    - name: write
+      image: {image}
+      imagePullPolicy: Never
+      command: [sh, -c, 'echo \"ADDRESS='\"'\"'db.example:1'\"'\"' # made now\" > /d/config.env']
+      volumeMounts: [{{ name: shared, mountPath: /d }}]
+  containers:
+    - name: main
+      image: {image}
+      imagePullPolicy: Never
+      command: [sh, -c, 'exec sleep 1000000']
+      env:
+        - {{ name: DB, valueFrom: {{ fileKeyRef: {{ volumeName: shared, path: config.env, key: ADDRESS }} }} }}
+        - {{ name: URL, value: 'db://$(DB)/x' }}
+        - {{ name: NONE, valueFrom: {{ fileKeyRef: {{ volumeName: shared, path: config.env, key: NONE, optional: true }} }} }}
+",
+        image = manifest::IMAGE
+    );
+    node.apply("a.yaml", &pod).unwrap();
+    node.wait_running(&["a"]).unwrap();
+    assert_eq!(inside(&node, "a", "echo $URL; env | grep -c ^NONE= || true"), "db://db.example:1/x\n0\n");
+}
