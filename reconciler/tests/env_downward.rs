@@ -149,7 +149,8 @@ fn file_references_are_checked() {
         (json!({"volumeName": "v", "path": "e", "key": ""}), "key: Required value"),
         (json!({"volumeName": "v", "path": "e", "key": "A="}), "a valid environment variable name"),
     ] {
-        assert!(errors(reference.clone()).contains(said), "{reference}: {}", errors(reference));
+        let found = errors(reference);
+        assert!(found.contains(said), "{said}: {found}");
     }
 }
 

@@ -168,7 +168,11 @@ spec:
     - name: write
       image: {image}
       imagePullPolicy: Never
-      command: [sh, -c, 'echo \"ADDRESS='\"'\"'db.example:1'\"'\"' # made now\" > /d/config.env']
+      command:
+        - sh
+        - -c
+        - |
+          echo \"ADDRESS='db.example:1' # made now\" > /d/config.env
       volumeMounts: [{{ name: shared, mountPath: /d }}]
   containers:
     - name: main
@@ -185,4 +189,48 @@ spec:
     node.apply("a.yaml", &pod).unwrap();
     node.wait_running(&["a"]).unwrap();
     assert_eq!(inside(&node, "a", "echo $URL; env | grep -c ^NONE= || true"), "db://db.example:1/x\n0\n");
+}
+
+const PROFILE: &str = "profile berth-test flags=(attach_disconnected,mediate_deleted) { file, capability, network, signal, deny /secret rw, }";
+
+/// Runs on a kernel without AppArmor, too, where the pod must be refused; the VM's kernel has it.
+#[test]
+fn smoke_app_armor_is_enforced_or_its_absence_is_told() {
+    let node = Node::start().unwrap();
+    let pod = |name: &str, context: &str| {
+        Builder::new(name)
+            .shell("echo x > /secret; exec sleep 1000000")
+            .with(&format!("securityContext: {context}"))
+            .yaml()
+    };
+    let local =
+        |name: &str| format!("{{ appArmorProfile: {{ type: Localhost, localhostProfile: {name} }} }}");
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    if !enabled.is_ok_and(|text| text.starts_with('Y')) {
+        node.apply("a.yaml", &pod("a", &local("berth-test"))).unwrap();
+        node.wait_event("a", "Cannot enforce AppArmor: AppArmor is not enabled on the host").unwrap();
+        return;
+    }
+    let load = format!(
+        "mount -t securityfs none /sys/kernel/security; echo '{PROFILE}' | apparmor_parser --replace --skip-cache"
+    );
+    node.machine().shell(&load).unwrap();
+    let current = |name: &str| {
+        inside(&node, name, "cat /proc/self/attr/apparmor/current /proc/1/attr/apparmor/current")
+    };
+    for (name, context, wanted) in [
+        ("plain", "{}".to_owned(), "berth-default (enforce)"),
+        ("default", "{ appArmorProfile: { type: RuntimeDefault } }".to_owned(), "berth-default (enforce)"),
+        ("local", local("berth-test"), "berth-test (enforce)"),
+        ("none", "{ appArmorProfile: { type: Unconfined } }".to_owned(), "unconfined"),
+        ("mighty", "{ privileged: true }".to_owned(), "unconfined"),
+    ] {
+        node.apply("a.yaml", &pod(name, &context)).unwrap();
+        node.wait_running(&[name]).unwrap();
+        assert_eq!(current(name), format!("{wanted}\n{wanted}\n"), "{name}");
+        let seen = inside(&node, name, "(echo y > /secret) 2>&1 || true");
+        assert_eq!(seen.contains("Permission denied"), name == "local", "{name}: {seen}");
+    }
+    node.apply("b.yaml", &pod("b", &local("not-there"))).unwrap();
+    node.wait_event("b", "apparmor profile not found not-there").unwrap();
 }
