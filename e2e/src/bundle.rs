@@ -61,6 +61,8 @@ pub struct Bundle {
     dir: tempfile::TempDir,
     runtime: Runtime,
     parent: String,
+    /// Words before the runtime's program.
+    before: Vec<String>,
 }
 
 impl Bundle {
@@ -72,8 +74,14 @@ impl Bundle {
         // A root of a user namespace is to reach its files.
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755))?;
         let parent = format!("/{CGROUP_PREFIX}{}-{id}", std::process::id());
-        let bundle =
-            Bundle { config: usual(&format!("{parent}/{id}")), id, dir, runtime: runtime.clone(), parent };
+        let bundle = Bundle {
+            config: usual(&format!("{parent}/{id}")),
+            id,
+            dir,
+            runtime: runtime.clone(),
+            parent,
+            before: Vec::new(),
+        };
         let root = bundle.path("rootfs");
         for name in ["bin", "proc", "dev", "sys", "tmp", "etc"] {
             fs::create_dir_all(root.join(name))?;
@@ -85,6 +93,42 @@ impl Bundle {
         // Called by another name, it is an OCI runtime.
         symlink(&runtime.program, bundle.path(&runtime.name))?;
         Ok(bundle)
+    }
+
+    /// Gives the bundle to a user, who calls the runtime from now on, from within `before`: a program that executes the
+    /// words it is given.
+    pub fn give_to(&mut self, user: u32, before: &[&str]) -> Result<()> {
+        let id = user.to_string();
+        let as_user = ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"];
+        let words = before.iter().chain(&as_user).map(|w| (*w).to_owned());
+        // Who may not reach the program gets a copy.
+        let link = self.path(&self.runtime.name);
+        let mut reach = Command::new(as_user[0]);
+        reach.args(&as_user[1..]).args(["test", "-x"]).arg(&link);
+        if run(reach)?.code != 0 {
+            fs::remove_file(&link)?;
+            fs::copy(&self.runtime.program, &link).context("copy the runtime's program")?;
+        }
+        self.before = words.collect();
+        let mut chown = Command::new("chown");
+        chown.args(["-hR", &format!("{id}:{id}")]).arg(self.dir.path());
+        run(chown)?.ok().map(drop)
+    }
+
+    /// Takes the configuration that the runtime suggests for a user, with a shell script to run.
+    pub fn suggested(&mut self, script: &str) -> Result<()> {
+        self.call(&["spec", "--rootless"])?.ok()?;
+        self.config = serde_json::from_str(&self.read("config.json")?)?;
+        self.config["root"] = json!({"path": "rootfs"});
+        self.config["process"]["terminal"] = json!(false);
+        self.config["process"]["env"] = json!(["PATH=/bin"]);
+        self.shell(script);
+        Ok(())
+    }
+
+    /// The cgroup that all of the bundle's are in.
+    pub fn cgroup_parent(&self) -> &str {
+        &self.parent
     }
 
     /// A path in the bundle's folder.
@@ -118,14 +162,20 @@ impl Bundle {
     pub fn command(&self, words: &[&str]) -> Command {
         let program = self.path(&self.runtime.name);
         let beside = Path::new("/sys/fs/cgroup/unified");
-        let mut command = if self.runtime.name == "crun" && beside.exists() {
+        let mut words_before = self.before.clone();
+        if self.runtime.name == "crun" && beside.exists() {
             // It refuses a tree where v2 is mounted beside v1.
-            let mut command = Command::new("unshare");
             let script = "umount /sys/fs/cgroup/unified; exec \"$@\"";
-            command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(program);
-            command
-        } else {
-            Command::new(program)
+            let apart = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"];
+            words_before.splice(0..0, apart.map(str::to_owned));
+        }
+        let mut command = match words_before.split_first() {
+            None => Command::new(program),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
         };
         command.arg("--root").arg(self.path("state")).args(&self.runtime.words).args(words);
         command.current_dir(self.dir.path());

@@ -11,4 +11,5 @@ mod hooks;
 mod life;
 mod mounts;
 mod namespaces;
+mod rootless;
 mod words;

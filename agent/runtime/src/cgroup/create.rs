@@ -109,7 +109,9 @@ fn delegate(dir: &Path) -> Result<(), Error> {
     }
     match refused {
         Some(Error::Io { source, path, .. })
-            if source.kind() != io::ErrorKind::ResourceBusy && missing.len() == 1 =>
+            // Who has only a part of the tree cannot change what is above.
+            if ![io::ErrorKind::ResourceBusy, io::ErrorKind::PermissionDenied].contains(&source.kind())
+                && missing.len() == 1 =>
         {
             Err(Error::io("enable controllers in", path, source))
         }

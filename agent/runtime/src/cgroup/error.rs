@@ -32,6 +32,9 @@ pub enum Error {
     /// A cgroup path that would leave its parent, or is not absolute.
     #[error("cgroup path {0:?} must be absolute and must not contain . or ..")]
     BadPath(String),
+    /// A container without a cgroup of its own, see [`super::Driver::Inherited`].
+    #[error("the container has no cgroup of its own: whoever created it may not make one")]
+    Inherited,
     /// systemd could not be asked, or refused.
     #[error("{operation} {unit} with systemd: {reason}")]
     Systemd {

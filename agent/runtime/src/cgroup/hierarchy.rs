@@ -108,11 +108,69 @@ impl Hierarchy {
         }
     }
 
+    /// The folders of a process by its `/proc/<pid>/cgroup`, with the names that they have in a container.
+    pub fn own_folders(&self, cgroups: &str) -> Vec<(String, PathBuf)> {
+        let of = |wanted: &dyn Fn(&str) -> bool, root: &Path| {
+            let path = cgroups.lines().find_map(|line| {
+                let (list, path) = line.split_once(':')?.1.split_once(':')?;
+                list.split(',').any(wanted).then_some(path)
+            });
+            // What lies outside of the cgroup namespace cannot be shown.
+            let inside = path.filter(|p| !p.starts_with("/..")).unwrap_or("/");
+            root.join(inside.trim_start_matches('/'))
+        };
+        match self {
+            Hierarchy::V1(mounts) => mounts
+                .iter()
+                .map(|m| {
+                    let listed = |name: &str| {
+                        m.controllers.contains(&name) || (m.controllers == [UNIFIED] && name.is_empty())
+                    };
+                    (m.name(), of(&listed, &m.root))
+                })
+                .collect(),
+            Hierarchy::V2(root) => vec![(String::new(), of(&str::is_empty, root))],
+        }
+    }
+
     /// The names of the cgroups directly below, in any hierarchy, sorted.
     pub fn children(&self, relative: &Path) -> Vec<String> {
         let mut names: Vec<String> = self.folders(relative).iter().flat_map(|d| path::children(d)).collect();
         names.sort_unstable();
         names.dedup();
         names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folders_of_a_process() {
+        let text = "5:cpu,cpuacct:/a/b\n4:pids:/../x\n1:name=systemd:/s\n0::/u\n";
+        let own = |hierarchy: Hierarchy| {
+            let folders = hierarchy.own_folders(text).into_iter();
+            folders.map(|(name, dir)| (name, dir.display().to_string())).collect::<Vec<_>>()
+        };
+        let pair = |name: &str, dir: &str| (name.to_owned(), dir.to_owned());
+        assert_eq!(own(Hierarchy::V2("/c".into())), [pair("", "/c/u")]);
+        let mount = |controllers: &[&'static str], root: &str| Mount {
+            controllers: controllers.to_vec(),
+            root: root.into(),
+        };
+        let mounts = vec![
+            mount(&["cpu", "cpuacct"], "/c/cpu"),
+            mount(&["pids"], "/c/pids"),
+            mount(&["name=systemd"], "/c/systemd"),
+            mount(&[UNIFIED], "/c/unified"),
+        ];
+        let expected = [
+            pair("cpu,cpuacct", "/c/cpu/a/b"),
+            pair("pids", "/c/pids/"),
+            pair("systemd", "/c/systemd/s"),
+            pair("unified", "/c/unified/u"),
+        ];
+        assert_eq!(own(Hierarchy::V1(mounts)), expected);
     }
 }

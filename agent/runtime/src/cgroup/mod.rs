@@ -16,6 +16,7 @@ mod oom;
 mod path;
 mod read;
 mod remove;
+mod rights;
 mod stats;
 #[cfg(feature = "agent")]
 mod systemd;
@@ -40,6 +41,8 @@ pub use oom::OomWatch;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Pressure, Psi, Stats};
 pub use weight::CpuWeight;
 
+pub(crate) use rights::rootless;
+
 use apply::Target;
 use hierarchy::Hierarchy;
 
@@ -63,6 +66,9 @@ pub enum Driver {
     /// comes from [`Cgroups::path_for`] and tells the unit's name, so that the path and the driver are all that must
     /// be remembered to update or remove it.
     Systemd,
+    /// Nobody: the container stays where its creator is, has no limits, and cannot be paused. For who is not root of the
+    /// machine and may make no cgroups.
+    Inherited,
 }
 
 /// The cgroup hierarchies of this machine. Paths given to its methods are absolute within each hierarchy, such as
@@ -103,10 +109,22 @@ impl Cgroups {
     pub fn path_for(&self, id: &str, cgroups_path: Option<&str>) -> Result<String, Error> {
         match (self.driver, cgroups_path) {
             (Driver::Systemd, given) => systemd::path_of(id, given),
+            (Driver::Inherited, _) => Ok(String::new()),
             (Driver::Cgroupfs, None) => Ok(format!("/berth/{id}")),
             (Driver::Cgroupfs, Some(path)) if path.starts_with('/') => Ok(path.to_owned()),
             // A relative path means, by the OCI spec, relative to wherever the runtime likes.
             (Driver::Cgroupfs, Some(path)) => Ok(format!("/{path}")),
+        }
+    }
+
+    /// Whether the cgroup can be made, or is there already, by who may not make cgroups everywhere.
+    ///
+    /// # Errors
+    /// When it cannot be made for another reason.
+    pub(crate) fn may_make(&self, path: &str, resources: &LinuxResources) -> Result<bool, Error> {
+        match self.make(path, resources) {
+            Err(error) if rights::is_denied(&error) && rights::rootless() => Ok(false),
+            other => other.map(|_| true),
         }
     }
 
@@ -148,6 +166,9 @@ impl Cgroups {
     /// Kills what is inside, waits up to ten seconds for it to end, and removes the cgroup and everything below it.
     /// A cgroup that does not exist is fine.
     pub fn remove(&self, path: &str) -> Result<(), Error> {
+        if self.driver == Driver::Inherited {
+            return Ok(());
+        }
         let relative = path::relative(path)?;
         if self.driver == Driver::Cgroupfs {
             return remove::remove(&self.hierarchy, relative, path);
@@ -236,7 +257,7 @@ impl Cgroups {
         annotations: Option<&HashMap<String, String>>,
     ) -> Result<(), Error> {
         match self.driver {
-            Driver::Cgroupfs => Ok(()),
+            Driver::Cgroupfs | Driver::Inherited => Ok(()),
             Driver::Systemd => systemd::start(path, pid, self.version(), limits, annotations),
         }
     }
@@ -244,7 +265,7 @@ impl Cgroups {
     /// Tells systemd of limits that are about to be set, else it would set its own ones again. With the other driver
     /// there is nothing to do.
     pub(crate) fn tell(&self, path: &str, limits: &LinuxResources) -> Result<(), Error> {
-        if self.driver == Driver::Cgroupfs {
+        if self.driver != Driver::Systemd {
             return Ok(());
         }
         // systemd sets the device rules of a v1 cgroup anew whatever is changed, and denies everything for a moment.
@@ -261,6 +282,9 @@ impl Cgroups {
 
     /// Creates the folders only. Returns those that are new (v1).
     pub(crate) fn make(&self, path: &str, resources: &LinuxResources) -> Result<Vec<PathBuf>, Error> {
+        if self.driver == Driver::Inherited {
+            return Ok(Vec::new());
+        }
         let relative = path::relative(path)?;
         match &self.hierarchy {
             Hierarchy::V1(mounts) => create::v1(mounts, relative, resources),
@@ -272,6 +296,9 @@ impl Cgroups {
     /// limit there, has a cgroup namespace that starts at that root: with CAP_SYS_ADMIN it could mount the hierarchy
     /// and have the host run its release_agent (CVE-2022-0492). Nothing on v2, where there is only one.
     pub(crate) fn make_everywhere(&self, path: &str) -> Result<(), Error> {
+        if self.driver == Driver::Inherited {
+            return Ok(());
+        }
         let relative = path::relative(path)?;
         match &self.hierarchy {
             Hierarchy::V1(mounts) => create::v1_everywhere(mounts, relative),
@@ -281,6 +308,9 @@ impl Cgroups {
 
     /// Sets limits on a cgroup that exists.
     pub(crate) fn apply(&self, path: &str, resources: &LinuxResources) -> Result<(), Error> {
+        if self.driver == Driver::Inherited {
+            return Ok(());
+        }
         let relative = path::relative(path)?;
         let target = Target { hierarchy: &self.hierarchy, name: path, relative, weight: self.weight };
         target.apply(resources)
@@ -289,6 +319,9 @@ impl Cgroups {
     /// Has the out-of-memory killer take all of a container or nothing of it (v2 only).
     pub(crate) fn kill_as_a_group(&self, path: &str) -> Result<(), Error> {
         let Hierarchy::V2(root) = &self.hierarchy else { return Ok(()) };
+        if self.driver == Driver::Inherited {
+            return Ok(());
+        }
         match path::write(&root.join(path::relative(path)?).join("memory.oom.group"), "1") {
             // The kernel is older than 4.19, or the memory controller is not there.
             Err(e) if e.is_not_found() => Ok(()),
@@ -298,6 +331,9 @@ impl Cgroups {
 
     /// The files that a v1 process writes `0` into to enter the cgroup; those that do not exist are to be skipped.
     pub(crate) fn v1_task_files(&self, path: &str) -> Result<Vec<PathBuf>, Error> {
+        if self.driver == Driver::Inherited {
+            return Ok(Vec::new());
+        }
         let relative = path::relative(path)?;
         Ok(match &self.hierarchy {
             Hierarchy::V1(mounts) => {
@@ -310,6 +346,9 @@ impl Cgroups {
     /// A v2 cgroup's folder for clone3; nothing on v1.
     pub(crate) fn v2_folder(&self, path: &str) -> Result<Option<File>, Error> {
         let Hierarchy::V2(root) = &self.hierarchy else { return Ok(None) };
+        if self.driver == Driver::Inherited {
+            return Ok(None);
+        }
         let dir = root.join(path::relative(path)?);
         File::open(&dir).map(Some).map_err(|e| Error::io("open cgroup", dir, e))
     }
@@ -317,6 +356,9 @@ impl Cgroups {
     /// The folders to show inside the container below `/sys/fs/cgroup`: the name of each hierarchy's mount point and
     /// the container's cgroup in it. On v2 there is one, with an empty name.
     pub(crate) fn visible_folders(&self, path: &str) -> Result<Vec<(String, PathBuf)>, Error> {
+        if self.driver == Driver::Inherited {
+            return Ok(self.hierarchy.own_folders(&path::read(Path::new("/proc/self/cgroup"))?));
+        }
         let relative = path::relative(path)?;
         Ok(match &self.hierarchy {
             Hierarchy::V1(mounts) => mounts.iter().map(|m| (m.name(), m.root.join(relative))).collect(),

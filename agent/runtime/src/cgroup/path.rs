@@ -8,6 +8,9 @@ use super::Error;
 
 /// Checks that a cgroup path is absolute, not the root and free of `.` and `..`; returns it without the first slash.
 pub fn relative(path: &str) -> Result<&Path, Error> {
+    if path.is_empty() {
+        return Err(Error::Inherited);
+    }
     let bad = || Error::BadPath(path.to_owned());
     let inner = Path::new(path.strip_prefix('/').ok_or_else(bad)?);
     let plain = inner.components().all(|c| matches!(c, Component::Normal(_)));
@@ -82,7 +85,8 @@ mod tests {
     #[test]
     fn only_clean_absolute_paths_pass() {
         assert_eq!(relative("/kubepods/pod1").unwrap(), Path::new("kubepods/pod1"));
-        for bad in ["", "/", "a/b", "/a/../b", "/..", "/a/./b", "//a"] {
+        assert!(matches!(relative(""), Err(Error::Inherited)));
+        for bad in ["/", "a/b", "/a/../b", "/..", "/a/./b", "//a"] {
             assert!(relative(bad).is_err(), "{bad:?} passed");
         }
     }

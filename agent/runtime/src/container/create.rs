@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec, State};
+use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec, State};
 
 use super::birth::give_birth;
 use super::channel::{Channel, Order, Report};
@@ -19,7 +19,7 @@ use super::namespaces::Namespaces;
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
 use super::{Container, Create, Error, devices, labels, limits, scheduling, streams, time_namespace};
-use crate::cgroup::{Cgroups, Driver};
+use crate::cgroup::{Cgroups, Driver, rootless};
 use crate::sys::process::{Child, pidfd_kill};
 
 /// The hierarchies do not change while a process lives, and looking for them costs more than a folder in them.
@@ -38,8 +38,30 @@ pub fn cgroups() -> Result<&'static Cgroups, Error> {
 pub fn cgroups_of(driver: Driver) -> Result<Cow<'static, Cgroups>, Error> {
     cgroups().map(|found| match driver {
         Driver::Cgroupfs => Cow::Borrowed(found),
-        Driver::Systemd => Cow::Owned(found.with_driver(driver)),
+        Driver::Systemd | Driver::Inherited => Cow::Owned(found.with_driver(driver)),
     })
+}
+
+/// The cgroups for a new container, and its path in them. Who is not root of the machine, asks for none by path and may
+/// make none gets none, as with crun and runc.
+fn place(
+    create: &Create<'_>,
+    linux: &Linux,
+    resources: &mut Resources,
+    warnings: &mut Vec<String>,
+) -> Result<(Cow<'static, Cgroups>, String), Error> {
+    let cgroups = cgroups_of(create.driver)?;
+    let path = cgroup_path(&cgroups, create.id, linux.cgroups_path().as_deref())?;
+    let wanted = linux.cgroups_path().is_some() || create.driver != Driver::Cgroupfs;
+    if wanted || !rootless() || cgroups.may_make(&path, &resources.early)? {
+        return Ok((cgroups, path));
+    }
+    let limits = std::mem::take(resources).names();
+    if !limits.is_empty() {
+        let limits = limits.join(", ");
+        warnings.push(format!("no cgroup may be made at {path}: without effect are the limits of {limits}"));
+    }
+    Ok((cgroups_of(Driver::Inherited)?, String::new()))
 }
 
 /// See [`super::create`].
@@ -49,8 +71,9 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
     let linux = spec.linux().as_ref().ok_or_else(|| Error::spec("linux", "it is missing"))?;
     refuse_unsupported(spec, create.tie.outlives)?;
     labels::check(process, Some(linux))?;
-    let cgroups = cgroups_of(create.driver)?;
-    let path = cgroup_path(&cgroups, create.id, linux.cgroups_path().as_deref())?;
+    let mut resources = Resources::of_spec(linux.resources().clone().unwrap_or_default());
+    let mut warnings = Vec::new();
+    let (cgroups, path) = place(&create, linux, &mut resources, &mut warnings)?;
     let namespaces = Namespaces::of_spec(spec)?;
     time_namespace::check(linux, namespaces.is_new(LinuxNamespaceType::Time))?;
     let init = Init {
@@ -68,7 +91,6 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         state: hooks::state(create.id, spec, create.bundle),
         tie: create.tie,
     };
-    let resources = Resources::of_spec(linux.resources().clone().unwrap_or_default());
     let mut birth = Birth {
         cgroups: &cgroups,
         path,
@@ -77,7 +99,7 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         channel: None,
         child: None,
         console: None,
-        warnings: Vec::new(),
+        warnings,
         spec,
         state: init.state.clone(),
     };
@@ -146,6 +168,7 @@ fn cgroup_path(cgroups: &Cgroups, id: &str, wanted: Option<&Path>) -> Result<Str
 }
 
 /// The limits of a container, split by when they are set.
+#[derive(Default)]
 struct Resources {
     /// While the child mounts.
     early: LinuxResources,
@@ -175,6 +198,25 @@ impl Resources {
             all.set_cpu(Some(sets));
         }
         Resources { early: all, late }
+    }
+
+    /// What is limited, by its name in the spec; device rules, which a user namespace stands for, left out.
+    fn names(&self) -> Vec<&'static str> {
+        let all = &self.early;
+        let named = |is: bool, name| is.then_some(name);
+        [
+            named(all.memory().is_some(), "memory"),
+            named(self.late.cpu().is_some(), "cpu"),
+            named(all.pids().is_some(), "pids"),
+            named(all.block_io().is_some(), "blockIO"),
+            named(all.hugepage_limits().as_ref().is_some_and(|l| !l.is_empty()), "hugepageLimits"),
+            named(all.network().is_some(), "network"),
+            named(all.rdma().as_ref().is_some_and(|r| !r.is_empty()), "rdma"),
+            named(all.unified().as_ref().is_some_and(|u| !u.is_empty()), "unified"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 

@@ -19,7 +19,7 @@ use nix::unistd::setsid;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
 use super::channel::{Channel, Failure, Report};
-use super::create::{cgroups, reap};
+use super::create::{cgroups_of, reap};
 use super::identity::{Identity, tie_to_parent};
 use super::placement::Placement;
 use super::program::Launch;
@@ -29,13 +29,15 @@ use super::user_namespace::outer_uid;
 use super::{
     Error, Exec, ExecProcess, Root, Stdio, Tie, console, labels, limits, scheduling, streams, users,
 };
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, Driver};
 use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
 use crate::sys::{credentials, process};
 
 /// See [`super::exec`].
 pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
-    let cgroups = cgroups()?;
+    // One without a cgroup of its own is where its creator was; so is this one.
+    let driver = if exec.cgroup.is_empty() { Driver::Inherited } else { Driver::Cgroupfs };
+    let cgroups = &*cgroups_of(driver)?;
     let target =
         pidfd_open(exec.pid).map_err(|e| Error::sys("open", format!("container process {}", exec.pid), e))?;
     let linux = exec.spec.linux().as_ref();
@@ -270,18 +272,38 @@ fn lists(linux: Option<&Linux>, kind: LinuxNamespaceType) -> bool {
     linux.and_then(|l| l.namespaces().as_ref()).into_iter().flatten().any(|n| n.typ() == kind)
 }
 
+/// The namespaces that every container has, be they its own or those of its creator.
+const COMMON: [(LinuxNamespaceType, CloneFlags); 5] = [
+    (LinuxNamespaceType::Mount, CloneFlags::CLONE_NEWNS),
+    (LinuxNamespaceType::Cgroup, CloneFlags::CLONE_NEWCGROUP),
+    (LinuxNamespaceType::Uts, CloneFlags::CLONE_NEWUTS),
+    (LinuxNamespaceType::Ipc, CloneFlags::CLONE_NEWIPC),
+    (LinuxNamespaceType::Network, CloneFlags::CLONE_NEWNET),
+];
+
 /// Joins all of the container's namespaces at once; the kernel takes the user namespace first. The PID namespace is
 /// joined for children, and first: it may be the pod's, which a user namespace has no right to. Joining one's own again is
 /// allowed, but for the user namespace.
+///
+/// Who is not root of the machine has a right to none but together with the user namespace, and to none that the container
+/// inherited from its creator; those are left as they are.
 fn join(target: OwnedFd, linux: Option<&Linux>) -> Result<(), Error> {
     let failed = |e: nix::Error| Error::sys("join", "the container's namespaces", e.into());
-    setns(&target, CloneFlags::CLONE_NEWPID).map_err(failed)?;
-    let mut all = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWCGROUP
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWNET;
-    if lists(linux, LinuxNamespaceType::User) {
+    let flags = |wanted: &dyn Fn(LinuxNamespaceType) -> bool| {
+        COMMON
+            .iter()
+            .filter(|(kind, _)| wanted(*kind))
+            .fold(CloneFlags::empty(), |all, (_, flag)| all | *flag)
+    };
+    let user = lists(linux, LinuxNamespaceType::User);
+    let mut all = match setns(&target, CloneFlags::CLONE_NEWPID) {
+        Err(nix::Error::EPERM) if user => {
+            let own = flags(&|kind| lists(linux, kind));
+            if lists(linux, LinuxNamespaceType::Pid) { own | CloneFlags::CLONE_NEWPID } else { own }
+        }
+        other => other.map(|()| flags(&|_| true)).map_err(failed)?,
+    };
+    if user {
         all |= CloneFlags::CLONE_NEWUSER;
     }
     if lists(linux, LinuxNamespaceType::Time) {

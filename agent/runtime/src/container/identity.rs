@@ -88,7 +88,11 @@ impl Identity {
         umask(Mode::from_bits_truncate(self.umask));
         self.capabilities.limit_bounding()?;
         credentials::keep_capabilities().map_err(failed("keepcaps"))?;
-        credentials::set_groups(&self.ids.groups).map_err(failed("supplementary groups"))?;
+        match credentials::set_groups(&self.ids.groups) {
+            // Who maps only the own user has to give setgroups(2) up (user_namespaces(7)), and keeps the groups.
+            Err(e) if self.ids.groups.is_empty() && e.raw_os_error() == Some(libc::EPERM) => {}
+            other => other.map_err(failed("supplementary groups"))?,
+        }
         credentials::set_ids(self.ids.uid, self.ids.gid)
             .map_err(failed(&format!("user {} and group {}", self.ids.uid, self.ids.gid)))?;
         Capabilities::raise_all()?;

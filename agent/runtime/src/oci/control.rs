@@ -9,7 +9,8 @@ impl Runtime {
     /// The processes of a container, as this process's namespace numbers them.
     pub fn processes(&self, id: &str) -> Result<Vec<i32>, Error> {
         let record = self.store.open(id)?.record()?;
-        if record.cgroup.is_empty() {
+        // It is being created.
+        if record.pid == 0 {
             return Ok(Vec::new());
         }
         cgroup(&record, |c, path| c.pids(path))

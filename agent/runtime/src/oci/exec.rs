@@ -51,6 +51,9 @@ impl Runtime {
         let spec = folder.config()?;
         let signals = if options.detach { None } else { Some(foreground::Signals::take()?) };
         let cgroup = match &options.sub_cgroup {
+            Some(_) if record.cgroup.is_empty() => {
+                return Err(Error::invalid("--cgroup", "the container has no cgroup of its own"));
+            }
             Some(sub) => format!("{}/{sub}", record.cgroup),
             None => record.cgroup.clone(),
         };
