@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use berth_reconciler::quantity::Quantity;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use serde::Deserialize;
 
 /// Flags of `berth agent`.
@@ -125,6 +126,9 @@ pub struct Runtime {
     /// Words before its command, such as `--systemd-cgroup`.
     #[serde(default)]
     pub args: Vec<String>,
+    /// What a pod of this runtime costs beside its containers: `overhead.podFixed` of a RuntimeClass.
+    #[serde(default)]
+    pub overhead: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -421,6 +425,17 @@ impl Config {
         Ok(config)
     }
 
+    /// What pods of each runtime cost.
+    pub fn overheads(&self) -> BTreeMap<String, BTreeMap<String, ApiQuantity>> {
+        let known = self.runtimes.iter().filter(|(_, runtime)| !runtime.overhead.is_empty());
+        known
+            .map(|(name, runtime)| {
+                let amounts = runtime.overhead.iter().map(|(k, v)| (k.clone(), ApiQuantity(v.clone())));
+                (name.clone(), amounts.collect())
+            })
+            .collect()
+    }
+
     /// `<run>/pods`.
     pub fn pods_dir(&self) -> PathBuf {
         self.run.join("pods")
@@ -487,6 +502,16 @@ fn check_runtimes(runtimes: BTreeMap<String, Runtime>) -> anyhow::Result<BTreeMa
         }
         if !runtime.path.is_file() {
             bail!("runtimes.{name}.path: {} is not there", runtime.path.display());
+        }
+        for (resource, amount) in &runtime.overhead {
+            let field = format!("runtimes.{name}.overhead.{resource}");
+            if !["cpu", "memory"].contains(&resource.as_str()) {
+                bail!("{field}: a pod's overhead is of cpu and memory");
+            }
+            if Quantity::parse(amount).is_ok_and(|q| !q.is_negative()) {
+                continue;
+            }
+            bail!("{field}: {amount:?} is not an amount such as 250m or 64Mi");
         }
     }
     Ok(runtimes)

@@ -253,3 +253,69 @@ fn huge_pages_are_the_peak_by_size() {
     assert_eq!(pod_huge_pages(&s).into_iter().collect::<Vec<_>>(), [(2 << 20, 18 << 20), (1 << 30, 1 << 30)]);
     assert_eq!(huge_pages(&s.containers[1]).into_iter().collect::<Vec<_>>(), [(1 << 30, 1 << 30)]);
 }
+
+#[test]
+fn overhead_is_what_the_nodes_runtime_costs() {
+    use berth_reconciler::manifest::{Context, check_pod};
+    let cost: std::collections::BTreeMap<_, _> =
+        serde_json::from_value(json!({"cpu": "0.25", "memory": "64Mi"})).unwrap();
+    let context = Context {
+        runtimes: Some(vec!["kata".to_owned(), "crun".to_owned()]),
+        overheads: [("kata".to_owned(), cost)].into(),
+        ..Context::default()
+    };
+    let check = |runtime: &str, overhead: serde_json::Value, context: &Context| {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
+            "runtimeClassName": runtime, "overhead": overhead, "containers": [{"name": "c", "image": "i"}]}});
+        match check_pod(&pod, context) {
+            Ok(pod) => json!(pod.spec.unwrap().overhead).to_string(),
+            Err(errors) => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        }
+    };
+    let filled = r#"{"cpu":"250m","memory":"64Mi"}"#;
+    assert_eq!(check("kata", json!(null), &context), filled);
+    assert_eq!(check("kata", json!({"cpu": "250m", "memory": "65536Ki"}), &context), filled);
+    assert_eq!(check("crun", json!(null), &context), "null");
+    assert_eq!(check("", json!({}), &context), "{}");
+    assert!(
+        check("kata", json!({"cpu": "1"}), &context)
+            .contains("spec.overhead: Forbidden: Pod's Overhead doesn't match")
+    );
+    for runtime in ["crun", ""] {
+        let said = check(runtime, json!({"cpu": "1"}), &context);
+        assert!(said.contains("spec.overhead: Forbidden: Pod Overhead set without"), "{said}");
+    }
+    assert_eq!(check("kata", json!({"cpu": "1"}), &Context::default()), r#"{"cpu":"1"}"#, "no node is known");
+}
+
+#[test]
+fn resources_of_the_pod_must_hold_those_of_its_containers() {
+    use berth_reconciler::manifest::{Context, check_pod};
+    let errors = |pods: serde_json::Value| {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"resources": pods,
+            "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "64Mi"}}}]}});
+        let errors = check_pod(&pod, &Context::default()).err().unwrap_or_default();
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(errors(json!({"limits": {"cpu": "2", "memory": "1Gi"}})), "");
+    for (pods, said) in [
+        (
+            json!({"requests": {"cpu": "500m"}}),
+            "spec.resources.requests[cpu]: Invalid value: \"500m\": must be greater than or equal to aggregate container requests of 1",
+        ),
+        (
+            json!({"limits": {"memory": "32Mi"}}),
+            "spec.containers[0].resources.limits[memory]: Invalid value: \"64Mi\": must be less than or equal to pod limits of 32Mi",
+        ),
+        (
+            json!({"limits": {"ephemeral-storage": "1Gi"}}),
+            "spec.resources.limits[ephemeral-storage]: Unsupported value",
+        ),
+        (
+            json!({"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}),
+            "spec.resources.requests[cpu]: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+        ),
+    ] {
+        assert!(errors(pods.clone()).contains(said), "{pods}: {}", errors(pods.clone()));
+    }
+}

@@ -249,6 +249,139 @@ pub fn cgroup_resources(values: &resources::CpuMem, cfs: Cfs) -> Value {
 mod tests {
     use super::*;
 
+    /// Who a container is by a pod's context, its own, and its image.
+    fn user(pods: Value, own: Value, image: &str, users: Option<IdRange>) -> Result<LinuxUser, String> {
+        let layer = tempfile::tempdir().unwrap();
+        std::fs::create_dir(layer.path().join("etc")).unwrap();
+        std::fs::write(layer.path().join("etc/passwd"), "root:x:0:0::/:/bin/sh\nweb:x:33:34::/:/bin/false\n")
+            .unwrap();
+        std::fs::write(layer.path().join("etc/group"), "web:x:34:\nextra:x:50:web,other\nmore:x:60:other\n")
+            .unwrap();
+        let container = json!({"name": "x", "image": "i", "securityContext": own});
+        let config = json!({"Cmd": ["/c"], "User": image});
+        with_pod(json!({"securityContext": pods}), container, config, vec![layer.path().into()], users, |i| {
+            user::resolve(i).map_err(|failure| {
+                assert_eq!(failure.reason, "CreateContainerConfigError");
+                failure.message
+            })
+        })
+    }
+
+    #[test]
+    fn users_and_groups_follow_from_contexts_and_image() {
+        let cases = [
+            (json!({}), json!({}), "", (0, 0, vec![0])),
+            (json!({}), json!({}), "web", (33, 34, vec![34, 50])),
+            (json!({}), json!({}), "33:60", (33, 60, vec![50, 60])),
+            (json!({"runAsUser": 33}), json!({}), "", (33, 34, vec![34, 50])),
+            (json!({"runAsUser": 7}), json!({}), "web", (7, 0, vec![0])),
+            (json!({"runAsUser": 7, "runAsGroup": 8}), json!({"runAsUser": 33}), "", (33, 8, vec![8, 50])),
+            (json!({"runAsGroup": 8}), json!({"runAsGroup": 9}), "web", (33, 9, vec![9, 50])),
+            (
+                json!({"supplementalGroups": [5, 6], "fsGroup": 4}),
+                json!({}),
+                "web",
+                (33, 34, vec![4, 5, 6, 34, 50]),
+            ),
+            (
+                json!({"supplementalGroups": [5], "supplementalGroupsPolicy": "Strict"}),
+                json!({}),
+                "web",
+                (33, 34, vec![5, 34]),
+            ),
+            (
+                json!({"supplementalGroups": [5], "supplementalGroupsPolicy": "Merge"}),
+                json!({}),
+                "web",
+                (33, 34, vec![5, 34, 50]),
+            ),
+        ];
+        for (pods, own, image, (uid, gid, groups)) in cases {
+            let found = user(pods.clone(), own.clone(), image, None);
+            assert_eq!(found, Ok(LinuxUser { uid, gid, groups }), "{pods} {own} {image:?}");
+        }
+    }
+
+    #[test]
+    fn run_as_non_root_is_checked_in_kubelets_words() {
+        let non_root = json!({"runAsNonRoot": true});
+        let about = "(pod: \"p_default(u)\", container: x)";
+        for (own, image, said) in [
+            (json!({}), "", format!("container has runAsNonRoot and image will run as root {about}")),
+            (json!({}), "0", format!("container has runAsNonRoot and image will run as root {about}")),
+            (
+                json!({}),
+                "web",
+                format!(
+                    "container has runAsNonRoot and image has non-numeric user (web), cannot verify user is non-root {about}"
+                ),
+            ),
+            (json!({"runAsUser": 0}), "33", format!("container's runAsUser breaks non-root policy {about}")),
+        ] {
+            assert_eq!(user(non_root.clone(), own.clone(), image, None), Err(said), "{own} {image:?}");
+        }
+        assert_eq!(user(non_root.clone(), json!({}), "33", None).unwrap().uid, 33);
+        assert_eq!(user(non_root.clone(), json!({"runAsUser": 7}), "web", None).unwrap().uid, 7);
+        assert_eq!(
+            user(non_root, json!({"runAsNonRoot": false}), "", None).unwrap().uid,
+            0,
+            "the container's word wins"
+        );
+    }
+
+    #[test]
+    fn users_outside_of_the_pods_namespace_are_refused() {
+        let users = Some(IdRange { first: 1_000_000, count: 65536 });
+        let case = |pods: Value| user(pods, json!({}), "", users);
+        assert!(case(json!({"runAsUser": 65535})).is_ok());
+        for pods in [
+            json!({"runAsUser": 65536}),
+            json!({"runAsGroup": 70000}),
+            json!({"fsGroup": 70000}),
+            json!({"supplementalGroups": [70000]}),
+        ] {
+            assert!(case(pods.clone()).unwrap_err().contains("is not among the 65536 ids"), "{pods}");
+        }
+    }
+
+    #[test]
+    fn the_filter_is_the_containers_the_pods_or_the_nodes() {
+        let profile = |kind: &str| json!({"seccompProfile": {"type": kind}});
+        for (pods, own, filtered) in [
+            (json!({}), json!({}), true),
+            (profile("Unconfined"), json!({}), false),
+            (profile("Unconfined"), profile("RuntimeDefault"), true),
+            (profile("RuntimeDefault"), profile("Unconfined"), false),
+            (profile("RuntimeDefault"), json!({"privileged": true}), false),
+        ] {
+            let container = json!({"name": "x", "image": "i", "securityContext": own});
+            let pod = json!({"securityContext": pods});
+            let spec =
+                with_pod(pod, container, json!({"Cmd": ["/c"]}), vec![], None, |i| build(i).unwrap().spec);
+            assert_eq!(spec.linux().as_ref().unwrap().seccomp().is_some(), filtered, "{pods} {own}");
+        }
+    }
+
+    #[test]
+    fn procfs_is_covered_unless_the_pod_wants_it_bare() {
+        for (own, covered) in [
+            (json!({}), true),
+            (json!({"procMount": "Default"}), true),
+            (json!({"procMount": "Unmasked"}), false),
+            (json!({"privileged": true}), false),
+        ] {
+            let container = json!({"name": "x", "image": "i", "securityContext": own});
+            let spec = with(container, json!({"Cmd": ["/c"]}), |i| build(i).unwrap().spec);
+            let linux = spec.linux().as_ref().unwrap();
+            let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
+            assert_eq!(
+                (given(linux.masked_paths()), given(linux.readonly_paths())),
+                (covered, covered),
+                "{own}"
+            );
+        }
+    }
+
     fn with<R>(container: Value, config: Value, check: impl FnOnce(&Inputs<'_>) -> R) -> R {
         with_users(container, config, None, check)
     }
@@ -259,10 +392,20 @@ mod tests {
         users: Option<IdRange>,
         check: impl FnOnce(&Inputs<'_>) -> R,
     ) -> R {
-        let pod: v1::Pod = serde_json::from_value(json!({
-            "metadata": {"name": "p", "uid": "u"}, "spec": {"containers": [container]}
-        }))
-        .unwrap();
+        with_pod(json!({}), container, config, vec![], users, check)
+    }
+
+    fn with_pod<R>(
+        mut spec: Value,
+        container: Value,
+        config: Value,
+        layers: Vec<PathBuf>,
+        users: Option<IdRange>,
+        check: impl FnOnce(&Inputs<'_>) -> R,
+    ) -> R {
+        spec["containers"] = json!([container]);
+        let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "u"}, "spec": spec});
+        let pod: v1::Pod = serde_json::from_value(pod).unwrap();
         let pod = Pod { object: pod, source: berth_reconciler::pod::Source::Api };
         let image = Image {
             id: "sha256:1".into(),
@@ -275,7 +418,7 @@ mod tests {
             os: "linux".into(),
             config: serde_json::from_value(config).unwrap(),
             manifest: String::new(),
-            layers: vec![],
+            layers,
         };
         let args = crate::config::AgentArgs { node_name: Some("n".into()), ..Default::default() };
         let config = Config::load(&args).unwrap();

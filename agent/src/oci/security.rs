@@ -244,7 +244,7 @@ fn host_devices() -> Value {
 fn collect_devices(dir: &std::path::Path, depth: u32, list: &mut Vec<Value>) {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     // These folders are mounts of their own in every container, or hold links to what is listed anyway.
-    const SKIP: [&str; 8] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev", "console"];
+    const SKIP: [&str; 9] = ["pts", "ptmx", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev", "console"];
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         if SKIP.iter().any(|s| entry.file_name() == *s) {

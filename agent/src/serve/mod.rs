@@ -119,6 +119,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         node_name: config.node_name.clone(),
         node_labels: Some(node.facts.labels()),
         runtimes: Some(config.runtimes.keys().cloned().collect()),
+        overheads: config.overheads(),
         unsafe_sysctls: config.unsafe_sysctls.clone(),
         app_armor: Some(crate::apparmor::enabled()),
     };

@@ -1,7 +1,5 @@
 //! Security contexts, resources, names and variables: what the kernel shows of them.
 
-use std::path::Path;
-
 use berth_e2e::manifest::{self, Builder};
 use berth_e2e::node::Node;
 use berth_e2e::pods::PodExt;
@@ -21,8 +19,7 @@ fn node_with(settings: &str) -> Node {
 /// A file of a cgroup of the pod, by its names on v1 and v2.
 fn cgroup_file(node: &Node, pod: &Pod, tier: &str, below: &str, v1: &str, v2: &str) -> String {
     let path = format!("{}/kubepods{tier}/pod{}{below}", node.cgroup_parent(), pod.uid());
-    let read =
-        |file: &str| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(file.replace('@', &path)));
+    let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{}", file.replace('@', &path)));
     read(v1).or_else(|_| read(v2)).unwrap().trim().to_owned()
 }
 
@@ -233,4 +230,5 @@ fn smoke_app_armor_is_enforced_or_its_absence_is_told() {
     }
     node.apply("b.yaml", &pod("b", &local("not-there"))).unwrap();
     node.wait_event("b", "apparmor profile not found not-there").unwrap();
+    node.machine().shell("umount /sys/kernel/security").unwrap();
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
+use super::Context;
 use crate::quantity::Quantity;
 
 /// Fills in what the pod leaves open.
@@ -28,6 +29,15 @@ pub(crate) fn pod(pod: &mut v1::Pod) {
         volume(v);
     }
     pod_resources(spec);
+}
+
+/// Fills in what the pod's runtime costs, as the API server does from the RuntimeClass.
+pub(crate) fn overhead(spec: &mut v1::PodSpec, context: &Context) {
+    let runtime = spec.runtime_class_name.as_deref().unwrap_or_default();
+    if spec.overhead.is_none() {
+        spec.overhead = context.overheads.get(runtime).cloned();
+    }
+    spec.overhead.iter_mut().for_each(canonical);
 }
 
 /// What the pod as a whole requests follows from its containers' requests, else from its own limits.

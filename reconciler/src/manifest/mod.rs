@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 pub use error::{Cause, ManifestError, ObjectRef};
 pub use identity::{HASH_ANNOTATION, SEEN_ANNOTATION, SOURCE_ANNOTATION, admit};
@@ -68,7 +69,7 @@ pub struct Parsed {
 }
 
 /// What a manifest is checked against. The default checks nothing that depends on a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Context {
     /// This node's name; a pod for another node is refused. Empty: not checked.
     pub node_name: String,
@@ -76,6 +77,8 @@ pub struct Context {
     pub node_labels: Option<BTreeMap<String, String>>,
     /// The names that a pod's runtimeClassName may have here; any other is refused. None: not checked.
     pub runtimes: Option<Vec<String>>,
+    /// What a pod of a runtime costs beside its containers, by the runtime's name.
+    pub overheads: BTreeMap<String, BTreeMap<String, ApiQuantity>>,
     /// Unsafe sysctls that pods may set here: names, or prefixes with `*` at their end.
     pub unsafe_sysctls: Vec<String>,
     /// Whether the kernel has AppArmor. None: not checked.

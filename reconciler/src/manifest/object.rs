@@ -164,6 +164,9 @@ fn pod(node: &Node, context: &Context, from_api: bool) -> (Option<Object>, Vec<I
     }
     let named = pod.spec.is_some();
     defaults::pod(&mut pod);
+    if let Some(spec) = pod.spec.as_mut().filter(|_| named) {
+        defaults::overhead(spec, context);
+    }
     rules::meta::check(&pod.metadata, from_api, &mut issues);
     if let Some(spec) = pod.spec.as_ref().filter(|_| named) {
         rules::spec::check(spec, context, &mut issues);

@@ -74,7 +74,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("PodSpec", &[
         "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy",
         "enableServiceLinks", "hostAliases", "hostIPC", "hostNetwork", "hostPID", "hostUsers", "hostname", "hostnameOverride", "imagePullSecrets",
-        "initContainers", "nodeName", "nodeSelector", "os", "preemptionPolicy", "priority", "priorityClassName",
+        "initContainers", "nodeName", "nodeSelector", "os", "overhead", "preemptionPolicy", "priority", "priorityClassName",
         "resources", "restartPolicy", "runtimeClassName", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName",
         "setHostnameAsFQDN", "shareProcessNamespace", "subdomain", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints", "volumes",
     ]),
@@ -180,12 +180,6 @@ const REFUSED: &[Refused] = &[
         "ObjectMeta",
         "finalizers",
         "Berth runs no controllers that would take finalizers away again",
-        REMOVE,
-    ),
-    refused(
-        "PodSpec",
-        "overhead",
-        "pod overhead is set from RuntimeClass objects, which Berth does not keep",
         REMOVE,
     ),
     refused("PodSpec", "readinessGates", "nothing outside of the pod can make it ready", REMOVE),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
+use crate::manifest::Context;
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
 use crate::quantity::Quantity;
@@ -100,6 +101,29 @@ fn check_huge_pages(
             issues.invalid(path, text.0.as_str(), "must be a positive integer multiple of page size");
         }
         Some(_) => {}
+    }
+}
+
+/// Checks `spec.overhead`, which follows from the pod's runtime.
+pub(crate) fn check_overhead(spec: &v1::PodSpec, node: &Context, path: &FieldPath, issues: &mut Issues) {
+    let Some(overhead) = spec.overhead.as_ref().filter(|list| !list.is_empty()) else { return };
+    check_list(Some(overhead), path, issues);
+    let runtime = spec.runtime_class_name.as_deref().unwrap_or_default();
+    match node.overheads.get(runtime) {
+        Some(defined) => {
+            let amounts = |list: &BTreeMap<String, ApiQuantity>| -> Vec<(String, Option<Quantity>)> {
+                list.iter().map(|(name, q)| (name.clone(), Quantity::of(q).ok())).collect()
+            };
+            if amounts(defined) != amounts(overhead) {
+                issues.forbidden(path, "Pod's Overhead doesn't match RuntimeClass's defined Overhead");
+            }
+        }
+        None if node.runtimes.is_some() || runtime.is_empty() => {
+            issues
+                .forbidden(path, "Pod Overhead set without corresponding RuntimeClass defined Overhead")
+                .hint("remove the field: it is set from `runtimes` in the agent's configuration");
+        }
+        None => {}
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) fn check(spec: &v1::PodSpec, context: &Context, issues: &mut Issues) 
     }
     security::check_users(spec, &path, issues);
     resources::check_pod(spec, &path.field("resources"), issues);
+    resources::check_overhead(spec, context, &path.field("overhead"), issues);
     check_names(spec, &path, issues);
     check_node(spec, context, &path, issues);
     check_runtime(spec, context, &path.field("runtimeClassName"), issues);
