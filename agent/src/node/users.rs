@@ -33,11 +33,22 @@ impl Lease {
     }
 }
 
+/// The first Linux whose overlayfs takes layers from mounts that are attached nowhere, as id-mapped ones are.
+const NEEDED: (u32, u32) = (6, 15);
+
+/// Major and minor number of a release such as `6.18.0-rc1`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// Why a pod gets no range.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("no ids are left for the pod's user namespace: all {0} ranges of userNamespaces are taken")]
     Exhausted(u32),
+    #[error("hostUsers: false needs Linux 6.15 or later, for overlays of id-mapped layers; this is {0}")]
+    Kernel(String),
     #[error("write {path}: {source}")]
     Write { path: PathBuf, source: io::Error },
 }
@@ -79,6 +90,10 @@ impl IdRanges {
 
     /// The pod's range: the one it has, else the lowest that is free.
     pub fn acquire(&self, uid: &str) -> Result<IdRange, Error> {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        if version(&release).is_some_and(|found| found < NEEDED) {
+            return Err(Error::Kernel(release.trim().to_owned()));
+        }
         self.with(|held| {
             if let Some(lease) = held.get(uid) {
                 return Ok(lease.range());
@@ -167,5 +182,19 @@ mod tests {
         let all = ranges(dir.path(), 65536, 1);
         assert_eq!(all.acquire("a").unwrap().first, 100_000);
         assert_eq!(std::fs::read_dir(dir.path().join("users")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn kernels_that_are_too_old_are_told_apart() {
+        for (release, enough) in [
+            ("6.15.0\n", true),
+            ("6.18.5-arch1-1", true),
+            ("7.0-rc1", true),
+            ("6.14.11", false),
+            ("5.10.0-30-amd64", false),
+        ] {
+            assert_eq!(version(release).unwrap() >= NEEDED, enough, "{release}");
+        }
+        assert_eq!(version("strange"), None);
     }
 }
