@@ -188,6 +188,29 @@ spec:
     assert_eq!(inside(&node, "a", "echo $URL; env | grep -c ^NONE= || true"), "db://db.example:1/x\n0\n");
 }
 
+/// On cgroup v1 there is nothing to choose, and whoever wants to choose is told.
+#[test]
+fn smoke_how_a_container_ends_for_want_of_memory_is_a_setting() {
+    if !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        let mut node = Node::prepare("singleProcessOOMKill: false\n", &[]).unwrap();
+        let error = node.start_agent().unwrap_err().to_string();
+        assert!(error.contains("singleProcessOOMKill: must not be false on cgroup v1"), "{error}");
+        return;
+    }
+    for (settings, as_a_group) in [("memorySwap: {}\n", "1"), ("singleProcessOOMKill: true\n", "0")] {
+        let node = node_with(settings);
+        node.apply("a.yaml", &Builder::new("a").shell("exec sleep 1000000").yaml()).unwrap();
+        let pod = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+        let below = container_folder(&pod);
+        let file = |name: &str| cgroup_file(&node, &pod, "/besteffort", &below, "-", &format!("@/{name}"));
+        assert_eq!(file("memory.oom.group"), as_a_group, "{settings}");
+        let tier = format!("/sys/fs/cgroup{}/kubepods/memory.swap.max", node.cgroup_parent());
+        if std::path::Path::new(&tier).exists() {
+            assert_eq!(file("memory.swap.max"), "0", "nobody swaps unless the node says so");
+        }
+    }
+}
+
 const PROFILE: &str = "profile berth-test flags=(attach_disconnected,mediate_deleted) { file, capability, network, signal, deny /secret rw, }";
 
 /// Runs on a kernel without AppArmor, too, where the pod must be refused; the VM's kernel has it.
