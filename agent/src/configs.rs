@@ -84,6 +84,22 @@ impl Configs {
         true
     }
 
+    /// Which field of an object may not change because the one there is has `immutable: true`; none if it may be put.
+    pub fn frozen(&self, object: &Object) -> Option<&'static str> {
+        let objects = self.objects.read().unwrap_or_else(PoisonError::into_inner);
+        match (&objects.get(&object.key())?.1, object) {
+            (Object::ConfigMap(old), Object::ConfigMap(new)) if old.immutable == Some(true) => first([
+                ("immutable", new.immutable == Some(true)),
+                ("data", old.data == new.data),
+                ("binaryData", old.binary_data == new.binary_data),
+            ]),
+            (Object::Secret(old), Object::Secret(new)) if old.immutable == Some(true) => {
+                first([("immutable", new.immutable == Some(true)), ("data", old.data == new.data)])
+            }
+            _ => None,
+        }
+    }
+
     /// Removes an object if it is there and is that owner's.
     pub fn remove(&self, owner: &Owner, key: &ObjectKey) -> bool {
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
@@ -109,6 +125,11 @@ impl Configs {
             .map(|(key, _)| key.clone())
             .collect()
     }
+}
+
+/// The first field that is not the same.
+fn first<const N: usize>(same: [(&'static str, bool); N]) -> Option<&'static str> {
+    same.into_iter().find(|(_, same)| !same).map(|(field, _)| field)
 }
 
 impl Lookup for Configs {

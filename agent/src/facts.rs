@@ -82,12 +82,15 @@ impl NodeFacts {
     /// The Node object.
     pub fn node_object(&self, config: &Config) -> Value {
         let now = Timestamp::now();
-        let resources = json!({
-            "cpu": self.cpus.to_string(),
-            "memory": format!("{}Ki", self.memory / 1024),
-            "ephemeral-storage": self.storage.to_string(),
-            "pods": config.max_pods.to_string(),
-        });
+        // As a kubelet writes them: capacity in Ki, what pods may have of the disk in bytes.
+        let resources = |storage: String| {
+            json!({
+                "cpu": self.cpus.to_string(),
+                "memory": format!("{}Ki", self.memory / 1024),
+                "ephemeral-storage": storage,
+                "pods": config.max_pods.to_string(),
+            })
+        };
         let condition = |kind: &str, status: &str, reason: &str, message: &str| {
             json!({"type": kind, "status": status, "reason": reason, "message": message,
                    "lastHeartbeatTime": now, "lastTransitionTime": self.started_at})
@@ -101,7 +104,9 @@ impl NodeFacts {
                          "creationTimestamp": self.started_at},
             "spec": {"podCIDR": config.pod_cidr, "podCIDRs": [config.pod_cidr]},
             "status": {
-                "capacity": resources, "allocatable": resources, "addresses": addresses,
+                "capacity": resources(format!("{}Ki", self.storage / 1024)),
+                "allocatable": resources(self.storage.to_string()),
+                 "addresses": addresses,
                 "conditions": [
                     condition("Ready", "True", "BerthReady", "berth agent is running"),
                 ],

@@ -31,12 +31,24 @@ pub enum Kind {
     Secret,
     /// `v1 Namespace`, not in a namespace.
     Namespace,
+    /// `v1 PersistentVolume`, not in a namespace.
+    PersistentVolume,
+    /// `v1 PersistentVolumeClaim`.
+    PersistentVolumeClaim,
 }
 
 impl Kind {
     /// Every kind, in the order of discovery.
-    pub const ALL: [Kind; 6] =
-        [Kind::ConfigMap, Kind::Event, Kind::Namespace, Kind::Node, Kind::Pod, Kind::Secret];
+    pub const ALL: [Kind; 8] = [
+        Kind::ConfigMap,
+        Kind::Event,
+        Kind::Namespace,
+        Kind::Node,
+        Kind::PersistentVolumeClaim,
+        Kind::PersistentVolume,
+        Kind::Pod,
+        Kind::Secret,
+    ];
 
     /// The `kind` field.
     pub fn as_str(self) -> &'static str {
@@ -47,6 +59,8 @@ impl Kind {
             Kind::ConfigMap => "ConfigMap",
             Kind::Secret => "Secret",
             Kind::Namespace => "Namespace",
+            Kind::PersistentVolume => "PersistentVolume",
+            Kind::PersistentVolumeClaim => "PersistentVolumeClaim",
         }
     }
 
@@ -59,6 +73,8 @@ impl Kind {
             Kind::ConfigMap => "configmaps",
             Kind::Secret => "secrets",
             Kind::Namespace => "namespaces",
+            Kind::PersistentVolume => "persistentvolumes",
+            Kind::PersistentVolumeClaim => "persistentvolumeclaims",
         }
     }
 
@@ -71,12 +87,14 @@ impl Kind {
             Kind::ConfigMap => &["cm"],
             Kind::Secret => &[],
             Kind::Namespace => &["ns"],
+            Kind::PersistentVolume => &["pv"],
+            Kind::PersistentVolumeClaim => &["pvc"],
         }
     }
 
     /// Whether its objects live in a namespace.
     pub fn namespaced(self) -> bool {
-        !matches!(self, Kind::Node | Kind::Namespace)
+        !matches!(self, Kind::Node | Kind::Namespace | Kind::PersistentVolume)
     }
 
     /// The kind with that name in URLs.

@@ -39,6 +39,10 @@ pub enum FolderEvent {
         config_maps: Vec<Arc<v1::ConfigMap>>,
         /// Its Secrets.
         secrets: Vec<Arc<v1::Secret>>,
+        /// Its PersistentVolumes.
+        volumes: Vec<Arc<v1::PersistentVolume>>,
+        /// Its PersistentVolumeClaims.
+        claims: Vec<Arc<v1::PersistentVolumeClaim>>,
         /// What is wrong with it.
         errors: Vec<ManifestError>,
         /// There are errors, so what this file gave before and does not give now stays as it is: pods and objects

@@ -129,6 +129,19 @@ pub struct Observation {
     /// Its processes are frozen, at somebody's wish: nothing is probed or started until they go on.
     #[serde(default)]
     pub paused: bool,
+    /// The node has decided to end it because it took too much; that stays so.
+    #[serde(default)]
+    pub evicted: Option<Eviction>,
+}
+
+/// Why and since when a pod is evicted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Eviction {
+    /// `status.message`.
+    pub message: String,
+    /// When it was decided.
+    pub since: Timestamp,
 }
 
 /// An order to make and start one container instance.

@@ -171,9 +171,9 @@ const MISTAKES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "  volumes:\n  - name: v\n    persistentVolumeClaim: {claimName: x}\n  containers: [{name: c, image: i}]\n",
+        "  volumes:\n  - name: v\n    nfs: {server: x, path: /y}\n  containers: [{name: c, image: i}]\n",
         &[
-            "7: spec.volumes[0].persistentVolumeClaim: Forbidden: there are no persistent volumes without a cluster (use hostPath)",
+            "7: spec.volumes[0].nfs: Forbidden: the volume type is not supported (mount it on the host and use hostPath)",
         ],
     ),
     (
@@ -248,7 +248,8 @@ fn every_mistake_has_line_field_and_reason() {
 
 #[test]
 fn other_kinds_and_texts_are_refused() {
-    let supported = "supported: v1 Pod, ConfigMap and Secret, and Lists of them";
+    let supported =
+        "supported: v1 Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume, and Lists of them";
     assert_eq!(
         errors("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n"),
         [format!("2: kind: apps/v1 Deployment is not supported ({supported})")]

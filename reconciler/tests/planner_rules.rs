@@ -6,7 +6,7 @@ mod planner_fixture;
 
 use std::time::Duration;
 
-use berth_reconciler::node::Sandbox;
+use berth_reconciler::node::{Eviction, Sandbox};
 use berth_reconciler::planner::{Action, spec_hash};
 use planner_fixture::{Bench, at, delay, one, pod};
 use serde_json::{Value, json};
@@ -495,4 +495,24 @@ fn planner_rests_when_all_is_well() {
     bench.running("c", 0, 0);
     let plan = bench.plan();
     assert_eq!((plan.actions.len(), plan.wake_at), (0, None));
+}
+
+#[test]
+fn planner_ends_an_evicted_pod_as_soon_as_containers_may_be_killed_and_keeps_it_failed() {
+    let mut bench = Bench::up(one(json!({}), json!({ "terminationGracePeriodSeconds": 600 })));
+    bench.running("c", 0, 0);
+    let message = "Container c exceeded its local ephemeral storage limit \"1Mi\". ".to_owned();
+    bench.seen.evicted = Some(Eviction { message: message.clone(), since: at(60) });
+    assert_eq!(bench.time(60).take(), ["Stop c-0"]);
+    // Two seconds are the least that a process gets after its stop signal.
+    assert_eq!(bench.time(62).take(), ["Kill c-0"]);
+    bench.exited("c", 0, 0, 62, 137);
+    assert_eq!(bench.time(62).take(), ["stop sandbox"]);
+    let status = bench.status(None);
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref(), status.message),
+        (Some("Failed"), Some("Evicted"), Some(message))
+    );
+    bench.seen.sandbox = Sandbox::Absent;
+    assert_eq!(bench.plan().actions, [], "it is not started again");
 }

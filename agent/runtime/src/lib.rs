@@ -9,6 +9,8 @@ pub mod cgroup;
 pub mod container;
 #[cfg(feature = "agent")]
 pub mod heap;
+#[cfg(feature = "agent")]
+pub mod layers;
 pub mod log;
 pub mod oci;
 pub mod rootfs;

@@ -18,6 +18,14 @@ pub fn mount(dir: &Path, bytes: Option<u64>) -> io::Result<()> {
     mount_fs(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options.as_str())).map_err(io::Error::from)
 }
 
+/// Whether anything is mounted on `dir`.
+///
+/// # Errors
+/// What statx(2) says.
+pub fn is_mounted(dir: &Path) -> io::Result<bool> {
+    crate::sys::mount::is_mount_root(dir)
+}
+
 /// Unmounts whatever is mounted on `dir`; nothing mounted there is fine.
 pub fn unmount(dir: &Path) {
     // A loop, since an agent killed between mount and record may have mounted twice.

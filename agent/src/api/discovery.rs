@@ -90,7 +90,7 @@ fn described(kind: Kind) -> Value {
 
 fn verbs(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Pod | Kind::ConfigMap | Kind::Secret => {
+        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::PersistentVolume | Kind::PersistentVolumeClaim => {
             &["create", "delete", "get", "list", "patch", "update", "watch"]
         }
         Kind::Event | Kind::Node | Kind::Namespace => &["get", "list", "watch"],

@@ -18,8 +18,11 @@ pub fn index() -> Response {
 /// `/openapi/v3/api/v1`.
 pub fn core() -> Response {
     let mut paths = Map::new();
-    for kind in [Kind::ConfigMap, Kind::Pod, Kind::Secret] {
-        let collection = format!("/api/v1/namespaces/{{namespace}}/{}", kind.plural());
+    let writable =
+        [Kind::ConfigMap, Kind::PersistentVolume, Kind::PersistentVolumeClaim, Kind::Pod, Kind::Secret];
+    for kind in writable {
+        let namespace = if kind.namespaced() { "namespaces/{namespace}/" } else { "" };
+        let collection = format!("/api/v1/{namespace}{}", kind.plural());
         paths.insert(
             format!("{collection}/{{name}}"),
             json!({

@@ -132,7 +132,7 @@ fn selectable(kind: Kind, path: &str) -> bool {
         Kind::Node => &["spec.unschedulable"],
         Kind::Secret => &["type"],
         Kind::Namespace => &["status.phase"],
-        Kind::ConfigMap => &[],
+        Kind::ConfigMap | Kind::PersistentVolume | Kind::PersistentVolumeClaim => &[],
     };
     path == "metadata.name" || (path == "metadata.namespace" && kind.namespaced()) || own.contains(&path)
 }

@@ -39,7 +39,11 @@ impl Target {
     /// Refuses kinds that the node alone writes.
     fn must_be_writable(&self) -> Result<(), ApiError> {
         match self.kind {
-            Kind::Pod | Kind::ConfigMap | Kind::Secret => Ok(()),
+            Kind::Pod
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::PersistentVolume
+            | Kind::PersistentVolumeClaim => Ok(()),
             Kind::Event | Kind::Node | Kind::Namespace => Err(ApiError::method_not_allowed()),
         }
     }
@@ -59,7 +63,7 @@ impl Target {
                 )));
             }
         }
-        claim_namespace(metadata, &self.namespace)
+        claim_namespace(self.kind, metadata, &self.namespace)
     }
 }
 
@@ -72,6 +76,7 @@ pub async fn create(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    let namespace = if kind.namespaced() { namespace } else { Some(String::new()) };
     let Some(namespace) = namespace else { return Err(ApiError::method_not_allowed()) };
     let mut target = Target { kind, namespace, name: String::new() };
     target.must_be_writable()?;
@@ -80,7 +85,7 @@ pub async fn create(
     check_type(kind, &object)?;
     let metadata = metadata(&mut object)?;
     target.name = name_for(kind, metadata)?;
-    claim_namespace(metadata, &target.namespace)?;
+    claim_namespace(kind, metadata, &target.namespace)?;
     let _guard = api.writes.lock().await;
     if target.find(api).is_ok() {
         return Err(ApiError::already_exists(kind, &target.name));
@@ -229,6 +234,10 @@ pub async fn delete(api: &Api, target: &Target, params: &Params, body: Body) -> 
         return Ok(json_response(StatusCode::OK, json!(pod).to_string()));
     }
     api.backend.delete_config(target.kind, &target.namespace, &target.name).await?;
+    // An object that is still in use goes later; whoever asked can wait for that.
+    if let Ok(going) = target.find(api) {
+        return Ok(json_response(StatusCode::OK, going.json.clone()));
+    }
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
         "details": {"name": target.name, "kind": target.kind.plural(), "uid": value["metadata"]["uid"]}});
     Ok(json_response(StatusCode::OK, status.to_string()))
@@ -292,7 +301,11 @@ fn metadata(object: &mut Value) -> Result<&mut Value, ApiError> {
     if metadata.is_object() { Ok(metadata) } else { Err(ApiError::bad_request("metadata is no object")) }
 }
 
-fn claim_namespace(metadata: &mut Value, namespace: &str) -> Result<(), ApiError> {
+fn claim_namespace(kind: Kind, metadata: &mut Value, namespace: &str) -> Result<(), ApiError> {
+    if !kind.namespaced() {
+        // What is wrong with a namespace here, the check of the object says.
+        return Ok(());
+    }
     match metadata.get("namespace").map(|ns| ns.as_str().map(str::to_owned)) {
         None => metadata["namespace"] = json!(namespace),
         Some(Some(ns)) if ns == namespace => {}

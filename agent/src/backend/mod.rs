@@ -1,6 +1,7 @@
 //! The agent behind its API: what creating, changing and deleting objects does.
 
 pub mod objects;
+mod storage;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -161,6 +162,7 @@ impl Backend for AgentBackend {
         let view = self.existing(namespace, name)?;
         Self::of_file(&view.pod, name)?;
         let old = &view.pod.object;
+        let old_metadata = &old.metadata;
         let asked_uid = pod["metadata"]["uid"].as_str().filter(|u| !u.is_empty()).map(str::to_owned);
         if asked_uid.is_some_and(|uid| uid != view.pod.uid()) {
             return Err(ApiError::conflict(
@@ -187,7 +189,12 @@ impl Backend for AgentBackend {
             return Ok(shown_pod(&pod, view.deletion.as_ref(), &view.status));
         }
         self.node.objects.save_pod(&pod, view.deletion.as_ref());
-        Ok(self.accept(pod, view.deletion.as_ref(), &view.status))
+        let shown = self.accept(pod.clone(), view.deletion.as_ref(), &view.status);
+        if pod.object.metadata != *old_metadata {
+            // Files of the downward API tell labels and annotations.
+            self.node.refresh_volumes(&pod);
+        }
+        Ok(shown)
     }
 
     async fn delete_pod(
@@ -233,10 +240,13 @@ impl Backend for AgentBackend {
         let name = name_of(&object);
         let checked =
             manifest::check(&object, &self.context).map_err(|errors| refused(kind, &name, errors))?;
+        if matches!(kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
+            return self.put_storage(kind, checked, dry_run).await;
+        }
         let mut object = match checked {
             manifest::Object::ConfigMap(o) => Object::ConfigMap(Arc::new(*o)),
             manifest::Object::Secret(o) => Object::Secret(Arc::new(*o)),
-            manifest::Object::Pod(_) => return Err(ApiError::bad_request("the object is a Pod")),
+            _ => return Err(ApiError::bad_request(format!("the object is no {kind}"))),
         };
         let key = object.key();
         if key.0 != kind {
@@ -250,6 +260,11 @@ impl Backend for AgentBackend {
                 return Err(ApiError::forbidden(kind, &name, &why));
             }
             _ => {}
+        }
+        if let Some(field) = self.node.configs.frozen(&object) {
+            let message = "field is immutable when `immutable` is set".to_owned();
+            let cause = Cause { reason: "FieldValueForbidden", field: field.into(), message };
+            return Err(ApiError::invalid(kind, &name, vec![cause]));
         }
         identify(&mut object, self.node.store.get(kind, &key.1, &key.2).map(|o| o.value()).as_ref());
         if !dry_run {
@@ -272,6 +287,9 @@ impl Backend for AgentBackend {
     }
 
     async fn delete_config(&self, kind: Kind, namespace: &str, name: &str) -> Result<(), ApiError> {
+        if matches!(kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
+            return self.delete_storage(kind, namespace, name).await;
+        }
         let key: ObjectKey = (kind, namespace.to_owned(), name.to_owned());
         match self.node.configs.owner(&key) {
             None => Err(ApiError::not_found(kind, name)),

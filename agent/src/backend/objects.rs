@@ -104,7 +104,21 @@ impl Objects {
         maps.chain(secrets).collect()
     }
 
-    fn all<T: DeserializeOwned>(&self, kind: Kind) -> Vec<T> {
+    /// Writes any object.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn save(&self, kind: Kind, namespace: &str, name: &str, value: &impl Serialize) -> io::Result<()> {
+        write_if_new(&self.path(kind, namespace, name), value)
+    }
+
+    /// Removes any object.
+    pub fn remove(&self, kind: Kind, namespace: &str, name: &str) {
+        remove(&self.path(kind, namespace, name));
+    }
+
+    /// All stored objects of a kind.
+    pub fn all<T: DeserializeOwned>(&self, kind: Kind) -> Vec<T> {
         let entries = std::fs::read_dir(self.dir.join(kind.plural()));
         let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
         paths.filter(|p| p.extension().is_some_and(|e| e == "json")).filter_map(|p| read(&p)).collect()

@@ -34,6 +34,8 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             Object::Pod(_) => "Pod",
             Object::ConfigMap(_) => "ConfigMap",
             Object::Secret(_) => "Secret",
+            Object::PersistentVolumeClaim(_) => "PersistentVolumeClaim",
+            Object::PersistentVolume(_) => "PersistentVolume",
         };
         *kinds.entry(kind).or_default() += 1;
     }

@@ -65,10 +65,12 @@ pub async fn run(client: &kube::Client, args: &DeleteArgs) -> anyhow::Result<Exi
             Ok(uid) => {
                 let how = if args.force { "force deleted" } else { "deleted" };
                 let kind = object.kind.as_str().to_lowercase();
-                output::print(&format!(
-                    "{kind} \"{}\" {how} from {} namespace\n",
-                    object.name, object.namespace
-                ))?;
+                let place = if object.kind.namespaced() {
+                    format!(" from {} namespace", object.namespace)
+                } else {
+                    String::new()
+                };
+                output::print(&format!("{kind} \"{}\" {how}{place}\n", object.name))?;
                 going.push((object, uid));
             }
             Err(error) if args.ignore_not_found && client::is_not_found(&error) => {}

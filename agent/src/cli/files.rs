@@ -88,7 +88,7 @@ fn folder(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
 pub struct Item {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace.
+    /// Its namespace; empty for kinds without.
     pub namespace: String,
     /// Its name; empty when the server is to make one from `generateName`.
     pub name: String,
@@ -106,6 +106,14 @@ impl Item {
             Object::Pod(pod) => (Kind::Pod, pod.metadata(), json!(pod)),
             Object::ConfigMap(map) => (Kind::ConfigMap, map.metadata(), json!(map)),
             Object::Secret(secret) => (Kind::Secret, secret.metadata(), json!(secret)),
+            Object::PersistentVolumeClaim(claim) => {
+                (Kind::PersistentVolumeClaim, claim.metadata(), json!(claim))
+            }
+            Object::PersistentVolume(volume) => {
+                let name = volume.metadata.name.clone().unwrap_or_default();
+                let value = json!(volume);
+                return Ok(Item { kind: Kind::PersistentVolume, namespace: String::new(), name, value });
+            }
         };
         let ObjectMeta { name, namespace: own, .. } = metadata;
         let name = name.clone().unwrap_or_default();

@@ -39,8 +39,13 @@ impl AgentNode {
             }
             let status = read_json(&dir.join("status.json"));
             let entry = Arc::new(Entry::new(dir, record.pod.clone()));
+            entry.state().evicted = read_json(&entry.dir.join(super::ephemeral::RECORD));
             self.entries().insert(record.pod.uid().to_owned(), entry.clone());
             self.connect_to(&entry).await;
+            if entry.state().sandbox != Sandbox::Absent {
+                self.claims.hold(&record.pod);
+            }
+            self.limited.notify_one();
             found.push(Adopted { pod: record.pod, deletion: record.deletion, status });
         }
         found

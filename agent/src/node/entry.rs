@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_netplug::Attachment;
-use berth_reconciler::node::{ContainerRecord, ContainerState, Deletion, Observation, Sandbox};
+use berth_reconciler::node::{ContainerRecord, ContainerState, Deletion, Eviction, Observation, Sandbox};
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::Client;
 use jiff::Timestamp;
@@ -74,6 +74,8 @@ pub(crate) struct State {
     pub shim: Option<Shim>,
     pub generation: u64,
     pub instances: Vec<Instance>,
+    /// Set once the pod is to end because it took too much.
+    pub evicted: Option<Eviction>,
     /// Set while an end of the shim is expected.
     pub closing: bool,
     saved: Option<(Arc<Pod>, Option<Deletion>)>,
@@ -114,7 +116,12 @@ impl Entry {
             sandbox: state.sandbox.clone(),
             containers: state.instances.iter().map(|i| i.record.clone()).collect(),
             paused: self.is_paused(),
+            evicted: state.evicted.clone(),
         }
+    }
+
+    pub fn is_evicted(&self) -> bool {
+        self.state().evicted.is_some()
     }
 
     pub fn is_paused(&self) -> bool {

@@ -18,17 +18,33 @@ pub(super) async fn local(node: &AgentNode, reference: &str) -> Result<Option<Im
     blocking(move || store.get(&name)).await.map_err(|e| failure(reference, &e))
 }
 
-/// Makes the image of a container present.
+/// Makes the image of a container present, and those of the image volumes that it mounts.
 pub(super) async fn ensure(node: &AgentNode, pod: &Arc<Pod>, container: &str) -> Result<(), Failure> {
     let Some(spec) = pod.container(container) else { return Ok(()) };
-    let reference = spec.image.clone().unwrap_or_default();
-    let policy = match spec.image_pull_policy.as_deref() {
+    let volumes = pod.spec().volumes.iter().flatten();
+    let mounted = volumes.filter(|volume| crate::volumes::mounts(spec, &volume.name));
+    let own = std::iter::once((spec.image.clone(), spec.image_pull_policy.clone()));
+    let images = mounted.filter_map(|v| v.image.clone()).map(|image| (image.reference, image.pull_policy));
+    for (reference, policy) in own.chain(images).collect::<Vec<_>>() {
+        ensure_one(node, pod, container, &reference.unwrap_or_default(), policy.as_deref()).await?;
+    }
+    Ok(())
+}
+
+async fn ensure_one(
+    node: &AgentNode,
+    pod: &Arc<Pod>,
+    container: &str,
+    reference: &str,
+    policy: Option<&str>,
+) -> Result<(), Failure> {
+    let policy = match policy {
         Some(policy) => policy,
-        None if berth_image::default_pull_policy_is_always(&reference) => "Always",
+        None if berth_image::default_pull_policy_is_always(reference) => "Always",
         None => "IfNotPresent",
     };
     if policy != "Always" {
-        let present = local(node, &reference).await?;
+        let present = local(node, reference).await?;
         if present.is_some() {
             let text = format!("Container image \"{reference}\" already present on machine");
             node.note(pod, false, "Pulled", text, Some(container));
@@ -43,7 +59,7 @@ pub(super) async fn ensure(node: &AgentNode, pod: &Arc<Pod>, container: &str) ->
             });
         }
     }
-    pull(node, pod, container, &reference).await
+    pull(node, pod, container, reference).await
 }
 
 async fn pull(node: &AgentNode, pod: &Arc<Pod>, container: &str, reference: &str) -> Result<(), Failure> {

@@ -2,13 +2,14 @@
 //!
 //! The tour: [`entry`] is what is known of one pod and how it lies on disk; [`sandbox`] starts and ends a pod's shim
 //! and network; [`start`] makes containers; [`shims`] turns what shims tell into records; [`image`] pulls; [`probe`]
-//! runs probes and hooks; [`adopt`] finds what an earlier agent left running; [`kubepods`] is the tree of cgroups;
-//! [`users`] the ids of pods with user namespaces.
+//! runs probes and hooks; [`ephemeral`] ends pods that take too much of the disk; [`adopt`] finds what an earlier agent
+//! left running; [`kubepods`] is the tree of cgroups; [`users`] the ids of pods with user namespaces.
 
 mod adopt;
 mod auth;
 mod entry;
 mod env_files;
+pub mod ephemeral;
 mod exec;
 mod image;
 mod kubepods;
@@ -44,6 +45,7 @@ use crate::events::Recorder;
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
 use crate::store::{Kind, ObjectStore};
+use crate::volumes::claims::{Claims, Pods};
 
 pub use adopt::Adopted;
 pub use exec::ExecSpec;
@@ -66,6 +68,8 @@ pub struct Parts {
     pub cgroups: Cgroups,
     /// ConfigMaps and Secrets.
     pub configs: Configs,
+    /// PersistentVolumeClaims and PersistentVolumes.
+    pub claims: Claims,
     /// Objects shown by the API.
     pub store: ObjectStore,
     /// Events.
@@ -88,6 +92,8 @@ pub struct AgentNode {
     pub cgroups: Cgroups,
     /// ConfigMaps and Secrets.
     pub configs: Configs,
+    /// PersistentVolumeClaims and PersistentVolumes.
+    pub claims: Claims,
     /// Objects shown by the API.
     pub store: ObjectStore,
     /// Events.
@@ -99,10 +105,22 @@ pub struct AgentNode {
     entries: Mutex<HashMap<String, Arc<Entry>>>,
     kubepods: kubepods::Tree,
     id_ranges: users::IdRanges,
+    /// Told when there may be a pod with a limit on what it takes of the disk.
+    limited: tokio::sync::Notify,
     reconciler: OnceLock<Arc<Reconciler<AgentNode>>>,
     manifests: manifests::Manifests,
     /// Writes API objects so that they outlive the agent.
     pub objects: crate::backend::objects::Objects,
+}
+
+impl Pods for Reconciler<AgentNode> {
+    fn all(&self) -> Vec<Arc<Pod>> {
+        self.pods().into_iter().map(|view| view.pod).collect()
+    }
+
+    fn wake(&self, uid: &str) {
+        self.config_changed(uid);
+    }
 }
 
 impl AgentNode {
@@ -118,6 +136,7 @@ impl AgentNode {
             network: parts.network,
             cgroups: parts.cgroups,
             configs: parts.configs,
+            claims: parts.claims,
             store: parts.store,
             events: parts.events,
             counters: parts.counters,
@@ -125,6 +144,7 @@ impl AgentNode {
             entries: Mutex::default(),
             kubepods,
             id_ranges,
+            limited: tokio::sync::Notify::new(),
             reconciler: OnceLock::new(),
             manifests: manifests::Manifests::default(),
             objects,
@@ -146,6 +166,7 @@ impl AgentNode {
 
     /// Tells the node whom to wake. Called once, before any pod is given to the reconciler.
     pub fn connect(&self, reconciler: Arc<Reconciler<AgentNode>>) {
+        self.claims.connect(reconciler.clone());
         let _ = self.reconciler.set(reconciler);
     }
 
@@ -182,6 +203,7 @@ impl AgentNode {
         crate::volumes::Folders {
             data: self.config.root.join("volumes").join(uid),
             objects: self.config.pods_dir().join(uid).join("volumes"),
+            rootfs: self.config.root.join("rootfs").join(uid),
         }
     }
 
@@ -218,20 +240,31 @@ impl AgentNode {
             if !crate::configs::uses(&view.pod, key) {
                 continue;
             }
-            if self.find(view.pod.uid()).is_some() && crate::volumes::follow_objects(&view.pod) {
-                self.refresh_volumes(&view.pod);
-            }
+            self.refresh_volumes(&view.pod);
             reconciler.config_changed(view.pod.uid());
         }
     }
 
-    fn refresh_volumes(&self, pod: &Arc<Pod>) {
+    /// Brings the volumes of a running pod up to date that are made of objects or of its own fields.
+    pub fn refresh_volumes(&self, pod: &Arc<Pod>) {
+        if !crate::volumes::follow_objects(pod) {
+            return;
+        }
         let Some(entry) = self.find(pod.uid()) else { return };
         if !entry.is_ready() {
             return;
         }
         let facts = self.facts.for_pod(&entry.ips());
-        if let Err(failure) = crate::volumes::set_up(pod, &self.folders(pod.uid()), &facts, &self.configs) {
+        let sources = crate::volumes::Sources {
+            facts: &facts,
+            lookup: &self.configs,
+            claims: &self.claims,
+            images: &self.images,
+            container: None,
+        };
+        let refreshed =
+            crate::volumes::set_up(pod, &self.folders(pod.uid()), &sources, crate::volumes::Stage::Refresh);
+        if let Err(failure) = refreshed {
             self.note(pod, true, "FailedMount", failure.message, None);
         }
     }
@@ -301,6 +334,7 @@ impl Node for AgentNode {
 
     fn gone(&self, pod: &Arc<Pod>) {
         self.objects.remove_pod(pod);
+        self.claims.pod_gone(pod);
         // A pod that only waited for its name must not take the one that has it out of sight.
         let others = self.reconciler.get().map(|r| r.pods()).unwrap_or_default();
         if !others.iter().any(|v| v.pod.uid() != pod.uid() && v.pod.full_name() == pod.full_name()) {

@@ -47,6 +47,7 @@ pub(super) async fn create(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failu
     match set_up(node, pod, &entry).await {
         Ok(()) => Ok(()),
         Err(failure) => {
+            node.claims.detach(pod.uid());
             if let Err(undo) = clear(node, &entry).await {
                 tracing::warn!(pod = pod.full_name(), error = undo.message, "cannot undo a failed sandbox");
             }
@@ -111,6 +112,7 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     if state.shim.is_none() {
         return Err(failed("the pod's shim died while the sandbox was being made"));
     }
+    node.limited.notify_one();
     state.attachment = attachment;
     state.sandbox = Sandbox::Ready { ips, created_at };
     node.counters.sandbox_seconds.observe(begun.elapsed().as_secs_f64());
@@ -134,8 +136,17 @@ async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[std::net::IpAdd
         return Ok(());
     }
     let (pod, folders) = (pod.clone(), node.folders(pod.uid()));
-    let (facts, configs) = (node.facts.for_pod(ips), node.configs.clone());
-    blocking(move || volumes::set_up(&pod, &folders, &facts, &configs)).await.map(drop)
+    let (facts, configs, claims) = (node.facts.for_pod(ips), node.configs.clone(), node.claims.clone());
+    let images = node.images.clone();
+    // The second time only what depends on the addresses is new.
+    let stage = if ips.is_empty() { volumes::Stage::Pod } else { volumes::Stage::Refresh };
+    blocking(move || {
+        let (facts, lookup, claims, images) = (&facts, &configs, &claims, &images);
+        let sources = volumes::Sources { facts, lookup, claims, images, container: None };
+        volumes::set_up(&pod, &folders, &sources, stage)
+    })
+    .await
+    .map(drop)
 }
 
 fn network_of(pod: &Pod, shim: i32) -> PodNetwork {
@@ -235,10 +246,24 @@ pub(super) fn kill_shim(dir: &Path) {
     let _ = rustix::event::poll(&mut ended, Some(&limit));
 }
 
-/// Ends the sandbox of a pod that has finished; the records of its containers stay.
+/// Ends the sandbox of a pod that has finished; the records and logs of its containers stay. Its volumes go, as with a
+/// kubelet, and if it took too much of the disk, its containers' layers too.
 pub(super) async fn stop(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failure> {
     let entry = node.entry(pod);
-    clear(node, &entry).await
+    clear(node, &entry).await?;
+    let (folders, evicted) = (node.folders(pod.uid()), entry.is_evicted());
+    let removed = blocking(move || {
+        volumes::tear_down(&folders)?;
+        let layers = &folders.rootfs;
+        if evicted {
+            volumes::remove_tree(layers).map_err(|e| format!("remove {}: {e}", layers.display()))?;
+        }
+        Ok::<(), String>(())
+    })
+    .await;
+    removed.map_err(failed_kill)?;
+    node.claims.detach(pod.uid());
+    Ok(())
 }
 
 /// Removes everything that the pod has on this machine.
@@ -263,6 +288,7 @@ pub(super) async fn remove(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failu
     })
     .await;
     removed.map_err(failed_kill)?;
+    node.claims.detach(pod.uid());
     node.entries().remove(pod.uid());
     Ok(())
 }

@@ -139,8 +139,16 @@ async fn prepare(
         create_error(format!("image {reference:?} is no longer in the store; pull or load it again"))
     })?;
     let volumes = if pod.spec().volumes.iter().flatten().next().is_some() {
-        let (pod, folders, configs) = (pod.clone(), node.folders(pod.uid()), node.configs.clone());
-        blocking(move || volumes::set_up(&pod, &folders, &facts, &configs)).await?
+        let (pod, folders) = (pod.clone(), node.folders(pod.uid()));
+        let (configs, claims, images) = (node.configs.clone(), node.claims.clone(), node.images.clone());
+        let container = container.clone();
+        blocking(move || {
+            let (facts, lookup, claims, images) = (&facts, &configs, &claims, &images);
+            let container = Some(&container);
+            let sources = volumes::Sources { facts, lookup, claims, images, container };
+            volumes::set_up(&pod, &folders, &sources, volumes::Stage::Container)
+        })
+        .await?
     } else {
         BTreeMap::new()
     };

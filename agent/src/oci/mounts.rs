@@ -149,7 +149,7 @@ fn volume_mount(
     });
     // The agent writes into what it copies from objects: a container that could, too, would put a link there and have
     // the agent remove or write what that leads to (CVE-2017-1002102).
-    let read_only = mount.read_only == Some(true) || crate::volumes::copies_objects(inputs.pod, &mount.name);
+    let read_only = mount.read_only == Some(true) || crate::volumes::is_read_only(inputs.pod, &mount.name);
     options.push(if read_only { "ro" } else { "rw" });
     if mount.read_only == Some(true)
         && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"))

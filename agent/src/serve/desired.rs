@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::configs::{Object, Owner};
 use crate::events::Regarding;
 use crate::node::AgentNode;
+use crate::volumes::claims::MOVED;
 
 /// The pods that each file wants, by uid.
 type Files = BTreeMap<PathBuf, HashMap<String, Arc<Pod>>>;
@@ -81,16 +82,62 @@ impl Desired {
         let mut events = folder::watch(config.manifests.clone(), context, options);
         while let Some(event) = events.recv().await {
             match event {
-                FolderEvent::Loaded { file, pods, config_maps, secrets, errors, broken } => {
+                FolderEvent::Loaded { file, pods, config_maps, secrets, volumes, claims, errors, broken } => {
+                    self.storage(&file, volumes, claims, broken).await;
                     self.loaded(&file, pods, config_maps, secrets, &errors, broken);
                 }
-                FolderEvent::Removed { file } => self.removed(&file),
+                FolderEvent::Removed { file } => {
+                    self.storage(&file, Vec::new(), Vec::new(), false).await;
+                    self.removed(&file);
+                }
                 FolderEvent::Synced => {
                     self.synced().await;
                     ready.send_replace(true);
                 }
             }
         }
+    }
+
+    /// Claims and volumes come before the pods of the same file.
+    async fn storage(
+        &self,
+        file: &Path,
+        volumes: Vec<Arc<v1::PersistentVolume>>,
+        claims: Vec<Arc<v1::PersistentVolumeClaim>>,
+        broken: bool,
+    ) {
+        let (path, all) = (file.to_owned(), self.node.claims.clone());
+        let loaded = tokio::task::spawn_blocking(move || all.file_loaded(&path, volumes, claims, broken));
+        let loaded = match loaded.await {
+            Ok(loaded) => loaded,
+            Err(error) => return tracing::error!(%error, "cannot look after claims and volumes"),
+        };
+        for error in loaded.errors {
+            self.complain(file, &error);
+        }
+        if loaded.left_out {
+            let claims = self.node.claims.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(MOVED).await;
+                if let Err(error) = tokio::task::spawn_blocking(move || claims.ripen()).await {
+                    tracing::error!(%error, "cannot look after claims and volumes");
+                }
+            });
+        }
+    }
+
+    /// What a file says cannot be done: in the log and as an event of the node.
+    fn complain(&self, file: &Path, what: &str) {
+        let text = format!("{}: {what}", file.display());
+        tracing::error!("{text}");
+        let about = Regarding {
+            kind: "Node",
+            namespace: "default".into(),
+            name: self.node.facts.name.clone(),
+            uid: String::new(),
+            field: String::new(),
+        };
+        self.node.events.record(&about, true, "InvalidManifest", &text);
     }
 
     fn loaded(
@@ -164,7 +211,7 @@ impl Desired {
         }
     }
 
-    fn objects(&self, file: &Path, objects: Vec<Object>, broken: bool) {
+    fn objects(&self, file: &Path, mut objects: Vec<Object>, broken: bool) {
         let owner = Owner::File(file.to_owned());
         let kept: BTreeSet<_> = objects.iter().map(Object::key).collect();
         if !broken {
@@ -174,6 +221,17 @@ impl Desired {
                 }
             }
         }
+        objects.retain(|object| match self.node.configs.frozen(object) {
+            None => true,
+            Some(field) => {
+                let (kind, namespace, name) = object.key();
+                self.complain(
+                    file,
+                    &format!("{kind} {namespace}/{name}: {field} is immutable when `immutable` is set; remove the object and add it again"),
+                );
+                false
+            }
+        });
         for object in objects {
             let key = object.key();
             if self.node.configs.put(owner.clone(), object) {
@@ -221,6 +279,10 @@ impl Desired {
             return;
         }
         self.synced = true;
+        let claims = self.node.claims.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || claims.synced()).await {
+            tracing::error!(%error, "cannot look after claims and volumes");
+        }
         for (uid, pod) in self.found.drain() {
             tracing::info!(pod = pod.full_name(), uid, "no manifest wants this pod any more");
             self.reconciler.delete(&uid, None);

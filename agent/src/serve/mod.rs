@@ -25,6 +25,7 @@ use crate::facts::NodeFacts;
 use crate::metrics::Counters;
 use crate::node::{AgentNode, Parts};
 use crate::store::{Kind, ObjectStore};
+use crate::volumes::claims::Claims;
 
 /// Longest time that pods get to end when everything is removed on exit.
 const CLEANUP_GRACE_SECONDS: u64 = 3;
@@ -143,6 +144,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let following = tokio::spawn(desired.follow(context, ready));
     notify_systemd(&config, readiness);
     tokio::spawn(give_memory_back(store));
+    tokio::spawn(crate::node::ephemeral::watch(node.clone()));
 
     tokio::select! {
         _ = terminate.recv() => {}
@@ -188,12 +190,16 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
     let network = Network::open(network).await.context("set up the pod network")?;
     let counters = Arc::new(Counters::new(facts.started_at).context("register metrics")?);
     let events = Arc::new(Recorder::new(store.clone(), &config.node_name));
+    let claims = Claims::new(&config.root, store.clone(), events.clone());
+    // Before anybody can ask for them.
+    claims.load();
     Ok(Parts {
         config: config.clone(),
         images,
         network,
         cgroups,
         configs: Configs::new(store.clone()),
+        claims,
         events,
         counters,
         facts,

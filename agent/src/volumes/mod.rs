@@ -3,17 +3,22 @@
 //! Data of the pod's own making (emptyDir) lies under the state folder; what is copied from objects (configMap,
 //! secret, downwardAPI, projected) lies in the run folder, which is memory, so that secrets never reach a disk.
 
+pub mod claims;
+mod empty_dir;
+mod host_path;
+mod ownership;
 mod payload;
 mod publish;
+pub mod usage;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use berth_reconciler::env::{Facts, Lookup};
 use berth_reconciler::node::Failure;
 use berth_reconciler::pod::Pod;
 use berth_reconciler::resources;
+use claims::{Attached, Claims};
 use k8s_openapi::api::core::v1;
 
 /// Where the volumes of one pod lie.
@@ -23,6 +28,8 @@ pub struct Folders {
     pub data: PathBuf,
     /// Folder for copies of objects: `<run>/pods/<uid>/volumes`.
     pub objects: PathBuf,
+    /// Folder that says which images are in use: `<root>/rootfs/<uid>`.
+    pub rootfs: PathBuf,
 }
 
 fn failed(volume: &str, what: impl std::fmt::Display) -> Failure {
@@ -32,42 +39,127 @@ fn failed(volume: &str, what: impl std::fmt::Display) -> Failure {
     }
 }
 
+/// Where the content of volumes comes from.
+pub struct Sources<'a> {
+    /// What the downward API tells.
+    pub facts: &'a Facts,
+    /// ConfigMaps and Secrets.
+    pub lookup: &'a dyn Lookup,
+    /// Claims.
+    pub claims: &'a Claims,
+    /// Images.
+    pub images: &'a berth_image::Store,
+    /// The container that starts, for [`Stage::Container`].
+    pub container: Option<&'a v1::Container>,
+}
+
+/// What volumes are set up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A sandbox: volumes are made, and handed over to the pod's fsGroup.
+    Pod,
+    /// A container that starts: what is missing is made.
+    Container,
+    /// What the copies were made of has changed: only those are brought up to date.
+    Refresh,
+}
+
 /// Makes every volume of the pod, or brings it up to date; can be repeated. Gives their paths by name.
 ///
 /// # Errors
-/// `FailedMount` with the volume's name, for a missing object, a hostPath of the wrong type, or a failing disk.
+/// `FailedMount` with the volume's name, for a missing object, a hostPath of the wrong type, a claim that is not bound, or
+/// a failing disk.
 pub fn set_up(
     pod: &Pod,
     folders: &Folders,
-    facts: &Facts,
-    lookup: &dyn Lookup,
+    sources: &Sources<'_>,
+    stage: Stage,
 ) -> Result<BTreeMap<String, PathBuf>, Failure> {
-    let fs_group =
-        pod.spec().security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
-    let mut paths = BTreeMap::new();
+    let (mut paths, mut first) = (BTreeMap::new(), None);
     for volume in pod.spec().volumes.iter().flatten() {
-        let path = if let Some(host) = &volume.host_path {
-            host_path(&volume.name, host)?
-        } else if let Some(empty) = &volume.empty_dir {
-            let path = folders.data.join(&volume.name);
-            let size = resources::memory_volume_size(
-                empty.size_limit.as_ref(),
-                pod.spec(),
-                facts.allocatable_memory,
-            );
-            let memory = (empty.medium.as_deref() == Some("Memory")).then_some(size);
-            empty_dir(&volume.name, memory, &path, fs_group)?;
-            path
-        } else {
-            let path = folders.objects.join(&volume.name);
-            let payload =
-                payload::collect(pod, volume, facts, lookup).map_err(|e| failed(&volume.name, e))?;
-            publish::publish(&path, &payload, fs_group).map_err(|e| failed(&volume.name, e))?;
-            path
-        };
-        paths.insert(volume.name.clone(), path);
+        if stage == Stage::Refresh && !is_copy(volume) {
+            continue;
+        }
+        if let Some(source) = &volume.image {
+            // Its image is there only when a container that mounts it starts.
+            if sources.container.is_some_and(|container| mounts(container, &volume.name)) {
+                let reference = source.reference.as_deref().unwrap_or_default();
+                paths.insert(volume.name.clone(), image(&volume.name, reference, folders, sources)?);
+            }
+            continue;
+        }
+        match set_up_one(pod, volume, folders, sources, stage) {
+            Ok(path) => drop(paths.insert(volume.name.clone(), path)),
+            // What one copy lacks keeps no other from being brought up to date.
+            Err(failure) if stage == Stage::Refresh => drop(first.get_or_insert(failure)),
+            Err(failure) => return Err(failure),
+        }
     }
-    Ok(paths)
+    first.map_or(Ok(paths), Err)
+}
+
+fn set_up_one(
+    pod: &Pod,
+    volume: &v1::Volume,
+    folders: &Folders,
+    sources: &Sources<'_>,
+    stage: Stage,
+) -> Result<PathBuf, Failure> {
+    let name = &volume.name;
+    let security = pod.spec().security_context.as_ref();
+    let fs_group = security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    if let Some(host) = &volume.host_path {
+        return host_path::check(name, host);
+    }
+    if let Some(empty) = &volume.empty_dir {
+        let path = folders.data.join(name);
+        let allocatable = sources.facts.allocatable_memory;
+        let size = resources::memory_volume_size(empty.size_limit.as_ref(), pod.spec(), allocatable);
+        let memory = (empty.medium.as_deref() == Some("Memory")).then_some(size);
+        empty_dir::make(name, memory, &path, fs_group)?;
+        return Ok(path);
+    }
+    if claims::claim_of(pod, volume).is_some() {
+        let path = match sources.claims.attach(pod, volume).map_err(|e| failed(name, e))? {
+            Attached::Host(host) => return host_path::check(name, &host),
+            Attached::Folder(path) => path,
+        };
+        if let Some(group) = fs_group.filter(|_| stage == Stage::Pod) {
+            let on_mismatch =
+                security.and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+            ownership::hand_over(&path, group, on_mismatch)
+                .map_err(|e| failed(name, format!("applyFSGroup failed: {e}")))?;
+        }
+        return Ok(path);
+    }
+    let path = folders.objects.join(name);
+    let payload =
+        payload::collect(pod, volume, sources.facts, sources.lookup).map_err(|e| failed(name, e))?;
+    publish::publish(&path, &payload, fs_group).map_err(|e| failed(name, e))?;
+    Ok(path)
+}
+
+/// Whether a container mounts a volume.
+pub fn mounts(container: &v1::Container, volume: &str) -> bool {
+    container.volume_mounts.iter().flatten().any(|mount| mount.name == volume)
+}
+
+/// Mounts the files of an image, which has been made present.
+fn image(name: &str, reference: &str, folders: &Folders, sources: &Sources<'_>) -> Result<PathBuf, Failure> {
+    let image = sources.images.get(reference).map_err(|e| failed(name, e))?;
+    let image = image.ok_or_else(|| {
+        failed(name, format!("image {reference:?} is no longer in the store; pull or load it again"))
+    })?;
+    let (path, record) = (folders.data.join(name), folders.rootfs.join(format!("volume-{name}")));
+    let make = || -> std::io::Result<()> {
+        // Whoever removes images can see here which are in use.
+        std::fs::create_dir_all(&record)?;
+        std::fs::write(record.join("image"), &image.id)?;
+        std::fs::create_dir_all(&path)?;
+        berth_runtime::layers::mount_read_only(&path, &image.layers)
+    };
+    make().map_err(|e| failed(name, format!("mount image {reference:?}: {e}")))?;
+    Ok(path)
 }
 
 /// Whether the pod has volumes whose content follows ConfigMaps, Secrets or its own labels.
@@ -75,13 +167,20 @@ pub fn follow_objects(pod: &Pod) -> bool {
     pod.spec().volumes.iter().flatten().any(is_copy)
 }
 
-/// Whether this volume of the pod holds copies that the agent keeps up to date.
-pub fn copies_objects(pod: &Pod, volume: &str) -> bool {
-    pod.spec().volumes.iter().flatten().any(|v| v.name == volume && is_copy(v))
+/// Whether containers of the pod may only read a volume, whatever their mounts say: the agent itself keeps copies up to
+/// date, and a claim may be mounted read-only.
+pub fn is_read_only(pod: &Pod, volume: &str) -> bool {
+    let claim =
+        |v: &v1::Volume| v.persistent_volume_claim.as_ref().is_some_and(|c| c.read_only == Some(true));
+    let read_only = |v: &v1::Volume| is_copy(v) || v.image.is_some() || claim(v);
+    pod.spec().volumes.iter().flatten().any(|v| v.name == volume && read_only(v))
 }
 
 fn is_copy(volume: &v1::Volume) -> bool {
-    volume.host_path.is_none() && volume.empty_dir.is_none()
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
 }
 
 /// Takes away everything that [`set_up`] made (never the folder of a hostPath); can be repeated.
@@ -107,57 +206,4 @@ pub fn remove_tree(dir: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-fn empty_dir(name: &str, memory: Option<u64>, path: &Path, fs_group: Option<u32>) -> Result<(), Failure> {
-    if path.exists() {
-        return Ok(());
-    }
-    let make = || -> std::io::Result<()> {
-        std::fs::create_dir_all(path)?;
-        if let Some(bytes) = memory {
-            berth_runtime::tmpfs::mount(path, Some(bytes).filter(|b| *b > 0))?;
-        }
-        let mode = if let Some(group) = fs_group {
-            chown(path, None, Some(group))?;
-            0o2777
-        } else {
-            0o777
-        };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-    };
-    make().map_err(|e| failed(name, e))
-}
-
-fn host_path(name: &str, spec: &v1::HostPathVolumeSource) -> Result<PathBuf, Failure> {
-    let path = PathBuf::from(&spec.path);
-    let kind = spec.type_.as_deref().unwrap_or_default();
-    let found = std::fs::metadata(&path).map(|m| m.file_type()).ok();
-    let create =
-        |made: std::io::Result<()>| made.map_err(|e| failed(name, format!("create {}: {e}", spec.path)));
-    match (kind, found) {
-        ("" | "DirectoryOrCreate", None) => create(std::fs::create_dir_all(&path))?,
-        ("FileOrCreate", None) => create(std::fs::File::create(&path).map(drop))?,
-        (_, None) => {
-            return Err(failed(name, format!("hostPath type check failed: {} does not exist", spec.path)));
-        }
-        (kind, Some(found)) => {
-            let fits = match kind {
-                "" => true,
-                "DirectoryOrCreate" | "Directory" => found.is_dir(),
-                "FileOrCreate" | "File" => found.is_file(),
-                "Socket" => found.is_socket(),
-                "CharDevice" => found.is_char_device(),
-                "BlockDevice" => found.is_block_device(),
-                _ => false,
-            };
-            if !fits {
-                return Err(failed(
-                    name,
-                    format!("hostPath type check failed: {} is not a {kind}", spec.path),
-                ));
-            }
-        }
-    }
-    Ok(path)
 }

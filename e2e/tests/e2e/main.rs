@@ -1,6 +1,7 @@
 //! Tests of the whole binary, each on a machine of its own. See the tour in `berth_e2e`.
 #![allow(clippy::unwrap_used)]
 
+mod claims;
 mod commands;
 mod config_objects;
 mod contexts;
@@ -25,3 +26,4 @@ mod scale;
 mod smoke;
 mod streams;
 mod users;
+mod volumes;

@@ -23,6 +23,8 @@ enum Item {
     Pod(Arc<Pod>),
     ConfigMap(Arc<v1::ConfigMap>),
     Secret(Arc<v1::Secret>),
+    Volume(Arc<v1::PersistentVolume>),
+    Claim(Arc<v1::PersistentVolumeClaim>),
 }
 
 struct Entry {
@@ -140,6 +142,8 @@ impl Table {
             }
             Object::ConfigMap(map) => Item::ConfigMap(Arc::new(*map)),
             Object::Secret(secret) => Item::Secret(Arc::new(*secret)),
+            Object::PersistentVolume(volume) => Item::Volume(Arc::new(*volume)),
+            Object::PersistentVolumeClaim(claim) => Item::Claim(Arc::new(*claim)),
         }
     }
 
@@ -186,6 +190,7 @@ impl Table {
         let Some(entry) = self.files.get(path) else { return Vec::new() };
         let lost = self.lost(path, entry);
         let (mut pods, mut config_maps, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut volumes, mut claims) = (Vec::new(), Vec::new());
         let mut errors = entry.errors.clone();
         for (key, line, item) in &entry.items {
             if let Some((_, owner)) = lost.iter().find(|(lost, _)| lost == key) {
@@ -197,13 +202,16 @@ impl Table {
                 Item::Pod(pod) => pods.push(pod.clone()),
                 Item::ConfigMap(map) => config_maps.push(map.clone()),
                 Item::Secret(secret) => secrets.push(secret.clone()),
+                Item::Volume(volume) => volumes.push(volume.clone()),
+                Item::Claim(claim) => claims.push(claim.clone()),
             }
         }
         let broken = !errors.is_empty();
         if let Some(entry) = self.files.get_mut(path) {
             entry.lost = lost;
         }
-        vec![FolderEvent::Loaded { file: path.to_owned(), pods, config_maps, secrets, errors, broken }]
+        let file = path.to_owned();
+        vec![FolderEvent::Loaded { file, pods, config_maps, secrets, volumes, claims, errors, broken }]
     }
 }
 
@@ -219,6 +227,10 @@ fn key_of(object: &Object) -> Key {
         Object::Pod(pod) => key("Pod", &pod.metadata),
         Object::ConfigMap(map) => key("ConfigMap", &map.metadata),
         Object::Secret(secret) => key("Secret", &secret.metadata),
+        Object::PersistentVolumeClaim(claim) => key("PersistentVolumeClaim", &claim.metadata),
+        Object::PersistentVolume(volume) => {
+            ("PersistentVolume", String::new(), volume.metadata.name.clone().unwrap_or_default())
+        }
     }
 }
 

@@ -199,8 +199,8 @@ fn all_fields() -> Vec<Field> {
     all.sort_by_key(|field| field.path.len());
     // Nor what is below a field that is dropped.
     let server = |path: &[String]| {
-        path[0] == "status"
-            || path.len() > 2 && ["managedFields", "ownerReferences"].contains(&path[1].as_str())
+        let above = &path[..path.len() - 1];
+        path[0] == "status" || above.iter().any(|step| step == "managedFields" || step == "ownerReferences")
     };
     all.retain(|field| !server(&field.path));
     all.retain(|field| seen.insert((field.kind, field.name)));

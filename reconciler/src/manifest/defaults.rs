@@ -70,6 +70,33 @@ pub(crate) fn secret(secret: &mut v1::Secret) {
     }
 }
 
+/// Fills in what a claim leaves open.
+pub(crate) fn claim(claim: &mut v1::PersistentVolumeClaim) {
+    if let Some(spec) = &mut claim.spec {
+        claim_spec(spec);
+    }
+}
+
+fn claim_spec(spec: &mut v1::PersistentVolumeClaimSpec) {
+    or(&mut spec.volume_mode, "Filesystem");
+    if let Some(requests) = spec.resources.as_mut().and_then(|resources| resources.requests.as_mut()) {
+        canonical(requests);
+    }
+}
+
+/// Fills in what a PersistentVolume leaves open.
+pub(crate) fn volume_object(volume: &mut v1::PersistentVolume) {
+    let Some(spec) = &mut volume.spec else { return };
+    or(&mut spec.volume_mode, "Filesystem");
+    or(&mut spec.persistent_volume_reclaim_policy, "Retain");
+    if let Some(capacity) = &mut spec.capacity {
+        canonical(capacity);
+    }
+    if let Some(host) = &mut spec.host_path {
+        host.type_.get_or_insert_default();
+    }
+}
+
 /// Sets a field that is absent or empty.
 fn or(field: &mut Option<String>, value: &str) {
     if field.as_deref().unwrap_or_default().is_empty() {
@@ -152,12 +179,22 @@ fn volume(volume: &mut v1::Volume) {
         || volume.config_map.is_some()
         || volume.secret.is_some()
         || volume.downward_api.is_some()
-        || volume.projected.is_some();
+        || volume.projected.is_some()
+        || volume.persistent_volume_claim.is_some()
+        || volume.ephemeral.is_some()
+        || volume.image.is_some();
     if !any {
         volume.empty_dir = Some(v1::EmptyDirVolumeSource::default());
     }
     if let Some(host) = &mut volume.host_path {
         host.type_.get_or_insert_default();
+    }
+    if let Some(template) = volume.ephemeral.as_mut().and_then(|e| e.volume_claim_template.as_mut()) {
+        claim_spec(&mut template.spec);
+    }
+    if let Some(image) = &mut volume.image {
+        let latest = tag_is_latest(image.reference.as_deref().unwrap_or_default());
+        or(&mut image.pull_policy, if latest { "Always" } else { "IfNotPresent" });
     }
     if let Some(map) = &mut volume.config_map {
         map.default_mode.get_or_insert(MODE);

@@ -46,6 +46,10 @@ pub enum Object {
     ConfigMap(Box<v1::ConfigMap>),
     /// A Secret; its namespace is filled in and `stringData` is merged into `data`.
     Secret(Box<v1::Secret>),
+    /// A PersistentVolumeClaim; its namespace is filled in.
+    PersistentVolumeClaim(Box<v1::PersistentVolumeClaim>),
+    /// A PersistentVolume, which is in no namespace.
+    PersistentVolume(Box<v1::PersistentVolume>),
 }
 
 /// A value and where it was written.
@@ -139,7 +143,7 @@ pub fn check(value: &serde_json::Value, context: &Context) -> Result<Object, Vec
 pub fn check_pod(value: &serde_json::Value, context: &Context) -> Result<v1::Pod, Vec<ManifestError>> {
     match check(value, context)? {
         Object::Pod(pod) => Ok(*pod),
-        Object::ConfigMap(_) | Object::Secret(_) => {
+        _ => {
             let issue = Issue::new(FieldPath::of("kind"), Cause::FieldValueInvalid, "must be Pod".to_owned());
             Err(vec![manifest_error(issue, None, None, None)])
         }

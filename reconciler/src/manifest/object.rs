@@ -11,7 +11,7 @@ use super::node::{Entry, FieldPath, Node, Value};
 use super::rules;
 use super::{Context, Object, defaults, read};
 
-const KINDS: [&str; 3] = ["Pod", "ConfigMap", "Secret"];
+const KINDS: [&str; 5] = ["Pod", "ConfigMap", "Secret", "PersistentVolumeClaim", "PersistentVolume"];
 
 /// What one document gave.
 pub(crate) struct Outcome {
@@ -78,6 +78,8 @@ pub(crate) fn check(node: &Node, context: &Context, from_api: bool) -> Outcome {
         Err(issue) => (None, vec![*issue]),
         Ok("Pod") => pod(node, context, from_api),
         Ok("ConfigMap") => config_map(node, from_api),
+        Ok("PersistentVolumeClaim") => claim(node, from_api),
+        Ok("PersistentVolume") => volume(node, context, from_api),
         Ok(_) => secret(node, from_api),
     };
     let object = if issues.is_empty() { object } else { None };
@@ -89,7 +91,9 @@ fn kind_of(node: &Node) -> Result<&'static str, Box<Issue>> {
         let path = if field.is_empty() { FieldPath::default() } else { FieldPath::of(field) };
         Err(Box::new(Issue { hint, ..Issue::new(path, cause, reason) }))
     };
-    let supported = "supported: v1 Pod, ConfigMap and Secret, and Lists of them".to_owned();
+    let supported =
+        "supported: v1 Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume, and Lists of them"
+            .to_owned();
     if !matches!(node.value, Value::Map(_)) {
         let reason = format!("a Kubernetes object must be a map, is {}", node.describe());
         return issue("", Cause::Unreadable, reason, None);
@@ -194,6 +198,42 @@ fn secret(node: &Node, from_api: bool) -> (Option<Object>, Vec<Issue>) {
     rules::data::check_secret(&secret, &mut issues);
     namespace(&mut secret.metadata);
     (Some(Object::Secret(Box::new(secret))), merge(read, issues))
+}
+
+/// Takes out the finalizers that this API itself shows on claims and volumes: who sends one back means nothing by it.
+fn without_protection(meta: &mut ObjectMeta) {
+    const OURS: [&str; 2] = ["kubernetes.io/pvc-protection", "kubernetes.io/pv-protection"];
+    if let Some(finalizers) = &mut meta.finalizers {
+        finalizers.retain(|name| !OURS.contains(&name.as_str()));
+    }
+    meta.finalizers.take_if(|left| left.is_empty());
+}
+
+fn claim(node: &Node, from_api: bool) -> (Option<Object>, Vec<Issue>) {
+    let (claim, read) = read::read::<v1::PersistentVolumeClaim>(node);
+    let Some(mut claim) = claim else { return (None, read) };
+    let mut issues = Issues::default();
+    defaults::claim(&mut claim);
+    without_protection(&mut claim.metadata);
+    rules::meta::check(&claim.metadata, from_api, &mut issues);
+    rules::claim::check_claim(&claim, &mut issues);
+    namespace(&mut claim.metadata);
+    (Some(Object::PersistentVolumeClaim(Box::new(claim))), merge(read, issues))
+}
+
+fn volume(node: &Node, context: &Context, from_api: bool) -> (Option<Object>, Vec<Issue>) {
+    let (volume, read) = read::read::<v1::PersistentVolume>(node);
+    let Some(mut volume) = volume else { return (None, read) };
+    let mut issues = Issues::default();
+    defaults::volume_object(&mut volume);
+    without_protection(&mut volume.metadata);
+    rules::meta::check(&volume.metadata, from_api, &mut issues);
+    rules::claim::check_volume(&volume, context, &mut issues);
+    if volume.metadata.namespace.take().is_some_and(|namespace| !namespace.is_empty()) {
+        let path = FieldPath::of("metadata").field("namespace");
+        issues.forbidden(&path, "a PersistentVolume is in no namespace").hint("remove the field");
+    }
+    (Some(Object::PersistentVolume(Box::new(volume))), merge(read, issues))
 }
 
 fn namespace(meta: &mut ObjectMeta) {

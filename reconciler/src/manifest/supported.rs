@@ -49,6 +49,8 @@ const ALL: &str = "*";
 
 const DROPPED: &[(&str, &[&str])] = &[
     ("Pod", &["status"]),
+    ("PersistentVolumeClaim", &["status"]),
+    ("PersistentVolume", &["status"]),
     (
         "ObjectMeta",
         &[
@@ -70,7 +72,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("Pod", &["apiVersion", "kind", "metadata", "spec"]),
     ("ConfigMap", &[ALL]),
     ("Secret", &[ALL]),
-    ("ObjectMeta", &["name", "generateName", "namespace", "labels", "annotations"]),
+    ("ObjectMeta", &["name", "generateName", "namespace", "labels", "annotations", "finalizers"]),
     ("PodSpec", &[
         "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy",
         "enableServiceLinks", "hostAliases", "hostIPC", "hostNetwork", "hostPID", "hostUsers", "hostname", "hostnameOverride", "imagePullSecrets",
@@ -123,7 +125,26 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("AppArmorProfile", &[ALL]),
     ("SeccompProfile", &["localhostProfile", "type"]),
     ("Sysctl", &[ALL]),
-    ("Volume", &["configMap", "downwardAPI", "emptyDir", "hostPath", "name", "projected", "secret"]),
+    ("Volume", &[
+        "configMap", "downwardAPI", "emptyDir", "ephemeral", "hostPath", "image", "name", "persistentVolumeClaim", "projected",
+        "secret",
+    ]),
+    ("PersistentVolumeClaimVolumeSource", &[ALL]),
+    ("EphemeralVolumeSource", &["volumeClaimTemplate"]),
+    ("PersistentVolumeClaimTemplate", &["metadata", "spec"]),
+    ("ImageVolumeSource", &["pullPolicy", "reference"]),
+    ("PersistentVolumeClaim", &["apiVersion", "kind", "metadata", "spec"]),
+    ("PersistentVolumeClaimSpec", &["accessModes", "resources", "selector", "storageClassName", "volumeMode", "volumeName"]),
+    ("VolumeResourceRequirements", &["requests"]),
+    ("PersistentVolume", &["apiVersion", "kind", "metadata", "spec"]),
+    ("PersistentVolumeSpec", &[
+        "accessModes", "capacity", "claimRef", "hostPath", "local", "nodeAffinity", "persistentVolumeReclaimPolicy",
+        "storageClassName", "volumeMode",
+    ]),
+    ("LocalVolumeSource", &["path"]),
+    ("ObjectReference", &[ALL]),
+    ("VolumeNodeAffinity", &["required"]),
+    ("NodeSelector", &[ALL]),
     ("ConfigMapVolumeSource", &[ALL]),
     ("SecretVolumeSource", &[ALL]),
     ("DownwardAPIVolumeSource", &[ALL]),
@@ -176,12 +197,6 @@ const fn refused(
 const REMOVE: Option<&str> = Some("remove the field");
 
 const REFUSED: &[Refused] = &[
-    refused(
-        "ObjectMeta",
-        "finalizers",
-        "Berth runs no controllers that would take finalizers away again",
-        REMOVE,
-    ),
     refused("PodSpec", "readinessGates", "nothing outside of the pod can make it ready", REMOVE),
     refused(
         "PodSpec",
@@ -207,23 +222,48 @@ const REFUSED: &[Refused] = &[
     refused("PodSecurityContext", "windowsOptions", "Berth runs Linux containers only", REMOVE),
     refused(
         "Volume",
-        "persistentVolumeClaim",
-        "there are no persistent volumes without a cluster",
-        Some("use hostPath"),
-    ),
-    refused("Volume", "ephemeral", "there are no persistent volumes without a cluster", Some("use emptyDir")),
-    refused(
-        "Volume",
         "nfs",
         "the volume type is not supported",
         Some("mount it on the host and use hostPath"),
     ),
-    refused("Volume", "image", "image volumes are not supported", None),
     refused(
         "Volume",
         "",
         "the volume type is not supported",
-        Some("supported: configMap, downwardAPI, emptyDir, hostPath, projected, secret"),
+        Some(
+            "supported: configMap, downwardAPI, emptyDir, ephemeral, hostPath, image, persistentVolumeClaim, projected, secret",
+        ),
+    ),
+    refused(
+        "PersistentVolumeClaimSpec",
+        "dataSource",
+        "volumes are not filled from snapshots or other claims",
+        REMOVE,
+    ),
+    refused(
+        "PersistentVolumeClaimSpec",
+        "dataSourceRef",
+        "volumes are not filled from snapshots or other claims",
+        REMOVE,
+    ),
+    refused("VolumeResourceRequirements", "limits", "the size of a volume is not limited", REMOVE),
+    refused(
+        "PersistentVolumeSpec",
+        "nfs",
+        "the volume type is not supported",
+        Some("mount it on the host and use hostPath"),
+    ),
+    refused(
+        "PersistentVolumeSpec",
+        "mountOptions",
+        "folders of the host are not mounted with options",
+        REMOVE,
+    ),
+    refused(
+        "PersistentVolumeSpec",
+        "",
+        "the volume type is not supported",
+        Some("supported: hostPath, local"),
     ),
     refused(
         "VolumeProjection",

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use crate::backoff::after;
 use crate::planner::context::{Context, Role, exit_of};
+use crate::storage::EVICTED;
 
 /// How a pod ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,12 +23,18 @@ pub(crate) struct End {
 pub(crate) const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
 /// Its `status.message`.
 pub(crate) const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
+/// How long the containers of an evicted pod have to end (kubelet: `immediateEvictionGracePeriodSeconds`).
+const EVICTION_GRACE: Duration = Duration::from_secs(1);
 
 /// How the pod ends, if it has come to that. Containers may still run.
 pub(crate) fn end_of(ctx: &Context<'_>) -> Option<End> {
     if let Some(ended) = &ctx.memory.ended {
         let why = ended.reason.clone().map(|reason| (reason, ended.message.clone().unwrap_or_default()));
         return Some(End { succeeded: ended.phase == "Succeeded", why, since: ctx.memory.start_time });
+    }
+    if let Some(eviction) = &ctx.observed.evicted {
+        let why = Some((EVICTED.to_owned(), eviction.message.clone()));
+        return Some(End { succeeded: false, why, since: eviction.since });
     }
     let deadline = deadline_of(ctx);
     let completed = init_failure(ctx).or_else(|| completion(ctx));
@@ -39,6 +46,13 @@ pub(crate) fn end_of(ctx: &Context<'_>) -> Option<End> {
         why: Some((DEADLINE_EXCEEDED.to_owned(), DEADLINE_MESSAGE.to_owned())),
         since,
     })
+}
+
+/// How long what still runs has to end.
+pub(crate) fn grace_of(ctx: &Context<'_>, end: &End) -> Duration {
+    let own = Duration::from_secs(u64::try_from(ctx.pod_grace()).unwrap_or(0));
+    let evicted = end.why.as_ref().is_some_and(|(reason, _)| reason == EVICTED);
+    if evicted { own.min(EVICTION_GRACE) } else { own }
 }
 
 /// When `activeDeadlineSeconds` is over.

@@ -78,7 +78,7 @@ fn finish(ctx: &Context<'_>, plan: &mut Plan, end: &end::End) {
     if exceeded && !ctx.memory.deadline_noted && ctx.memory.ended.is_none() {
         plan.push(Action::Note(Note::DeadlineExceeded));
     }
-    let grace = Duration::from_secs(u64::try_from(ctx.pod_grace()).unwrap_or(0));
+    let grace = end::grace_of(ctx, end);
     let running = stop::stop_all(ctx, plan, Grace { deadline: after(end.since, grace), force: false });
     if !running && !teardown_blocked(ctx) && ctx.observed.sandbox != Sandbox::Absent {
         retry(ctx, plan, ctx.memory.stop_sandbox.as_ref(), Action::StopSandbox);

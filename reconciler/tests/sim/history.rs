@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_reconciler::node::{ContainerState, Deletion, Sandbox};
+use berth_reconciler::node::{ContainerState, Deletion, Eviction, Sandbox};
 use berth_reconciler::planner::{Action, Limits, Memory, Outcome, plan, spec_hash};
 use berth_reconciler::pod::Pod;
 use berth_reconciler::status::{Facts, pod_status};
@@ -28,6 +28,7 @@ enum Chaos {
     KillAgent,
     EditImage,
     Sicken,
+    Evict,
     Wake,
     ConfigChanged,
     Delete,
@@ -72,6 +73,7 @@ impl History {
                 (55, Chaos::KillAgent),
                 (65, Chaos::EditImage),
                 (75, Chaos::Sicken),
+                (80, Chaos::Evict),
                 (85, Chaos::Wake),
                 (90, Chaos::ConfigChanged),
                 (100, Chaos::Delete),
@@ -315,6 +317,11 @@ impl History {
                 } else {
                     (instance.exit_at, instance.exit_code) = (now, code);
                 }
+            }
+            Chaos::Evict => {
+                let eviction = Eviction { message: "it took too much".to_owned(), since: stamp(now) };
+                self.world.evicted.get_or_insert(eviction);
+                self.woken = true;
             }
             Chaos::KillShim => {
                 self.world.kill_shim();

@@ -201,6 +201,10 @@ impl Rules {
             let grace = i64::try_from(deletion.grace_seconds).unwrap() * 1000;
             (ms(stamp(0), deletion.requested_at) + grace, grace == 0)
         });
+        // An evicted pod has a second at most, whatever else its containers are stopped for.
+        let evicted = moment.world.evicted.as_ref().filter(|_| pod.is_none());
+        let evicted = evicted.map(|eviction| ms(stamp(0), eviction.since) + pod_grace.min(1) * 1000);
+        let own = own.map(|(deadline, force)| (evicted.map_or(deadline, |at| deadline.min(at)), force));
         Ok(match (own, pod) {
             (Some(own), Some(pod)) => Some((own.0.min(pod.0), own.1 || pod.1)),
             (own, pod) => own.or(pod),

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use berth_reconciler::node::{
-    ContainerRecord, ContainerState, Exit, Failure, Hook, Observation, ProbeOutcome, Sandbox, StopSignal,
+    ContainerRecord, ContainerState, Eviction, Exit, Failure, Hook, Observation, ProbeOutcome, Sandbox,
+    StopSignal,
 };
 use berth_reconciler::planner::{Action, Key, Outcome};
 use berth_reconciler::pod::Pod;
@@ -53,6 +54,8 @@ pub struct World {
     pub instances: Vec<Instance>,
     pub ops: Vec<Op>,
     pub weather: Weather,
+    /// That the pod is to end because it took too much, in its run folder.
+    pub evicted: Option<Eviction>,
     next_id: u64,
 }
 
@@ -74,13 +77,19 @@ impl World {
             instances: Vec::new(),
             ops: Vec::new(),
             weather: Weather::Chaos,
+            evicted: None,
             next_id: 1,
         }
     }
 
     pub fn observe(&self) -> Observation {
         let containers = self.instances.iter().map(|instance| instance.record.clone()).collect();
-        Observation { sandbox: self.sandbox.clone(), containers, paused: false }
+        Observation {
+            sandbox: self.sandbox.clone(),
+            containers,
+            evicted: self.evicted.clone(),
+            ..Observation::default()
+        }
     }
 
     pub fn running(&self) -> impl Iterator<Item = &Instance> {

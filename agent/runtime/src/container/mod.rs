@@ -19,6 +19,7 @@ mod devices;
 mod document;
 mod error;
 mod exec;
+mod handed;
 pub mod hooks;
 mod identity;
 mod init;

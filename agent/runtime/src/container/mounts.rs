@@ -10,6 +10,7 @@ use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 use oci_spec::runtime::Mount;
 
 use super::copy_up::copy_up;
+use super::handed::source_tree;
 use super::mount_options::Options;
 use super::root::Kind;
 use super::{Error, Root};
@@ -247,7 +248,7 @@ pub fn bind_tree(
     let source = bundle.join(source);
     let recursive = options.bind == Some(true);
     let failed = |e| Error::sys("bind mount", source.display().to_string(), e);
-    let tree = clone_tree(None, &source, recursive).map_err(failed)?;
+    let tree = source_tree(&source, recursive).map_err(failed)?;
     // `rw`, `exec` and their like do not loosen what the source has: that is how others read the spec.
     let tighten =
         Attributes { clear: options.attributes.clear & libc::MOUNT_ATTR__ATIME, ..options.attributes };

@@ -3,6 +3,7 @@
 mod duration;
 mod pod;
 mod simple;
+mod volume;
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 pub use duration::{age, human};
 pub use pod::{PodSummary, summary};
+pub use volume::modes;
 
 use crate::store::{Kind, Object};
 
@@ -49,6 +51,8 @@ fn columns_of(kind: Kind) -> &'static [Column] {
         Kind::ConfigMap => simple::CONFIG_MAP,
         Kind::Secret => simple::SECRET,
         Kind::Namespace => simple::NAMESPACE,
+        Kind::PersistentVolume => volume::VOLUME,
+        Kind::PersistentVolumeClaim => volume::CLAIM,
     }
 }
 
@@ -64,6 +68,8 @@ fn row(kind: Kind, object: &Object, include: Include) -> (String, Value) {
         Kind::ConfigMap => (String::new(), parsed(object).map(|o| simple::config_map(&o))),
         Kind::Secret => (String::new(), parsed(object).map(|o| simple::secret(&o))),
         Kind::Namespace => (String::new(), parsed(object).map(|o| simple::namespace(&o))),
+        Kind::PersistentVolume => (String::new(), parsed(object).map(|o| volume::volume(&o))),
+        Kind::PersistentVolumeClaim => (String::new(), parsed(object).map(|o| volume::claim(&o))),
     };
     // An object that does not fit its own type, which only a bug could store, still shows its name.
     let cells = cells.unwrap_or_else(|| {

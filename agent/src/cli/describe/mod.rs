@@ -3,13 +3,14 @@
 mod node;
 mod pod;
 mod text;
+mod volume;
 
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
 use k8s_openapi::List;
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::Value;
 
 use super::failure::{self, Reported, Usage};
@@ -20,7 +21,7 @@ use text::Text;
 /// Words of `berth describe`.
 #[derive(Args, Debug)]
 pub struct DescribeArgs {
-    /// pod [NAME...] or node [NAME...]
+    /// pod, node, pvc or pv, and [NAME...]
     #[arg(required = true, value_name = "KIND [NAME...]")]
     what: Vec<String>,
     #[command(flatten)]
@@ -32,15 +33,17 @@ pub struct DescribeArgs {
 
 const JSON: &str = "application/json";
 
-/// Prints everything about pods or nodes.
+/// Prints everything about pods, nodes, claims or volumes.
 pub async fn run(client: &kube::Client, args: &DescribeArgs) -> anyhow::Result<ExitCode> {
     let (mut failed, mut first) = (false, true);
     for (kind, name) in objects(client, args).await? {
         let text = match kind {
             Kind::Pod => pod_text(client, args.namespace.name(), &name).await,
             Kind::Node => node_text(client, &name).await,
+            Kind::PersistentVolumeClaim => claim_text(client, args.namespace.name(), &name).await,
+            Kind::PersistentVolume => volume_text(client, &name).await,
             other => bail!(Usage(format!(
-                "only pods and nodes can be described; see \"berth get {} -o yaml\"",
+                "only pods, nodes, claims and volumes can be described; see \"berth get {} -o yaml\"",
                 other.plural()
             ))),
         };
@@ -100,6 +103,28 @@ async fn node_text(client: &kube::Client, name: &str) -> anyhow::Result<String> 
     let mut text = Text::new();
     node::describe(&mut text, &node, &pods.items);
     text::events(&mut text, events);
+    Ok(text.finish())
+}
+
+async fn claim_text(client: &kube::Client, namespace: &str, name: &str) -> anyhow::Result<String> {
+    let kind = Kind::PersistentVolumeClaim;
+    let claim: PersistentVolumeClaim =
+        client::get(client, &resource::path(kind, Some(namespace), Some(name)), JSON).await?;
+    let pods: List<Pod> =
+        client::get(client, &resource::path(Kind::Pod, Some(namespace), None), JSON).await?;
+    let selector = format!("involvedObject.name={name},involvedObject.kind={kind}");
+    let events = events(client, Some(namespace), &selector).await?;
+    let mut text = Text::new();
+    volume::describe_claim(&mut text, &claim, &pods.items);
+    text::events(&mut text, events);
+    Ok(text.finish())
+}
+
+async fn volume_text(client: &kube::Client, name: &str) -> anyhow::Result<String> {
+    let path = resource::path(Kind::PersistentVolume, None, Some(name));
+    let volume: PersistentVolume = client::get(client, &path, JSON).await?;
+    let mut text = Text::new();
+    volume::describe_volume(&mut text, &volume);
     Ok(text.finish())
 }
 

@@ -29,6 +29,10 @@ pub(crate) fn check(meta: &ObjectMeta, generate_name: bool, issues: &mut Issues)
             issues.forbidden(&path.field("generateName"), detail).hint("use name instead");
         }
     }
+    if meta.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty()) {
+        let detail = "Berth runs no controllers that would take finalizers away again";
+        issues.forbidden(&path.field("finalizers"), detail).hint("remove the field");
+    }
     if let Some(namespace) = meta.namespace.as_deref() {
         issues.all(&path.field("namespace"), namespace, names::dns_label(namespace));
     }

@@ -1,6 +1,7 @@
 //! Checks of values, as `pkg/apis/core/validation` of Kubernetes makes them, in its words. They run on objects whose defaults
 //! are filled in.
 
+pub(crate) mod claim;
 pub(crate) mod container;
 pub(crate) mod data;
 pub(crate) mod env;

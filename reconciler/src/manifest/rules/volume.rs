@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1;
 
-use super::{env, names, resources};
+use super::{claim, env, names, resources};
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
 
@@ -37,6 +37,9 @@ fn check(volume: &v1::Volume, known: &[&str], path: &FieldPath, issues: &mut Iss
         ("secret", volume.secret.is_some()),
         ("downwardAPI", volume.downward_api.is_some()),
         ("projected", volume.projected.is_some()),
+        ("persistentVolumeClaim", volume.persistent_volume_claim.is_some()),
+        ("ephemeral", volume.ephemeral.is_some()),
+        ("image", volume.image.is_some()),
     ];
     for (name, _) in sources.iter().filter(|(_, set)| *set).skip(1) {
         issues.forbidden(&path.field(name), "may not specify more than 1 volume type");
@@ -46,6 +49,15 @@ fn check(volume: &v1::Volume, known: &[&str], path: &FieldPath, issues: &mut Iss
     }
     if let Some(host) = &volume.host_path {
         check_host_path(host, &path.field("hostPath"), issues);
+    }
+    if let Some(claim) = &volume.persistent_volume_claim {
+        check_reference(&claim.claim_name, &path.field("persistentVolumeClaim").field("claimName"), issues);
+    }
+    if let Some(ephemeral) = &volume.ephemeral {
+        check_ephemeral(ephemeral, &path.field("ephemeral").field("volumeClaimTemplate"), issues);
+    }
+    if let Some(image) = &volume.image {
+        check_image(image, &path.field("image"), issues);
     }
     if let Some(map) = &volume.config_map {
         let path = path.field("configMap");
@@ -84,15 +96,49 @@ fn check_empty_dir(empty: &v1::EmptyDirVolumeSource, path: &FieldPath, issues: &
     }
 }
 
-fn check_host_path(host: &v1::HostPathVolumeSource, path: &FieldPath, issues: &mut Issues) {
-    let at = path.field("path");
-    if host.path.is_empty() {
-        issues.required(&at, "");
-    } else if host.path.split('/').any(|part| part == "..") {
-        issues.invalid(&at, host.path.as_str(), "must not contain '..'");
-    } else if !host.path.starts_with('/') {
-        issues.invalid(&at, host.path.as_str(), "must be an absolute path");
+fn check_ephemeral(ephemeral: &v1::EphemeralVolumeSource, path: &FieldPath, issues: &mut Issues) {
+    let Some(template) = &ephemeral.volume_claim_template else {
+        issues.required(path, "");
+        return;
+    };
+    if let Some(meta) = &template.metadata {
+        let at = path.field("metadata");
+        for (field, set) in [
+            ("name", meta.name.is_some()),
+            ("generateName", meta.generate_name.is_some()),
+            ("namespace", meta.namespace.is_some()),
+        ] {
+            if set {
+                issues.forbidden(&at.field(field), "only labels and annotations may be set");
+            }
+        }
+        claim::check_policy_annotation(meta, &at, issues);
     }
+    claim::check_claim_spec(&template.spec, &path.field("spec"), issues);
+}
+
+fn check_image(image: &v1::ImageVolumeSource, path: &FieldPath, issues: &mut Issues) {
+    if image.reference.as_deref().unwrap_or_default().is_empty() {
+        issues.required(&path.field("reference"), "").hint("name the image whose files to mount");
+    }
+    let policies = ["Always", "IfNotPresent", "Never"];
+    issues.one_of(&path.field("pullPolicy"), image.pull_policy.as_deref(), &policies);
+}
+
+/// Checks a path on the host.
+pub(crate) fn check_absolute(text: &str, at: &FieldPath, issues: &mut Issues) {
+    if text.is_empty() {
+        issues.required(at, "");
+    } else if text.split('/').any(|part| part == "..") {
+        issues.invalid(at, text, "must not contain '..'");
+    } else if !text.starts_with('/') {
+        issues.invalid(at, text, "must be an absolute path");
+    }
+}
+
+/// Checks a folder or file of the host.
+pub(crate) fn check_host_path(host: &v1::HostPathVolumeSource, path: &FieldPath, issues: &mut Issues) {
+    check_absolute(&host.path, &path.field("path"), issues);
     issues.one_of(&path.field("type"), host.type_.as_deref(), &HOST_PATH_TYPES);
 }
 
@@ -250,6 +296,28 @@ pub(crate) fn check_mounts(
             );
         }
         check_propagation(container, mount, &path, issues);
+    }
+}
+
+/// What a `subPath` leads to is handed to the container as a descriptor, which only Berth's own runtime takes: a path could be
+/// exchanged by another container before another runtime follows it.
+pub(crate) fn check_runtime(
+    spec: &v1::PodSpec,
+    container: &v1::Container,
+    path: &FieldPath,
+    issues: &mut Issues,
+) {
+    if spec.runtime_class_name.as_deref().unwrap_or_default().is_empty() {
+        return;
+    }
+    for (i, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        let path = path.field("volumeMounts").index(i);
+        for (field, sub) in [("subPath", &mount.sub_path), ("subPathExpr", &mount.sub_path_expr)] {
+            if sub.as_deref().is_some_and(|sub| !sub.is_empty()) {
+                let detail = "is not supported with a runtimeClassName, only with the node's own runtime";
+                issues.forbidden(&path.field(field), detail);
+            }
+        }
     }
 }
 
