@@ -82,7 +82,7 @@ fn they_get_the_state(bundle: &mut Bundle) {
 
 fn they_run_in_namespaces_of_their_kind(bundle: &mut Bundle) {
     let net = "readlink /proc/self/ns/net";
-    let to = |name: &str| hook(&format!("{net} > {}", bundle.path(name).display()));
+    let to = |name: &str| hook(&format!("cat >/dev/null; {net} > {}", bundle.path(name).display()));
     bundle.config["hooks"] = json!({"createRuntime": [to("host")], "createContainer": [to("inside")]});
     let inside = bundle.shell(net).finish().unwrap();
     let own = fs::read_link("/proc/self/ns/net").unwrap().display().to_string();
@@ -92,7 +92,7 @@ fn they_run_in_namespaces_of_their_kind(bundle: &mut Bundle) {
 }
 
 fn they_have_an_environment_of_their_own(bundle: &mut Bundle) {
-    let mut one = hook(&format!("echo \"$A-$HOME\" > {}", bundle.path("seen").display()));
+    let mut one = hook(&format!("cat >/dev/null; echo \"$A-$HOME\" > {}", bundle.path("seen").display()));
     one["env"] = json!(["A=b c"]);
     bundle.config["hooks"] = json!({"poststart": [one]});
     bundle.shell("true").finish().unwrap();
@@ -110,7 +110,7 @@ fn one_that_takes_too_long_fails(bundle: &mut Bundle) {
 }
 
 fn failing(bundle: &mut Bundle, kind: &str) {
-    let stopped = hook(&format!("echo x > {}", bundle.path("stopped").display()));
+    let stopped = hook(&format!("cat >/dev/null; echo x > {}", bundle.path("stopped").display()));
     bundle.config["hooks"] = json!({"poststop": [stopped]});
     bundle.config["hooks"][kind] = json!([hook("cat >/dev/null; false")]);
     bundle.shell("echo ran > /ran");
@@ -150,7 +150,7 @@ fn a_failure_after_the_start_is_no_error(bundle: &mut Bundle) {
 }
 
 fn a_failure_after_the_end_is_no_error(bundle: &mut Bundle) {
-    let after = hook(&format!("echo x > {}", bundle.path("after").display()));
+    let after = hook(&format!("cat >/dev/null; echo x > {}", bundle.path("after").display()));
     bundle.config["hooks"] = json!({"poststop": [hook("cat >/dev/null; false"), after]});
     bundle.shell("true").finish().unwrap();
     bundle.delete().unwrap();
