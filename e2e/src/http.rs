@@ -72,6 +72,49 @@ pub fn watch(socket: &Path, path: &str) -> Result<Lines> {
     Ok(Lines(BufReader::new(answer.body)))
 }
 
+/// Runs a command by one WebSocket request (`v5.channel.k8s.io`), drops its output, and gives the `Status` that says how it
+/// ended.
+pub fn exec(socket: &Path, path: &str) -> Result<Value> {
+    let mut stream =
+        UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nHost: berth\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).context("send the request")?;
+    let answer = read_head(stream)?;
+    if answer.status != 101 {
+        bail!("GET {path}: {}", answer.status);
+    }
+    let mut stream = answer.body.stream;
+    loop {
+        let bytes = read_frame(&mut stream).with_context(|| format!("GET {path}: read a frame"))?;
+        // 3 is the channel of the result.
+        if let Some(text) = bytes.strip_prefix(&[3]) {
+            return serde_json::from_slice(text).context("the result of an exec");
+        }
+    }
+}
+
+/// The payload of a frame from the server, which does not mask (RFC 6455 section 5.2).
+fn read_frame(stream: &mut impl Read) -> Result<Vec<u8>> {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head)?;
+    let length = match head[1] {
+        126 => {
+            let mut long = [0; 2];
+            stream.read_exact(&mut long)?;
+            usize::from(u16::from_be_bytes(long))
+        }
+        127 => bail!("a frame of more than 64 KB"),
+        short => usize::from(short),
+    };
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload)?;
+    Ok(payload)
+}
+
 impl Lines {
     /// The next value, or none when the watch has ended; fails when none came in `limit`.
     pub fn next(&mut self, limit: Duration) -> Result<Option<Value>> {

@@ -38,6 +38,20 @@ pub struct OnMachine {
     pub alive: bool,
 }
 
+/// A manifest that is written but not in its place.
+#[derive(Debug)]
+pub struct Draft {
+    draft: PathBuf,
+    file: PathBuf,
+}
+
+impl Draft {
+    /// Renames it to its name.
+    pub fn publish(self) -> Result<()> {
+        std::fs::rename(&self.draft, &self.file).with_context(|| format!("rename to {}", self.file.display()))
+    }
+}
+
 /// See the crate's tour.
 #[derive(Debug)]
 pub struct Node {
@@ -207,10 +221,14 @@ impl Node {
 
     /// Puts a manifest into the folder in one step, as a careful writer does.
     pub fn apply(&self, file: &str, text: &str) -> Result<()> {
+        self.draft(file, text)?.publish()
+    }
+
+    /// Writes a manifest beside where it shall be, under a name that the agent passes over.
+    pub fn draft(&self, file: &str, text: &str) -> Result<Draft> {
         let draft = self.path(&format!("manifests/.{file}.draft"));
         std::fs::write(&draft, text).with_context(|| format!("write {}", draft.display()))?;
-        std::fs::rename(&draft, self.path("manifests").join(file))
-            .with_context(|| format!("rename to {file}"))
+        Ok(Draft { draft, file: self.path("manifests").join(file) })
     }
 
     /// Takes a manifest out of the folder.

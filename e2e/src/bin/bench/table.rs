@@ -33,6 +33,11 @@ impl Row {
         Row::new(what, unit, vec![value])
     }
 
+    /// Several figures of one unit.
+    pub fn of(what: impl Into<String>, unit: &'static str, values: Vec<f64>) -> Row {
+        Row::new(what, unit, values)
+    }
+
     fn new(what: impl Into<String>, unit: &'static str, ours: Vec<f64>) -> Row {
         Row { what: what.into(), unit, ours, peer: None, target: None }
     }
