@@ -27,6 +27,8 @@ pub(super) struct Task<'a, N: Node> {
     slot: &'a Slot,
     memory: Memory,
     flights: FuturesUnordered<Flight>,
+    /// Steps that ended before anybody waited for them.
+    landed: Vec<(Action, Option<Outcome>)>,
     pulls: BTreeMap<Key, AbortHandle>,
     published: Option<(Arc<Pod>, Option<Deletion>)>,
 }
@@ -36,7 +38,7 @@ impl<'a, N: Node> Task<'a, N> {
         let limits = Limits { max_restart_period: options.max_restart_period };
         let memory = Memory::new(limits, slot.published().as_deref(), (options.clock)());
         let (flights, pulls) = (FuturesUnordered::new(), BTreeMap::new());
-        Task { node, options, slot, memory, flights, pulls, published: None }
+        Task { node, options, slot, memory, flights, landed: Vec::new(), pulls, published: None }
     }
 
     /// Runs until nothing of the pod exists any more.
@@ -49,6 +51,8 @@ impl<'a, N: Node> Task<'a, N> {
                 self.memory.config_changed(now);
             }
             let wake_at = self.act(&desired, &observed, now);
+            // Steps are under way while the status is being written.
+            self.push_off();
             self.publish(desired, &observed, now);
             if self.memory.removed() {
                 return;
@@ -100,6 +104,13 @@ impl<'a, N: Node> Task<'a, N> {
         self.flights.push(flight.boxed());
     }
 
+    /// Lets every step that has begun run up to the first thing that it has to wait for.
+    fn push_off(&mut self) {
+        while let Some(Some(done)) = self.flights.next().now_or_never() {
+            self.landed.push(done);
+        }
+    }
+
     fn publish(&mut self, desired: Desired, observed: &Observation, now: Timestamp) {
         let before = self.slot.status();
         let facts = Facts { host_ips: self.node.host_ips() };
@@ -128,16 +139,17 @@ impl<'a, N: Node> Task<'a, N> {
                 None => std::future::pending().await,
             }
         };
-        let done = tokio::select! {
-            Some(done) = self.flights.next() => Some(done),
-            () = self.slot.woken() => None,
-            () = timer => None,
-        };
-        if let Some((action, outcome)) = done {
-            self.complete(&action, outcome);
+        if self.landed.is_empty() {
+            let done = tokio::select! {
+                Some(done) = self.flights.next() => Some(done),
+                () = self.slot.woken() => None,
+                () = timer => None,
+            };
+            self.landed.extend(done);
         }
         // What is done by now needs no look of its own.
-        while let Some(Some((action, outcome))) = self.flights.next().now_or_never() {
+        self.push_off();
+        for (action, outcome) in std::mem::take(&mut self.landed) {
             self.complete(&action, outcome);
         }
     }
