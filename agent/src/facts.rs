@@ -98,10 +98,11 @@ impl NodeFacts {
         let mut addresses: Vec<Value> =
             self.ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
         addresses.push(json!({"type": "Hostname", "address": self.name}));
+        let root = std::path::absolute(&config.root).unwrap_or_else(|_| config.root.clone());
         json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": {"name": self.name, "uid": node_uid(&self.name), "labels": self.labels(),
-                         "creationTimestamp": self.started_at},
+                         "annotations": {ROOT_ANNOTATION: root}, "creationTimestamp": self.started_at},
             "spec": {"podCIDR": config.pod_cidr, "podCIDRs": [config.pod_cidr]},
             "status": {
                 "capacity": resources(format!("{}Ki", self.storage / 1024)),
@@ -115,6 +116,9 @@ impl NodeFacts {
         })
     }
 }
+
+/// Annotation of the Node: the agent's state folder, where its images lie.
+pub const ROOT_ANNOTATION: &str = "berth.dev/root";
 
 /// A node keeps its uid over restarts.
 fn node_uid(name: &str) -> String {

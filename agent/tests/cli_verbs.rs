@@ -313,6 +313,37 @@ fn get_watches() {
 }
 
 #[test]
+fn images_are_those_of_the_agent_that_is_named() {
+    let server = Server::start();
+    let (theirs, other) = (server.dir.path().join("theirs"), server.dir.path().join("other"));
+    let (theirs, other) = (theirs.to_str().unwrap(), other.to_str().unwrap());
+    let tar = server.dir.path().join("rootfs.tar");
+    let made = Command::new("tar").arg("-cf").arg(&tar).args(["-C", "/etc", "hostname"]).status().unwrap();
+    assert!(made.success());
+    // This one does not say where its images are, and neither does the caller.
+    assert!(
+        shown(&server, &["image", "list"]).contains("no agent answers at "),
+        "{}",
+        shown(&server, &["image", "list"])
+    );
+    let node = json!({"metadata": {"annotations": {"berth.dev/root": theirs}}});
+    server.store.put(Kind::Node, "", "node-1", &node);
+    let imported = shown(&server, &["image", "import", tar.to_str().unwrap(), "demo:1"]);
+    assert!(imported.contains("\nImported docker.io/library/demo:1 ("), "{imported}");
+    for words in [&["image", "list"][..], &["image", "--root", theirs, "list"]] {
+        let listed = shown(&server, words);
+        assert!(listed.contains("docker.io/library/demo   1     "), "{listed}");
+    }
+    let refused = shown(&server, &["image", "--root", other, "list"]);
+    assert!(refused.starts_with("exit 1\n--- err\nberth: the agent at "), "{refused}");
+    assert!(refused.contains(&format!("has its images below {theirs}, not below {other}")), "{refused}");
+    // An agent that was not named has no say.
+    let mut elsewhere = Command::new(env!("CARGO_BIN_EXE_berth"));
+    elsewhere.args(["image", "--root", other, "list"]).env_remove("BERTH_SOCKET").env_remove("BERTH_ROOT");
+    assert!(elsewhere.status().unwrap().success());
+}
+
+#[test]
 fn images_without_an_agent() {
     let server = Server::start();
     let root = server.dir.path().join("root");

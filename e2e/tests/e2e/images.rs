@@ -6,6 +6,7 @@ use berth_e2e::manifest::{self, Builder};
 use berth_e2e::node::Node;
 use berth_e2e::pods::PodExt;
 use berth_e2e::registry::{self, Registry};
+use berth_e2e::tools;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -16,6 +17,19 @@ fn registry(node: &Node) -> (Registry, String) {
     let registry = Registry::start(node.machine()).unwrap();
     let reference = registry.push(&archive, "team/app:1.0").unwrap();
     (registry, reference)
+}
+
+#[test]
+fn the_agent_says_where_its_images_are() {
+    let node = Node::start().unwrap();
+    let mut list = node.berth_command(&["image", "list"]);
+    list.env_remove("BERTH_ROOT");
+    let list = tools::run(list).unwrap().ok().unwrap();
+    assert!(list.contains("docker.io/library/demo"), "{list}");
+    let mut other = node.berth_command(&["image", "list"]);
+    other.env("BERTH_ROOT", node.path("elsewhere"));
+    let other = tools::run(other).unwrap().code(1).unwrap();
+    assert!(other.stderr.contains("has its images below"), "{other}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod import;
 mod list;
 mod progress;
 mod remove;
+mod root;
 mod transfer;
 
 use std::path::PathBuf;
@@ -15,9 +16,9 @@ use clap::{Args, Subcommand};
 /// Words of `berth image`.
 #[derive(Args, Debug)]
 pub struct ImageArgs {
-    /// State folder of the agent
-    #[arg(long, global = true, value_name = "DIR", env = "BERTH_ROOT", default_value = "/var/lib/berth")]
-    root: PathBuf,
+    /// State folder of the agent [default: that of the agent at --socket, else /var/lib/berth]
+    #[arg(long, global = true, value_name = "DIR", env = "BERTH_ROOT")]
+    root: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     command: Command,
@@ -54,9 +55,9 @@ struct TagArgs {
     target: String,
 }
 
-/// Does what was asked.
-pub fn run(args: ImageArgs, socket: &std::path::Path) -> anyhow::Result<ExitCode> {
-    let root = args.root;
+/// Does what was asked; `named` says that it was said which agent is meant.
+pub fn run(args: ImageArgs, socket: &std::path::Path, named: bool) -> anyhow::Result<ExitCode> {
+    let root = root::find(args.root, socket, named)?;
     let store = Store::open(&root.join("images"))?;
     match args.command {
         Command::Pull(args) => transfer::pull(&store, &args)?,
