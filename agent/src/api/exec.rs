@@ -59,6 +59,7 @@ async fn first_size(stream: &mut SplitStream<WebSocket>, early: &mut Vec<Message
 }
 
 fn request(api: &Api, target: &Target, params: &Params) -> Result<ExecRequest, ApiError> {
+    log::Brief::of(api, target)?.refuse_ended("exec into")?;
     let container = log::container_of(api, target, params)?;
     let command: Vec<String> = params.all("command").map(str::to_owned).collect();
     if command.is_empty() {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{Stream, stream};
 use http::{HeaderValue, header};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use serde::Deserialize;
 
 use super::params::Params;
 use super::write::Target;
@@ -70,11 +70,9 @@ fn query(params: &Params) -> Result<Query, ApiError> {
 
 /// The container that is meant: the named one, or the only one.
 pub fn container_of(api: &Api, target: &Target, params: &Params) -> Result<String, ApiError> {
-    let object = target.find(api)?;
-    let pod: Pod = serde_json::from_slice(&object.json).map_err(ApiError::internal)?;
-    let spec = pod.spec.unwrap_or_default();
-    let inits = spec.init_containers.unwrap_or_default();
-    let mains: Vec<&str> = spec.containers.iter().map(|c| c.name.as_str()).collect();
+    let pod = Brief::of(api, target)?;
+    let mains: Vec<&str> = pod.spec.containers.iter().map(|c| c.name.as_str()).collect();
+    let inits = &pod.spec.init_containers;
     if let Some(name) = params.get("container") {
         let known = mains.contains(&name) || inits.iter().any(|c| c.name == name);
         return known.then(|| name.to_owned()).ok_or_else(|| {
@@ -88,6 +86,52 @@ pub fn container_of(api: &Api, target: &Target, params: &Params) -> Result<Strin
             target.name,
             inits.iter().map(|c| c.name.as_str()).chain(many.iter().copied()).collect::<Vec<_>>().join(" ")
         ))),
+    }
+}
+
+/// As much of a pod as it takes to choose a container: much less to read than all of it.
+#[derive(Deserialize)]
+pub struct Brief {
+    #[serde(default)]
+    spec: BriefSpec,
+    #[serde(default)]
+    status: BriefStatus,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BriefSpec {
+    #[serde(default)]
+    containers: Vec<Named>,
+    #[serde(default)]
+    init_containers: Vec<Named>,
+}
+
+#[derive(Default, Deserialize)]
+struct BriefStatus {
+    #[serde(default)]
+    phase: String,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+impl Brief {
+    /// The pod that a path names.
+    pub fn of(api: &Api, target: &Target) -> Result<Brief, ApiError> {
+        serde_json::from_slice(&target.find(api)?.json).map_err(ApiError::internal)
+    }
+
+    /// Refuses what needs a running container when the pod has ended.
+    pub fn refuse_ended(&self, what: &str) -> Result<(), ApiError> {
+        match self.status.phase.as_str() {
+            phase @ ("Succeeded" | "Failed") => Err(ApiError::bad_request(format!(
+                "cannot {what} a container in a completed pod; current phase is {phase}"
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -36,6 +36,8 @@ const CLOSE: u8 = 255;
 const CHUNK: usize = 16 * 1024;
 /// Bytes of a message that is accepted.
 const MAX_MESSAGE: usize = 1 << 20;
+/// What is read of a connection at once; as much is set to zero for each connection.
+const READ_BUFFER: usize = 32 * 1024;
 /// How long output may be silent after the command's end before it is given up: a child that the command left behind can
 /// hold the pipe for ever.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -48,6 +50,7 @@ pub fn negotiate(upgrade: WebSocketUpgrade) -> Result<WebSocketUpgrade, ApiError
     let upgrade = upgrade
         .protocols(["v5.channel.k8s.io", "v4.channel.k8s.io"])
         .max_message_size(MAX_MESSAGE)
+        .read_buffer_size(READ_BUFFER)
         .max_frame_size(MAX_MESSAGE);
     if upgrade.selected_protocol().is_none() {
         return Err(ApiError::bad_request(

@@ -87,8 +87,29 @@ pub enum Command {
     Completions(completions::CompletionsArgs),
 }
 
+/// `berth exec` alone, which scripts call in loops: its words are read without those of all other verbs.
+#[derive(Debug, Parser)]
+#[command(name = "berth", disable_help_subcommand = true)]
+struct Quick {
+    #[arg(long, global = true, env = "BERTH_SOCKET")]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    command: QuickCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum QuickCommand {
+    Exec(exec::ExecArgs),
+}
+
 /// The program: parses the words of this process and does what they say.
 pub fn main() -> ExitCode {
+    // What is wrong with the words is said below, where all verbs are known.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "exec")
+        && let Ok(Quick { socket, command: QuickCommand::Exec(args) }) = Quick::try_parse()
+    {
+        return run(Cli { socket, command: Command::Exec(args) });
+    }
     match Cli::try_parse() {
         Ok(cli) => run(cli),
         Err(error) => {
@@ -111,7 +132,7 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Check(args) => check::run(&args),
         Command::Completions(args) => completions::run(&args),
-        Command::Image(args) => image::run(args, &socket),
+        Command::Image(args) => image::run(args, &socket, cli.socket.is_some()),
         other => client_verb(&socket, other),
     };
     result.unwrap_or_else(|error| failure::report(&error))

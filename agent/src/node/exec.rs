@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use berth_reconciler::node::ContainerState;
 use berth_runtime::shim::client::{AttachSession, Client, ExecRequest, ExecSession};
-use oci_spec::runtime::{BoxBuilder, Process, Spec};
+use oci_spec::runtime::{BoxBuilder, Process};
+use serde::Deserialize;
 
 use super::AgentNode;
 use super::entry::{Entry, Instance, read_json};
@@ -23,11 +24,17 @@ pub struct ExecSpec {
     pub size: Option<(u16, u16)>,
 }
 
+/// What is needed of a bundle's `config.json`: the rest, most of all its system calls, is passed over.
+#[derive(Deserialize)]
+struct Document {
+    process: Option<Process>,
+}
+
 /// The container's own process, with another command: user, environment, capabilities and folder stay.
 fn process(entry: &Entry, instance: &Instance, spec: &ExecSpec) -> Result<Process, String> {
     let path = entry.bundle(&instance.record.id).join("config.json");
-    let document: Spec = read_json(&path).ok_or_else(|| format!("cannot read {}", path.display()))?;
-    let mut process = document.process().clone().ok_or("the container's specification has no process")?;
+    let document: Document = read_json(&path).ok_or_else(|| format!("cannot read {}", path.display()))?;
+    let mut process = document.process.ok_or("the container's specification has no process")?;
     process.set_args(Some(spec.command.clone()));
     process.set_terminal(Some(spec.tty));
     if spec.tty {

@@ -11,6 +11,7 @@ use clap::Args;
 use http::Request;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::client::Connection;
 
 use super::{client, logs, resource};
 use crate::store::Kind;
@@ -38,26 +39,24 @@ pub struct ExecArgs {
 }
 
 /// Runs a command in a container; its exit code becomes ours.
+///
+/// The agent is asked once. Only when it refuses, the pod is looked at: which of its containers is meant, or what to say.
 pub async fn run(client: &kube::Client, args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let name = resource::pod_name(&args.pod)?;
     let path = resource::path(Kind::Pod, Some(args.namespace.name()), Some(name));
-    let pod: Pod = client::get(client, &path, "application/json").await?;
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-    if matches!(phase, "Succeeded" | "Failed") {
-        bail!("cannot exec into a container in a completed pod; current phase is {phase}");
-    }
-    let container = args.container.clone().unwrap_or_else(|| logs::default_container(&pod));
     let mut tty = args.tty;
     if tty && !io::stdin().is_terminal() {
         eprintln!("Unable to use a TTY - input is not a terminal or the right kind of file");
         tty = false;
     }
-    let mut query: Vec<(&str, &str)> = args.command.iter().map(|word| ("command", word.as_str())).collect();
-    query.extend([("container", container.as_str()), ("stdout", "true")]);
-    let flags = [("stdin", args.stdin), ("tty", tty), ("stderr", !tty)];
-    query.extend(flags.iter().filter(|(_, set)| *set).map(|(name, _)| (*name, "true")));
-    let request = Request::get(resource::with_query(&format!("{path}/exec"), &query)).body(Vec::new())?;
-    let connection = client.connect(request).await?;
+    let connection = match connect(client, args, &path, args.container.as_deref(), tty).await {
+        Err(kube::Error::Api(status)) if status.code == 400 => {
+            let container = choose(client, args, &path).await?;
+            let container = container.ok_or(kube::Error::Api(status))?;
+            connect(client, args, &path, Some(&container), tty).await?
+        }
+        other => other?,
+    };
     let raw = if tty && args.stdin {
         Some(Raw::enter().context("cannot set the terminal to raw mode")?)
     } else {
@@ -67,6 +66,31 @@ pub async fn run(client: &kube::Client, args: &ExecArgs) -> anyhow::Result<ExitC
     // Before anything is printed.
     drop(raw);
     exit_code(result?)
+}
+
+async fn connect(
+    client: &kube::Client,
+    args: &ExecArgs,
+    path: &str,
+    container: Option<&str>,
+    tty: bool,
+) -> kube::Result<Connection> {
+    let mut query: Vec<(&str, &str)> = args.command.iter().map(|word| ("command", word.as_str())).collect();
+    query.extend(container.map(|name| ("container", name)));
+    let flags = [("stdout", true), ("stdin", args.stdin), ("tty", tty), ("stderr", !tty)];
+    query.extend(flags.iter().filter(|(_, set)| *set).map(|(name, _)| (*name, "true")));
+    let request = Request::get(resource::with_query(&format!("{path}/exec"), &query)).body(Vec::new());
+    client.connect(request.map_err(kube::Error::HttpError)?).await
+}
+
+/// The container that is meant by who has named none; none for who has.
+async fn choose(client: &kube::Client, args: &ExecArgs, path: &str) -> anyhow::Result<Option<String>> {
+    let pod: Pod = client::get(client, path, "application/json").await?;
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+    if matches!(phase, "Succeeded" | "Failed") {
+        bail!("cannot exec into a container in a completed pod; current phase is {phase}");
+    }
+    Ok(args.container.is_none().then(|| logs::default_container(&pod)))
 }
 
 /// Runs a command that is not the person's own, such as `tar`, with these streams.
