@@ -61,6 +61,8 @@ struct Inner {
     /// Held while bridge or table are repaired.
     repair: tokio::sync::Mutex<()>,
     closed: AtomicBool,
+    /// A namespace for the next pod.
+    spare: Mutex<Option<OwnedFd>>,
 }
 
 impl Network {
@@ -95,10 +97,34 @@ impl Network {
             link_gone: Notify::new(),
             repair: tokio::sync::Mutex::new(()),
             closed: AtomicBool::new(false),
+            spare: Mutex::new(None),
         });
         inner.repair(Repair::All).await?;
         tasks.0.push(tokio::spawn(inner.clone().watch(monitor)).abort_handle());
         Ok(Self { inner, _tasks: Arc::new(tasks) })
+    }
+
+    /// A new network namespace for a pod, with nothing in it. It is gone when nobody is in it or holds the descriptor.
+    /// One is kept ready, for making it takes the kernel as long as all the rest of an attach.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn namespace(&self) -> Result<OwnedFd> {
+        let spare = self.inner.spare().take();
+        match spare {
+            Some(namespace) => Ok(namespace),
+            None => netns::new().await,
+        }
+    }
+
+    /// Makes the namespace that is kept ready, if there is none. Should it fail, the next [`Network::namespace`] says why.
+    pub async fn prepare_namespace(&self) {
+        if self.inner.spare().is_some() {
+            return;
+        }
+        if let Ok(namespace) = netns::new().await {
+            *self.inner.spare() = Some(namespace);
+        }
     }
 
     /// Connects a pod: address, link, routes, host ports. Called again for the same pod it repairs what is broken,
@@ -201,6 +227,10 @@ impl Inner {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn attach(self: Arc<Self>, pod: PodNetwork) -> Result<Attachment> {

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,36 @@ fn the_pod_made_anew_keeps_its_address() {
         assert!(!old.ns.run(|| ip("-o link")).contains("eth0"));
         let _server = new.ns.serve_tcp("0.0.0.0:80");
         assert!(machine.host.tcp("127.0.0.1:8080").is_ok());
+    });
+}
+
+#[test]
+fn every_namespace_is_handed_out_once() {
+    on_a_machine(|machine, runtime| {
+        let network = machine.open(runtime);
+        runtime.block_on(network.prepare_namespace());
+        runtime.block_on(network.prepare_namespace());
+        let made: Vec<OwnedFd> = (0..3).map(|_| runtime.block_on(network.namespace()).unwrap()).collect();
+        let mut seen = vec![std::fs::read_link("/proc/thread-self/ns/net").unwrap()];
+        for (number, namespace) in made.iter().enumerate() {
+            let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
+            let name = std::fs::read_link(&path).unwrap();
+            assert!(
+                name.to_string_lossy().starts_with("net:[") && !seen.contains(&name),
+                "{name:?} {seen:?}"
+            );
+            seen.push(name);
+            let id = format!("made{number}");
+            let pod = PodNetwork {
+                netns: path.into(),
+                id: id.clone(),
+                name: id.clone(),
+                namespace: "default".into(),
+                host_ports: Vec::new(),
+            };
+            assert_eq!(runtime.block_on(network.attach(&pod)).unwrap().ips.len(), 1);
+            runtime.block_on(network.detach(&id)).unwrap();
+        }
     });
 }
 

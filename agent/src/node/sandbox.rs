@@ -1,9 +1,12 @@
 //! A pod's sandbox: run folder, cgroup, volumes, shim and network, made in that order and taken down in reverse.
 
-use std::path::Path;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use berth_netplug::{HostPort, PodNetwork, Protocol};
+use berth_netplug::{Attachment, HostPort, PodNetwork, Protocol};
 use berth_reconciler::node::{Failure, Sandbox};
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::Client;
@@ -57,44 +60,48 @@ pub(super) async fn create(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failu
 }
 
 async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<(), Failure> {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     std::fs::create_dir_all(entry.dir.join("containers"))
         .map_err(|e| failed(format!("make {}: {e}", entry.dir.display())))?;
     entry
         .save_pod(None)
         .map_err(|e| failed(format!("write {}: {e}", entry.dir.join("pod.json").display())))?;
-    node.kubepods.create(pod).map_err(failed)?;
     set_up_volumes(node, pod, &[]).await?;
     let spec = pod.spec();
     let host_network = spec.host_network == Some(true);
     let names = etcfiles::names(pod, &node_hostname(), &node.config).map_err(failed)?;
+    let users = id_range(node, pod)?;
+    // That of a pod with users of its own must be theirs, so there the shim makes it.
+    let namespace = match (host_network, users) {
+        (false, None) => Some(node.network.namespace().await.map_err(failed)?),
+        _ => None,
+    };
+    let netns = namespace.as_ref().map(path_of);
     let options = SpawnOptions {
         dir: entry.dir.clone(),
         hostname: (!host_network).then(|| names.kernel.clone()),
         domainname: None,
-        net_new: !host_network,
+        net_new: !host_network && netns.is_none(),
+        net_join: netns.clone(),
         ipc_new: spec.host_ipc != Some(true),
         uts_new: !host_network,
-        users: id_range(node, pod)?,
+        users,
     };
     let step = node.counters.stage(Stage::Folders, begun);
-    let program = node.shim_program().map_err(|e| failed(format!("prepare the shim's program: {e}")))?;
-    let shim = blocking(move || spawn(&program, &options)).await.map_err(failed)?;
-    let step = node.counters.stage(Stage::Shim, step);
-    let sock = entry.dir.join("shim.sock");
-    let attach = async {
-        if host_network {
-            return Ok(None);
-        }
-        let attached = node.network.attach(&network_of(pod, shim.pid)).await;
-        node.counters.stage(Stage::Network, step);
-        attached.map(Some)
-    };
-    // Both are tried to their end, so that a failure of one leaves the other in a state that can be undone.
-    let (connected, attached) = tokio::join!(Client::connect(&sock), attach);
-    let (client, events) = connected.map_err(failed)?;
-    shims::follow(node, entry, client, events);
-    let attachment = attached.map_err(failed)?;
+    // All are tried to their end, so that a failure of one leaves the others in a state that can be undone.
+    let (shim, attached, cgroup) = tokio::join!(
+        start_shim(node, entry, options, step),
+        attach(node, pod, netns.as_deref(), step),
+        async { node.kubepods.create(pod).map_err(failed) },
+    );
+    let shim = shim?;
+    cgroup?;
+    let mut attachment = attached?;
+    drop(namespace);
+    if users.is_some() && !host_network {
+        let theirs = PathBuf::from(format!("/proc/{shim}/ns/net"));
+        attachment = attach(node, pod, Some(&theirs), Instant::now()).await?;
+    }
     let ips = attachment.as_ref().map_or_else(|| node.facts.ips.clone(), |attached| attached.ips.clone());
     let omitted = etcfiles::write(&entry.dir.join("etc"), pod, &names, &ips, &node.config).map_err(failed)?;
     for warning in omitted {
@@ -104,6 +111,45 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
         // The downward API knows the pod's address only now.
         set_up_volumes(node, pod, &ips).await?;
     }
+    complete(entry, ips, attachment)?;
+    if netns.is_some() {
+        let network = node.network.clone();
+        tokio::spawn(async move { network.prepare_namespace().await });
+    }
+    node.counters.sandbox_seconds.observe(begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Starts the shim and listens to it; gives its pid.
+async fn start_shim(
+    node: &AgentNode,
+    entry: &Arc<Entry>,
+    options: SpawnOptions,
+    begun: Instant,
+) -> Result<i32, Failure> {
+    let program = node.shim_program().map_err(|e| failed(format!("prepare the shim's program: {e}")))?;
+    let shim = blocking(move || spawn(&program, &options)).await.map_err(failed)?;
+    let (client, events) = Client::connect(&entry.dir.join("shim.sock")).await.map_err(failed)?;
+    node.counters.stage(Stage::Shim, begun);
+    shims::follow(node, entry, client, events);
+    Ok(shim.pid)
+}
+
+/// Connects a network namespace, if there is one.
+async fn attach(
+    node: &AgentNode,
+    pod: &Pod,
+    netns: Option<&Path>,
+    begun: Instant,
+) -> Result<Option<Attachment>, Failure> {
+    let Some(netns) = netns else { return Ok(None) };
+    let attached = node.network.attach(&network_of(pod, netns)).await.map_err(failed)?;
+    node.counters.stage(Stage::Network, begun);
+    Ok(Some(attached))
+}
+
+/// Believes in the sandbox, on disk first.
+fn complete(entry: &Entry, ips: Vec<IpAddr>, attachment: Option<Attachment>) -> Result<(), Failure> {
     let created_at = Timestamp::now();
     let record = SandboxRecord { ips: ips.clone(), created_at, attachment: attachment.clone() };
     write_json(&entry.dir.join("sandbox.json"), &record)
@@ -115,8 +161,12 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     node.limited.notify_one();
     state.attachment = attachment;
     state.sandbox = Sandbox::Ready { ips, created_at };
-    node.counters.sandbox_seconds.observe(begun.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Where every process of this machine can open a descriptor of this one.
+fn path_of(fd: &OwnedFd) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()).into()
 }
 
 /// The ids of a pod with a user namespace of its own.
@@ -131,7 +181,7 @@ pub(super) fn node_hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
-async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[std::net::IpAddr]) -> Result<(), Failure> {
+async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[IpAddr]) -> Result<(), Failure> {
     if pod.spec().volumes.iter().flatten().next().is_none() {
         return Ok(());
     }
@@ -149,7 +199,7 @@ async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[std::net::IpAdd
     .map(drop)
 }
 
-fn network_of(pod: &Pod, shim: i32) -> PodNetwork {
+fn network_of(pod: &Pod, netns: &Path) -> PodNetwork {
     let ports = pod.all_containers().flat_map(|c| c.ports.iter().flatten());
     let host_ports = ports
         .filter_map(|port| {
@@ -169,7 +219,7 @@ fn network_of(pod: &Pod, shim: i32) -> PodNetwork {
         id: pod.uid().into(),
         name: pod.name().into(),
         namespace: pod.namespace().into(),
-        netns: format!("/proc/{shim}/ns/net").into(),
+        netns: netns.to_owned(),
         host_ports,
     }
 }

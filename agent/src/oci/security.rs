@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use berth_reconciler::node::Failure;
 use k8s_openapi::api::core::v1;
@@ -103,15 +104,19 @@ pub fn no_new_privileges(container: &v1::Container) -> bool {
     container.security_context.as_ref().and_then(|s| s.allow_privilege_escalation) == Some(false)
 }
 
-/// The capabilities that this process may hand on (`CapBnd` of `/proc/self/status`): asking for another one fails.
+/// The capabilities that this process may hand on (`CapBnd` of `/proc/self/status`): asking for another one fails. They
+/// never change: the agent drops none, and nobody gets one back.
 fn bounding() -> u64 {
-    std::fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|text| {
-            let line = text.lines().find_map(|l| l.strip_prefix("CapBnd:"))?;
-            u64::from_str_radix(line.trim(), 16).ok()
-        })
-        .unwrap_or(u64::MAX)
+    static BOUNDING: OnceLock<u64> = OnceLock::new();
+    *BOUNDING.get_or_init(|| {
+        std::fs::read_to_string("/proc/self/status")
+            .ok()
+            .and_then(|text| {
+                let line = text.lines().find_map(|l| l.strip_prefix("CapBnd:"))?;
+                u64::from_str_radix(line.trim(), 16).ok()
+            })
+            .unwrap_or(u64::MAX)
+    })
 }
 
 /// The names of a container's capabilities, `CAP_` in front, in the kernel's order.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
@@ -39,6 +39,16 @@ where
     question
         .await
         .unwrap_or_else(|_| Err(Error::Thread(io::Error::other("the thread ended without an answer"))))
+}
+
+/// A new namespace, which lasts for as long as somebody is in it or holds on to it.
+pub(crate) async fn new() -> Result<OwnedFd> {
+    on_thread(|_| {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|e| Error::Namespace { path: "of a new pod".into(), source: e.into() })?;
+        current()
+    })
+    .await
 }
 
 /// The namespace of the calling thread.

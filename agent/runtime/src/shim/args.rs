@@ -15,6 +15,8 @@ pub(super) struct Args {
     pub hostname: Option<String>,
     pub domainname: Option<String>,
     pub net_new: bool,
+    /// Join this network namespace.
+    pub net_join: Option<PathBuf>,
     pub ipc_new: bool,
     pub uts_new: bool,
     /// The pod has a user namespace of its own with these ids of the host.
@@ -44,6 +46,7 @@ impl Args {
             match flag.as_str() {
                 "--hostname" => parsed.hostname = Some(value),
                 "--domainname" => parsed.domainname = Some(value),
+                "--net" if value.starts_with('/') => parsed.net_join = Some(value.into()),
                 "--net" => parsed.net_new = is_new(&flag, &value)?,
                 "--ipc" => parsed.ipc_new = is_new(&flag, &value)?,
                 "--uts" => parsed.uts_new = is_new(&flag, &value)?,
@@ -107,6 +110,8 @@ mod tests {
             ..Args::default()
         };
         assert_eq!(args, wanted);
+        let args = parse(&["--dir", "/x", "--net", "/proc/7/fd/8"]).unwrap();
+        assert_eq!((args.net_new, args.net_join), (false, Some("/proc/7/fd/8".into())));
         assert!(parse(&["--version"]).unwrap().version);
     }
 

@@ -48,7 +48,7 @@ pub use spawn::{Error as SpawnError, ShimProcess, SpawnOptions, spawn};
 
 use proto::{Failure, FailureKind};
 
-/// The shim's process: `berth shim --dir DIR [--hostname H] [--domainname D] [--net new|host] [--ipc new|host]
+/// The shim's process: `berth shim --dir DIR [--hostname H] [--domainname D] [--net new|host|PATH] [--ipc new|host]
 /// [--uts new|host] [--users FIRST:COUNT] [--version]`, without the first two words. Must be called before any thread is started.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args = match args::Args::parse(args) {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -131,6 +131,10 @@ fn namespaces(args: &Args) -> Result<Option<PodUsers>, String> {
             None
         }
     };
+    if let Some(path) = &args.net_join {
+        let namespace = File::open(path).map_err(cannot("open the pod's network namespace"))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(cannot("join the pod's network namespace"))?;
+    }
     if args.net_new {
         shim_process::loopback_up().map_err(cannot("bring lo up"))?;
     }

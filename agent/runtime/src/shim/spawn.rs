@@ -23,6 +23,8 @@ pub struct SpawnOptions {
     pub domainname: Option<String>,
     /// Give the pod a network namespace of its own, with `lo` up.
     pub net_new: bool,
+    /// Or this one, which must stay open until the shim is there.
+    pub net_join: Option<PathBuf>,
     /// Give the pod an IPC namespace of its own.
     pub ipc_new: bool,
     /// Give the pod a UTS namespace of its own.
@@ -97,7 +99,8 @@ fn command(program: &Program, opts: &SpawnOptions, report: PipeWriter) -> Comman
     let kind = |new| if new { "new" } else { "host" };
     let mut command = Command::new(program.name());
     command.arg0("berth").arg("shim").arg("--dir").arg(&opts.dir);
-    command.args(["--net", kind(opts.net_new), "--ipc", kind(opts.ipc_new), "--uts", kind(opts.uts_new)]);
+    let net = opts.net_join.as_deref().unwrap_or(Path::new(kind(opts.net_new)));
+    command.arg("--net").arg(net).args(["--ipc", kind(opts.ipc_new), "--uts", kind(opts.uts_new)]);
     if let Some(hostname) = &opts.hostname {
         command.args(["--hostname", hostname]);
     }
