@@ -1,7 +1,7 @@
 //! Events as `kubectl get events` shows them: one object per thing that happens, counted when it happens again.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_reconciler::node::PodEvent;
 use berth_reconciler::pod::Pod;
@@ -27,8 +27,8 @@ struct Series {
 
 #[derive(Default)]
 struct Known {
-    series: HashMap<Key, Series>,
-    order: VecDeque<Key>,
+    series: HashMap<Arc<Key>, Series>,
+    order: VecDeque<Arc<Key>>,
     serial: u64,
 }
 
@@ -81,12 +81,12 @@ impl Recorder {
         let now = Timestamp::now();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.forget_old(&mut known, now);
-        let key = (
+        let key = Arc::new((
             format!("{}/{}", about.uid, about.name),
             about.field.clone(),
             reason.to_owned(),
             message.to_owned(),
-        );
+        ));
         known.serial += 1;
         let serial = known.serial;
         if !known.series.contains_key(&key) {

@@ -222,15 +222,14 @@ impl ObjectStore {
         let before = state.objects.get(&key).cloned();
         if let Some(before) = &before {
             set_version(&mut value, before.version);
-            let unchanged = serde_json::to_vec(&value).is_ok_and(|text| text == before.json);
-            if unchanged {
+            if text(&value) == before.json {
                 return before.version;
             }
         }
         state.version += 1;
         let version = state.version;
         set_version(&mut value, version);
-        let json = Bytes::from(value.to_string());
+        let json = text(&value);
         let object = Arc::new(Object { kind, namespace: key.1.clone(), name: key.2.clone(), version, json });
         state.objects.insert(key, object.clone());
         state.record(Change { version, before, after: Some(object.clone()), last: object });
@@ -250,7 +249,7 @@ impl ObjectStore {
         let version = state.version;
         let mut value = before.value();
         set_version(&mut value, version);
-        let last = Object { version, json: Bytes::from(value.to_string()), ..Object::clone(&before) };
+        let last = Object { version, json: text(&value), ..Object::clone(&before) };
         state.record(Change { version, before: Some(before), after: None, last: Arc::new(last) });
         drop(state);
         self.0.changed.send_replace(version);
@@ -275,6 +274,14 @@ impl ObjectStore {
             .cloned()
             .collect();
         (objects, state.version)
+    }
+
+    /// Forgets the changes so far: who has not seen them all must list again.
+    pub fn forget_history(&self) {
+        let mut state = self.lock();
+        state.history = VecDeque::new();
+        state.history_bytes = 0;
+        state.oldest = state.version;
     }
 
     /// The version of the newest change.
@@ -372,6 +379,11 @@ fn complete(value: &mut Value, kind: Kind, namespace: &str, name: &str) {
     if kind.namespaced() {
         value["metadata"]["namespace"] = json!(namespace);
     }
+}
+
+/// The JSON text of a tree, in no more memory than it needs.
+fn text(value: &Value) -> Bytes {
+    Bytes::from(value.to_string().into_boxed_str().into_boxed_bytes())
 }
 
 fn set_version(value: &mut Value, version: u64) {

@@ -56,6 +56,20 @@ fn old_and_future_versions_are_gone() {
     assert!(store.watch(Kind::Pod, 149).is_ok());
 }
 
+#[test]
+fn a_history_that_is_forgotten_leaves_the_objects_and_who_was_up_to_date() {
+    let store = store();
+    store.put(Kind::Pod, "default", "a", &json!({"spec": {"n": 1}}));
+    let before = store.version();
+    let version = store.put(Kind::Pod, "default", "a", &json!({"spec": {"n": 2}}));
+    let mut watch = store.watch(Kind::Pod, version).unwrap();
+    store.forget_history();
+    assert!(store.watch(Kind::Pod, before).is_err());
+    assert_eq!(store.get(Kind::Pod, "default", "a").unwrap().version, version);
+    let next = store.put(Kind::Pod, "default", "a", &json!({"spec": {"n": 3}}));
+    assert_eq!(watch.try_next().unwrap().unwrap().version, next);
+}
+
 #[tokio::test]
 async fn a_watcher_wakes_up() {
     let store = store();

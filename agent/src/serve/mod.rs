@@ -5,7 +5,7 @@ mod readonly;
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use berth_netplug::Network;
@@ -139,6 +139,8 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let api = tokio::spawn(crate::api::serve(listener, api, async move {
         let _ = closing.wait_for(|s| *s).await;
     }));
+    let network = node.network.clone();
+    tokio::spawn(async move { network.prepare_namespace().await });
     desired.start().await;
     show_node(&node);
     let following = tokio::spawn(desired.follow(context, ready));
@@ -221,14 +223,36 @@ fn socket(config: &Config) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// After every burst of changes, gives the memory that it took back to the kernel.
+/// After every burst of changes, gives the memory that it took back to the kernel: first what was freed, then the code that
+/// it ran, and when nothing has changed for long, the history of changes.
 async fn give_memory_back(store: ObjectStore) {
-    /// How long nothing must have changed.
-    const QUIET: Duration = Duration::from_secs(1);
+    /// How long nothing must have changed before each of them, counted from the one before. A watch that was cut can be taken
+    /// up again for as long as an API server's `--etcd-compaction-interval` is.
+    const QUIET: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(300)];
+    /// Changes without end do not put off the first one for longer than this.
+    const PATIENCE: Duration = Duration::from_secs(10);
     let mut changes = store.changes();
-    while changes.changed().await.is_ok() {
-        while let Ok(Ok(())) = tokio::time::timeout(QUIET, changes.changed()).await {}
-        berth_runtime::heap::trim();
+    let (mut step, mut begun) = (0, Instant::now());
+    loop {
+        let limit = QUIET.get(step).copied().unwrap_or(Duration::MAX);
+        match tokio::time::timeout(limit, changes.changed()).await {
+            Ok(Ok(())) if step > 0 => (step, begun) = (0, Instant::now()),
+            Ok(Ok(())) if begun.elapsed() < PATIENCE => {}
+            Ok(Ok(())) => {
+                begun = Instant::now();
+                berth_runtime::heap::trim();
+            }
+            Ok(Err(_)) => return,
+            Err(_) => {
+                match step {
+                    0 => {}
+                    1 => berth_runtime::heap::forget_program(),
+                    _ => store.forget_history(),
+                }
+                berth_runtime::heap::trim();
+                step += 1;
+            }
+        }
     }
 }
 
