@@ -112,6 +112,7 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
         set_up_volumes(node, pod, &ips).await?;
     }
     complete(entry, ips, attachment)?;
+    node.limited.notify_one();
     if netns.is_some() {
         let network = node.network.clone();
         tokio::spawn(async move { network.prepare_namespace().await });
@@ -158,7 +159,6 @@ fn complete(entry: &Entry, ips: Vec<IpAddr>, attachment: Option<Attachment>) -> 
     if state.shim.is_none() {
         return Err(failed("the pod's shim died while the sandbox was being made"));
     }
-    node.limited.notify_one();
     state.attachment = attachment;
     state.sandbox = Sandbox::Ready { ips, created_at };
     Ok(())
