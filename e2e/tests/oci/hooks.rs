@@ -36,10 +36,10 @@ fn all_kinds_run_in_order(bundle: &mut Bundle) {
     let file = bundle.path("order").display().to_string();
     let mut hooks = serde_json::Map::new();
     for kind in ON_THE_HOST {
-        let both = [1, 2].map(|n| hook(&format!("echo {kind}{n} >> {file}")));
+        let both = [1, 2].map(|n| hook(&format!("cat >/dev/null; echo {kind}{n} >> {file}")));
         hooks.insert(kind.to_owned(), json!(both));
     }
-    hooks.insert("startContainer".to_owned(), json!([hook("echo startContainer > /scout")]));
+    hooks.insert("startContainer".to_owned(), json!([hook("cat >/dev/null; echo startContainer > /scout")]));
     bundle.config["hooks"] = hooks.into();
     let expected = |kinds: usize| {
         let lines = ON_THE_HOST[..kinds].iter().flat_map(|kind| [1, 2].map(|n| format!("{kind}{n}\n")));
