@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use berth_reconciler::quantity::Quantity;
+use berth_runtime::cgroup::Driver;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use serde::Deserialize;
 
@@ -75,6 +76,7 @@ struct File {
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<String>,
     cgroup_root: Option<String>,
+    cgroup_driver: Option<String>,
     pod_logs_dir: Option<PathBuf>,
     container_log_max_size: Option<String>,
     container_log_max_files: Option<u32>,
@@ -266,6 +268,8 @@ pub struct Config {
     pub log_links: Option<PathBuf>,
     /// cgroup that holds `kubepods`, without a trailing slash; empty for the root.
     pub cgroup_parent: String,
+    /// Who makes the cgroups.
+    pub cgroup_driver: Driver,
     /// Name of this node.
     pub node_name: String,
     /// Address of this node, if it was given.
@@ -385,6 +389,7 @@ impl Config {
             log_dir,
             log_links,
             cgroup_parent: check_cgroup_parent(&parent)?,
+            cgroup_driver: cgroup_driver(file.cgroup_driver.as_deref(), &file.runtimes)?,
             node_name,
             node_ip: args.node_ip.or(file.node_ip),
             read_only: read_only_address(read_only.as_deref())?,
@@ -526,6 +531,17 @@ fn check_sysctls(patterns: Vec<String>) -> anyhow::Result<Vec<String>> {
     Ok(patterns)
 }
 
+fn cgroup_driver(name: Option<&str>, runtimes: &Option<BTreeMap<String, Runtime>>) -> anyhow::Result<Driver> {
+    match name {
+        None | Some("cgroupfs") => Ok(Driver::Cgroupfs),
+        Some("systemd") if runtimes.as_ref().is_some_and(|r| !r.is_empty()) => {
+            bail!("cgroupDriver: systemd does not go together with `runtimes`")
+        }
+        Some("systemd") => Ok(Driver::Systemd),
+        Some(other) => bail!("cgroupDriver: {other:?} is neither cgroupfs nor systemd"),
+    }
+}
+
 fn check_cgroup_parent(parent: &str) -> anyhow::Result<String> {
     let trimmed = parent.trim_matches('/');
     if trimmed.split('/').any(|part| part == ".." || part == ".") {
@@ -624,6 +640,21 @@ mod tests {
         assert_eq!(config.pod_cidr, "10.1.0.0/24");
         assert_eq!(config.log_max_size, 1 << 20);
         assert_eq!(config.max_restart_period, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn the_cgroup_driver() {
+        let driver = |name: &str, runtimes| {
+            let file = File { cgroup_driver: Some(name.to_owned()), runtimes, ..File::default() };
+            let args = AgentArgs { node_name: Some("n".into()), ..AgentArgs::default() };
+            Config::merge(&args, file).map(|c| c.cgroup_driver).map_err(|e| e.to_string())
+        };
+        assert_eq!(driver("systemd", None), Ok(Driver::Systemd));
+        assert_eq!(driver("cgroupfs", None), Ok(Driver::Cgroupfs));
+        assert!(driver("inherited", None).unwrap_err().contains("cgroupDriver"));
+        let sh = Runtime { path: "/bin/sh".into(), args: Vec::new(), overhead: BTreeMap::new() };
+        let error = driver("systemd", Some(BTreeMap::from([("x".to_owned(), sh)]))).unwrap_err();
+        assert!(error.contains("cgroupDriver") && error.contains("runtimes"), "{error}");
     }
 
     #[test]

@@ -23,3 +23,17 @@ pub mod serve;
 mod shared;
 pub mod store;
 pub mod volumes;
+
+pub use node::kubepods::HOLD as HOLD_SCOPE;
+
+/// What `berth hold-scope PATH` does, which the agent calls itself: see [`node::kubepods::Hold`].
+pub fn hold_scope(mut args: impl Iterator<Item = std::ffi::OsString>) -> std::process::ExitCode {
+    let path = args.next().and_then(|path| path.into_string().ok()).unwrap_or_default();
+    match node::kubepods::hold(&path) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -13,5 +13,8 @@ fn main() -> ExitCode {
     if args.peek().is_some_and(|word| word == "oci-runtime") {
         return berth::oci_cli::main(args.skip(1));
     }
+    if args.peek().is_some_and(|word| word == berth::HOLD_SCOPE) {
+        return berth::hold_scope(args.skip(1));
+    }
     berth::cli::main()
 }

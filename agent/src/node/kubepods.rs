@@ -1,14 +1,23 @@
 //! The tree `kubepods[/burstable|/besteffort]/pod<uid>/<container>` of control groups.
+//!
+//! With systemd's driver the folders but the last are slices, `kubepods-burstable-pod<uid>.slice`, and the last one is a
+//! scope. A scope must have a process from the first moment on, and the shim knows nothing of systemd: so a process of ours
+//! holds the scope until the container is in it, see [`Hold`].
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
 
+use anyhow::{Context, bail};
 use berth_reconciler::pod::Pod;
 use berth_reconciler::resources::{self, QosClass};
-use berth_runtime::cgroup::{Cgroups, CpuWeight, Error, Version};
+use berth_runtime::cgroup::{Cgroups, CpuWeight, Driver, Error, Version, slice_path};
+use berth_runtime::container::complete_device_rules;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::config::{Cfs, Config};
 use crate::oci::{cgroup_resources, huge_pages};
@@ -16,11 +25,24 @@ use crate::oci::{cgroup_resources, huge_pages};
 /// The tree under the configured parent.
 pub(super) struct Tree {
     cgroups: Cgroups,
-    root: String,
+    driver: Driver,
+    /// Path of the configured parent, empty for the root.
+    parent: String,
     pids_limit: Option<i64>,
     cfs: Cfs,
     /// Processor shares of the burstable pods; their sum is the tier's share.
     burstable: Mutex<HashMap<String, u64>>,
+}
+
+/// The word that all paths begin with, below the configured parent.
+const ROOT: &str = "kubepods";
+
+fn tier_words(class: QosClass) -> &'static [&'static str] {
+    match class {
+        QosClass::Guaranteed => &[ROOT],
+        QosClass::Burstable => &[ROOT, "burstable"],
+        QosClass::BestEffort => &[ROOT, "besteffort"],
+    }
 }
 
 const MIN_SHARES: u64 = 2;
@@ -34,36 +56,63 @@ impl Tree {
     pub fn new(cgroups: Cgroups, config: &Config) -> Self {
         Self {
             // Pods and tiers get the weights that a kubelet gives them, containers those of newer runtimes.
-            cgroups: cgroups.with_cpu_weight(CpuWeight::Linear),
-            root: format!("{}/kubepods", config.cgroup_parent),
+            cgroups: cgroups.with_cpu_weight(CpuWeight::Linear).with_driver(config.cgroup_driver),
+            driver: config.cgroup_driver,
+            parent: config.cgroup_parent.clone(),
             pids_limit: config.pod_pids_limit,
             cfs: config.cfs,
             burstable: Mutex::default(),
         }
     }
 
-    fn tier(&self, class: QosClass) -> String {
-        match class {
-            QosClass::Guaranteed => self.root.clone(),
-            QosClass::Burstable => format!("{}/burstable", self.root),
-            QosClass::BestEffort => format!("{}/besteffort", self.root),
+    /// A cgroup below the configured parent.
+    fn path(&self, words: &[&str]) -> String {
+        if self.driver == Driver::Systemd {
+            let all: Vec<&str> = self.parent.split('/').chain(words.iter().copied()).collect();
+            return slice_path(&all);
         }
+        words.iter().fold(self.parent.clone(), |path, word| format!("{path}/{word}"))
+    }
+
+    fn tier(&self, class: QosClass) -> String {
+        self.path(tier_words(class))
     }
 
     /// The pod's cgroup.
     pub fn pod(&self, pod: &Pod) -> String {
-        format!("{}/pod{}", self.tier(resources::qos_class(pod.spec())), pod.uid())
+        let own = format!("pod{}", pod.uid());
+        self.path(&[tier_words(resources::qos_class(pod.spec())), &[&own]].concat())
+    }
+
+    /// A container's cgroup.
+    pub fn container(&self, pod: &Pod, id: &str) -> String {
+        match self.driver {
+            Driver::Systemd => format!("{}/berth-{id}.scope", self.pod(pod)),
+            _ => format!("{}/{id}", self.pod(pod)),
+        }
+    }
+
+    /// Whether [`Hold`] must make the cgroups of containers.
+    pub fn wants_holding(&self) -> bool {
+        self.driver == Driver::Systemd
+    }
+
+    /// Tells who makes the cgroups of the limits of a container.
+    pub fn tell(&self, path: &str, mut limits: LinuxResources) -> Result<(), Error> {
+        complete_device_rules(&mut limits);
+        // Containers have the other formula, see `new`.
+        self.cgroups.with_cpu_weight(CpuWeight::default()).tell(path, &limits)
     }
 
     /// Whether there is swap accounting to limit by: cgroup v2, and a kernel that can swap.
     pub fn limits_swap(&self) -> bool {
-        let dir = Path::new("/sys/fs/cgroup").join(self.root.trim_start_matches('/'));
+        let dir = Path::new("/sys/fs/cgroup").join(self.path(&[ROOT]).trim_start_matches('/'));
         self.cgroups.version() == Version::V2 && dir.join("memory.swap.max").exists()
     }
 
     /// Makes the tiers; once, when the agent starts.
     pub fn prepare(&self) -> Result<(), Error> {
-        self.cgroups.create(&self.root, &LinuxResources::default())?;
+        self.cgroups.create(&self.path(&[ROOT]), &LinuxResources::default())?;
         let least = typed(json!({"cpu": {"shares": MIN_SHARES}}));
         for class in [QosClass::Burstable, QosClass::BestEffort] {
             self.cgroups.create(&self.tier(class), &least)?;
@@ -127,8 +176,8 @@ impl Tree {
         for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
             let tier = self.tier(class);
             for name in self.cgroups.list(&tier) {
-                let Some(uid) = name.strip_prefix("pod") else { continue };
-                if known(uid) {
+                let Some(uid) = self.uid_of(class, &name) else { continue };
+                if known(&uid) {
                     continue;
                 }
                 match self.cgroups.remove(&format!("{tier}/{name}")) {
@@ -142,10 +191,21 @@ impl Tree {
         removed
     }
 
+    /// The pod whose cgroup in a tier has this name.
+    fn uid_of(&self, class: QosClass, name: &str) -> Option<String> {
+        if self.driver != Driver::Systemd {
+            return name.strip_prefix("pod").map(str::to_owned);
+        }
+        let tier = self.tier(class);
+        let stem = tier.rsplit('/').next()?.strip_suffix(".slice")?;
+        let own = name.strip_prefix(stem)?.strip_prefix("-pod")?.strip_suffix(".slice")?;
+        Some(own.replace('_', "-"))
+    }
+
     /// Removes the whole tree, and the configured parent if nothing else is in it.
     pub fn remove_all(&self) -> Result<(), Error> {
-        self.cgroups.remove(&self.root)?;
-        let parent = self.root.trim_end_matches("/kubepods");
+        self.cgroups.remove(&self.path(&[ROOT]))?;
+        let parent = &*self.path(&[]);
         let empty = |path: &str| {
             self.cgroups.list(path).is_empty() && self.cgroups.pids(path).is_ok_and(|pids| pids.is_empty())
         };
@@ -158,4 +218,46 @@ impl Tree {
 
 fn tier_shares(pods: &HashMap<String, u64>) -> u64 {
     pods.values().sum::<u64>().clamp(MIN_SHARES, MAX_SHARES)
+}
+
+/// A process that keeps a container's scope until the container is in it. It ends with this, or with the agent.
+pub(super) struct Hold {
+    child: tokio::process::Child,
+}
+
+impl Hold {
+    /// Has a process of our own ask systemd for the scope, so that this one need not wait for it, and stay in it.
+    pub async fn scope(path: &str) -> anyhow::Result<Hold> {
+        let mut command = tokio::process::Command::new("/proc/self/exe");
+        command.args([HOLD, path]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.kill_on_drop(true).spawn().context("start a process for the scope")?;
+        let mut said = String::new();
+        let mut output = BufReader::new(child.stdout.take().context("it has no output")?);
+        output.read_line(&mut said).await.context("wait for the scope")?;
+        if said == READY {
+            return Ok(Hold { child });
+        }
+        let ended = child.wait_with_output().await.context("wait for the scope")?;
+        bail!("{}", String::from_utf8_lossy(&ended.stderr).trim())
+    }
+
+    /// Lets go.
+    pub async fn release(mut self) {
+        drop(self.child.stdin.take());
+        // It has been told; when it cannot be waited for it is killed.
+        let _ = self.child.wait().await;
+    }
+}
+
+/// The word for [`hold`] on the command line, which is for the agent itself only.
+pub const HOLD: &str = "hold-scope";
+const READY: &str = "ready\n";
+
+/// What the process does: gets itself a scope, says so, and waits for the end of its input.
+pub fn hold(path: &str) -> anyhow::Result<()> {
+    Cgroups::detect()?.with_driver(Driver::Systemd).hold_scope(path)?;
+    let mut out = std::io::stdout();
+    out.write_all(READY.as_bytes()).and_then(|()| out.flush()).context("say that the scope is there")?;
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).context("wait for the end")?;
+    Ok(())
 }

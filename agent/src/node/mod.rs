@@ -12,7 +12,7 @@ mod env_files;
 pub mod ephemeral;
 mod exec;
 mod image;
-mod kubepods;
+pub(crate) mod kubepods;
 mod manifests;
 mod probe;
 mod sandbox;
@@ -103,7 +103,7 @@ pub struct AgentNode {
     /// What every pod's shim is executed from; made for the first one.
     shim: OnceLock<Program>,
     entries: Mutex<HashMap<String, Arc<Entry>>>,
-    kubepods: kubepods::Tree,
+    kubepods: Arc<kubepods::Tree>,
     id_ranges: users::IdRanges,
     /// Told when there may be a pod with a limit on what it takes of the disk.
     limited: tokio::sync::Notify,
@@ -142,7 +142,7 @@ impl AgentNode {
             counters: parts.counters,
             shim: OnceLock::new(),
             entries: Mutex::default(),
-            kubepods,
+            kubepods: Arc::new(kubepods),
             id_ranges,
             limited: tokio::sync::Notify::new(),
             reconciler: OnceLock::new(),

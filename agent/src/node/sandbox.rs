@@ -14,6 +14,7 @@ use berth_runtime::shim::{IdRange, SpawnOptions, spawn};
 use jiff::Timestamp;
 
 use super::entry::{Entry, SandboxRecord, write_json};
+use super::kubepods::Tree;
 use super::{AgentNode, shims};
 use crate::metrics::Stage;
 use crate::{etcfiles, volumes};
@@ -38,6 +39,19 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
+}
+
+/// Changes a pod's cgroup; on another thread where systemd is asked, which may take its time.
+async fn in_tree(
+    node: &AgentNode,
+    pod: &Arc<Pod>,
+    work: fn(&Tree, &Pod) -> Result<(), berth_runtime::cgroup::Error>,
+) -> Result<(), berth_runtime::cgroup::Error> {
+    if !node.kubepods.wants_holding() {
+        return work(&node.kubepods, pod);
+    }
+    let (tree, pod) = (node.kubepods.clone(), pod.clone());
+    blocking(move || work(&tree, &pod)).await
 }
 
 /// Makes the sandbox, or does nothing if it runs.
@@ -92,7 +106,7 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     let (shim, attached, cgroup) = tokio::join!(
         start_shim(node, entry, options, step),
         attach(node, pod, netns.as_deref(), step),
-        async { node.kubepods.create(pod).map_err(failed) },
+        async { in_tree(node, pod, Tree::create).await.map_err(failed) },
     );
     let shim = shim?;
     cgroup?;
@@ -231,7 +245,7 @@ async fn clear(node: &AgentNode, entry: &Arc<Entry>) -> Result<(), Failure> {
     }
     stop_shim(node, entry).await?;
     let pod = entry.pod();
-    node.kubepods.remove(&pod).map_err(failed_kill)?;
+    in_tree(node, &pod, Tree::remove).await.map_err(failed_kill)?;
     node.network.detach(pod.uid()).await.map_err(failed_kill)?;
     // Nobody has these ids any more, and no file on disk ever had.
     node.id_ranges.release(pod.uid());

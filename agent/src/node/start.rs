@@ -15,9 +15,11 @@ use berth_runtime::rootfs::Rootfs;
 use berth_runtime::shim::client::{Client, CreateRequest, FailureKind, Runtime};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
+use oci_spec::runtime::LinuxResources;
 
 use super::entry::{Entry, Instance, read_json};
 use super::env_files::PodFiles;
+use super::kubepods::Hold;
 use super::sandbox::blocking;
 use super::{AgentNode, shims, signal};
 use crate::metrics::Stage;
@@ -64,6 +66,8 @@ pub(super) async fn start(node: &AgentNode, pod: &Arc<Pod>, start: &StartContain
 struct Prepared {
     instance: Instance,
     request: CreateRequest,
+    /// What `linux.resources` of its spec says.
+    limits: LinuxResources,
     held: Vec<OwnedFd>,
 }
 
@@ -79,7 +83,14 @@ async fn launch(
     begun: Instant,
 ) -> Result<(i32, Launched), Failure> {
     let id = &prepared.instance.record.id;
+    let hold = hold_scope(node, prepared).await?;
     let created = client.create(prepared.request.clone()).await.map_err(|e| create_error(e.to_string()))?;
+    if let Some(hold) = hold {
+        hold.release().await;
+        let (tree, path, limits) =
+            (node.kubepods.clone(), prepared.instance.cgroup.clone(), prepared.limits.clone());
+        blocking(move || tree.tell(&path, limits)).await.map_err(|e| create_error(e.to_string()))?;
+    }
     let step = node.counters.stage(Stage::Create, begun);
     let started = client.start(id).await;
     node.counters.stage(Stage::Exec, step);
@@ -90,6 +101,15 @@ async fn launch(
         }
         Err(error) => Err(Failure { reason: "RunContainerError".into(), message: error.to_string() }),
     }
+}
+
+/// Where systemd makes the cgroups of containers: has it make this one's.
+async fn hold_scope(node: &AgentNode, prepared: &Prepared) -> Result<Option<Hold>, Failure> {
+    if !node.kubepods.wants_holding() {
+        return Ok(None);
+    }
+    let held = Hold::scope(&prepared.instance.cgroup).await;
+    held.map(Some).map_err(|e| create_error(format!("{e:#}")))
 }
 
 /// Marks the instance as running, unless its exit was quicker than we are.
@@ -158,10 +178,10 @@ async fn prepare(
         Assembly { node, pod, entry, container, start, image: &image, env: &env, volumes: &volumes }
             .assemble(&id, &files);
     match assembled {
-        Ok((instance, held)) => {
+        Ok((instance, limits, held)) => {
             link_log(node, pod, &instance);
             let request = request(node, pod, container, image, id, files)?;
-            Ok(Prepared { instance, request, held })
+            Ok(Prepared { instance, request, limits, held })
         }
         Err(failure) => {
             files.remove();
@@ -222,12 +242,13 @@ struct Assembly<'a> {
 }
 
 impl Assembly<'_> {
-    /// Writes the bundle's `config.json` and `meta.json`; gives the instance and what must stay open until it is made.
-    fn assemble(&self, id: &str, files: &Files) -> Result<(Instance, Vec<OwnedFd>), Failure> {
+    /// Writes the bundle's `config.json` and `meta.json`; gives the instance, its limits and what must stay open until it is
+    /// made.
+    fn assemble(&self, id: &str, files: &Files) -> Result<(Instance, LinuxResources, Vec<OwnedFd>), Failure> {
         let shm = shared_memory(self.pod, self.entry)?;
         let names = etcfiles::names(self.pod, &super::sandbox::node_hostname(), &self.node.config)
             .map_err(create_error)?;
-        let cgroup = format!("{}/{id}", self.node.kubepods.pod(self.pod));
+        let cgroup = self.node.kubepods.container(self.pod, id);
         let built = oci::build(&oci::Inputs {
             config: &self.node.config,
             pod: self.pod,
@@ -274,7 +295,8 @@ impl Assembly<'_> {
             .and_then(|text| std::fs::write(files.bundle.join("config.json"), text))
             .and_then(|()| self.entry.save_instance(&instance))
             .map_err(|e| create_error(format!("write {}: {e}", files.bundle.display())))?;
-        Ok((instance, built.held))
+        let limits = built.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+        Ok((instance, limits.unwrap_or_default(), built.held))
     }
 }
 

@@ -3,6 +3,7 @@
 //! What crun and runc support is also asked of them, which tests the test.
 #![allow(clippy::unwrap_used)]
 
+mod node;
 mod podman;
 mod scope;
 mod unit;

@@ -39,6 +39,8 @@ pub use details::{
 pub use error::Error;
 pub use oom::OomWatch;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Pressure, Psi, Stats};
+#[cfg(feature = "agent")]
+pub use systemd::slice_path;
 pub use weight::CpuWeight;
 
 pub(crate) use rights::rootless;
@@ -134,8 +136,11 @@ impl Cgroups {
     }
 
     /// Creates a cgroup with all its parents, hands every v2 controller down to it and sets its limits. May be
-    /// repeated.
+    /// repeated. systemd makes a slice of it: the path is one of [`slice_path`].
     pub fn create(&self, path: &str, resources: &LinuxResources) -> Result<(), Error> {
+        if self.driver == Driver::Systemd {
+            systemd::slice(path, self.version(), resources, self.weight)?;
+        }
         self.make(path, resources)?;
         self.apply(path, resources)
     }
@@ -262,14 +267,23 @@ impl Cgroups {
         }
     }
 
-    /// Tells systemd of limits that are about to be set, else it would set its own ones again. With the other driver
-    /// there is nothing to do.
-    pub(crate) fn tell(&self, path: &str, limits: &LinuxResources) -> Result<(), Error> {
+    /// Has systemd make a scope with the calling process in it, in which others may then make their cgroup as if it were
+    /// theirs. It lasts as long as a process is in it.
+    pub fn hold_scope(&self, path: &str) -> Result<(), Error> {
+        // Zero is the process that asks, whatever its number is in systemd's PID namespace.
+        systemd::start(path, 0, self.version(), &LinuxResources::default(), None)
+    }
+
+    /// Tells systemd of limits that are set, else it would set its own ones again. With the other driver there is nothing
+    /// to do.
+    pub fn tell(&self, path: &str, limits: &LinuxResources) -> Result<(), Error> {
         if self.driver != Driver::Systemd {
             return Ok(());
         }
-        // systemd sets the device rules of a v1 cgroup anew whatever is changed, and denies everything for a moment.
-        let stop = self.version() == Version::V1 && !self.is_frozen(path);
+        // systemd sets the device rules of a v1 cgroup anew whatever is changed, and denies everything for a moment. Slices
+        // have none.
+        let rules = self.version() == Version::V1 && path.ends_with(".scope");
+        let stop = rules && !self.is_frozen(path);
         if stop {
             self.freeze(path)?;
         }

@@ -36,3 +36,8 @@ pub fn update(path: &str, _: Version, _: &LinuxResources, _: CpuWeight) -> Resul
 pub fn stop(path: &str) -> Result<(), Error> {
     refuse("stop", path)
 }
+
+/// See `systemd::slice`.
+pub fn slice(path: &str, _: Version, _: &LinuxResources, _: CpuWeight) -> Result<(), Error> {
+    refuse("start", path)
+}

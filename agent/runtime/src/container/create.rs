@@ -18,7 +18,7 @@ use super::init::Init;
 use super::namespaces::Namespaces;
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
-use super::{Container, Create, Error, devices, labels, limits, scheduling, streams, time_namespace};
+use super::{Container, Create, Error, labels, limits, scheduling, streams, time_namespace};
 use crate::cgroup::{Cgroups, Driver, rootless};
 use crate::sys::process::{Child, pidfd_kill};
 
@@ -183,10 +183,8 @@ impl Resources {
     }
 
     fn of_spec(mut all: LinuxResources) -> Resources {
-        let mut rules: Vec<LinuxDeviceCgroup> = all.devices_mut().take().unwrap_or_default();
-        if !rules.is_empty() {
-            rules.extend(devices::default_rules());
-        }
+        super::complete_device_rules(&mut all);
+        let rules: Vec<LinuxDeviceCgroup> = all.devices_mut().take().unwrap_or_default();
         let mut late = LinuxResources::default();
         late.set_cpu(all.cpu_mut().take());
         // Which devices a set-up needs is the host's business, too.

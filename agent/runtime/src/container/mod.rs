@@ -45,7 +45,7 @@ mod users;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Spec};
 
 use crate::cgroup::Driver;
 use crate::rootfs::Rootfs;
@@ -195,6 +195,14 @@ pub(crate) fn give_birth_in(users: Option<&Path>, body: impl FnOnce()) -> Result
 /// under its owners: they must not be dropped in this process.
 pub(crate) fn give_streams(stdio: &Stdio) -> Result<(), Error> {
     streams::replace(stdio)
+}
+
+/// Adds what every container may use to device rules, if there are any: the rules that a container made from these
+/// resources has.
+pub fn complete_device_rules(resources: &mut LinuxResources) {
+    if let Some(rules) = resources.devices_mut().as_mut().filter(|rules| !rules.is_empty()) {
+        rules.extend(devices::default_rules());
+    }
 }
 
 /// Makes a container up to the point where its program would be executed.

@@ -30,6 +30,20 @@ pub fn start(bus: &mut Connection, unit: &str, properties: Vec<Property>) -> Res
     without_unknown(properties, &mut start)
 }
 
+/// Starts a transient unit that stays as it is, but for `limits`, when it is there already.
+pub fn ensure(
+    bus: &mut Connection,
+    unit: &str,
+    mut first: Vec<Property>,
+    limits: Vec<Property>,
+) -> Result<(), Failure> {
+    first.extend(limits.iter().cloned());
+    match start(bus, unit, first) {
+        Err(failure) if failure.is("UnitExists") => set(bus, unit, limits),
+        other => other,
+    }
+}
+
 /// Sets properties of a unit until the next boot.
 pub fn set(bus: &mut Connection, unit: &str, properties: Vec<Property>) -> Result<(), Failure> {
     without_unknown(properties, &mut |properties| {

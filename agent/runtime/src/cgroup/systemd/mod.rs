@@ -23,6 +23,7 @@ use oci_spec::runtime::LinuxResources;
 
 use super::{CpuWeight, Error, Version};
 use bus::{Connection, Failure, Whose};
+pub use names::slice_path;
 use names::unit_of;
 
 /// The cgroup of the container `id` with this `linux.cgroupsPath`, `slice:prefix:name`.
@@ -57,6 +58,14 @@ pub fn start(
     list.retain(|(name, _)| !asked_for.iter().any(|(n, _)| n == name));
     list.extend(asked_for);
     ask("start", unit, |bus| manager::start(bus, unit, list))
+}
+
+/// Makes a slice, or sets the limits of one that is there.
+pub fn slice(path: &str, version: Version, limits: &LinuxResources, weight: CpuWeight) -> Result<(), Error> {
+    let (_, unit) = unit(path)?;
+    let first = properties::of_slice(unit, version);
+    let limits = properties::of_limits(limits, version, weight);
+    ask("start", unit, |bus| manager::ensure(bus, unit, first, limits))
 }
 
 /// Changes the limits of a running unit that have properties.

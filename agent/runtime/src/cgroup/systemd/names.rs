@@ -60,6 +60,13 @@ pub fn folders(slice: &str) -> Option<String> {
     Some(folders)
 }
 
+/// The path of the slice that has one word more than its parent at each level; a dash in a word becomes an underscore, as
+/// kubelet has it. Empty words are left out.
+pub fn slice_path(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().filter(|w| !w.is_empty()).map(|w| w.replace('-', "_")).collect();
+    (1..=words.len()).map(|n| format!("/{}.slice", words[..n].join("-"))).collect()
+}
+
 /// A path's last two parts, which are the slice and the unit in it.
 pub fn unit_of(path: &str) -> Option<(&str, &str)> {
     let (parents, unit) = path.rsplit_once('/')?;
@@ -90,6 +97,14 @@ mod tests {
         }
         assert_eq!(path_of("x", None, Whose::User).unwrap(), "/user.slice/berth-x.scope");
         assert_eq!(unit_of("/a.slice/a-b.slice"), Some(("a.slice", "a-b.slice")));
+    }
+
+    #[test]
+    fn slices_of_pods() {
+        let path = slice_path(&["a-b", "", "kubepods", "pod1-2"]);
+        assert_eq!(path, "/a_b.slice/a_b-kubepods.slice/a_b-kubepods-pod1_2.slice");
+        assert_eq!(folders("a_b-kubepods-pod1_2.slice").as_deref(), Some(&*path));
+        assert_eq!(slice_path(&[]), "");
     }
 
     #[test]

@@ -36,6 +36,14 @@ pub fn of_scope(slice: &str, unit: &str, pid: i32, version: Version) -> Vec<Prop
     list.all
 }
 
+/// What makes a slice.
+pub fn of_slice(unit: &str, version: Version) -> Vec<Property> {
+    let mut list = accounting(version);
+    list.push("Description", Value::Text(format!("pods in {unit}")));
+    list.push("DefaultDependencies", Value::Bool(false));
+    list.all
+}
+
 /// Has systemd enable the controllers that count.
 fn accounting(version: Version) -> List {
     let mut list = List { version, weight: CpuWeight::default(), all: Vec::new() };

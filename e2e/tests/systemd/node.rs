@@ -1,0 +1,84 @@
+//! A node whose pods are in slices and scopes that systemd makes.
+
+use std::time::Duration;
+
+use berth_e2e::bundle::is_v2;
+use berth_e2e::manifest::Builder;
+use berth_e2e::node::Node;
+use berth_e2e::pods::PodExt;
+use berth_e2e::poll::until_true;
+
+use crate::unit::systemctl;
+
+/// A property of a unit.
+fn property(unit: &str, name: &str) -> String {
+    let shown = systemctl(&["show", "-p", name, unit]).ok().unwrap();
+    shown.trim().split_once('=').unwrap().1.to_owned()
+}
+
+/// Stops a slice, with all that is in it, also when the test has failed.
+struct Slice(String);
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        systemctl(&["stop", &self.0]);
+    }
+}
+
+#[test]
+fn pods_are_slices_and_containers_scopes() {
+    let config = "cgroupDriver: systemd\ncrashLoopBackOff: { maxContainerRestartPeriod: 1s }\n";
+    let mut node = Node::prepare(config, &[]).unwrap();
+    let parent = node.cgroup_parent().trim_start_matches('/').replace('-', "_");
+    let _slice = Slice(format!("{parent}.slice"));
+    node.start_agent().unwrap();
+    let limits = if is_v2() { "{ cpu: 500m, memory: 32Mi }" } else { "{ cpu: 500m }" };
+    let pod = Builder::new("a")
+        .shell("echo up; trap 'exit 0' TERM; while :; do sleep 0.1; done")
+        .with(&format!("resources: {{ requests: {{ cpu: 250m }}, limits: {limits} }}"))
+        .yaml();
+    node.apply("a.yaml", &pod).unwrap();
+    let found = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    node.wait_log(&found, "up").unwrap();
+
+    let tier = format!("{parent}-kubepods-burstable");
+    let slice = format!("{tier}-pod{}.slice", found.uid().replace('-', "_"));
+    let pids = node.pids(found.uid()).unwrap();
+    let own = node.machine().shell(&format!("cat /proc/{}/cgroup", pids[0])).unwrap();
+    let place = own.lines().find(|l| l.contains(".scope")).unwrap();
+    let scope = place.rsplit('/').next().unwrap();
+    assert!(
+        place.contains(&format!("/{parent}.slice/{parent}-kubepods.slice/{tier}.slice/{slice}/")),
+        "{own}"
+    );
+    assert_eq!(property(scope, "ActiveState"), "active");
+    assert_eq!((property(scope, "Delegate"), property(scope, "Slice")), ("yes".to_owned(), slice.clone()));
+    for unit in [scope, &slice] {
+        assert_eq!(property(unit, "CPUQuotaPerSecUSec"), "500ms", "{unit}");
+        if is_v2() {
+            assert_eq!(property(unit, "MemoryMax"), (32 << 20).to_string(), "{unit}");
+        }
+    }
+    // A reload and an agent that comes back find everything as it was.
+    systemctl(&["daemon-reload"]).ok().unwrap();
+    node.kill9_agent().unwrap();
+    node.start_agent().unwrap();
+    node.wait_running(&["a"]).unwrap();
+    assert_eq!(node.pids(found.uid()).unwrap(), pids);
+    assert_eq!(node.exec("a", &["echo", "hello"]).unwrap().ok().unwrap(), "hello\n");
+
+    // A container that ends takes its scope along, and the next one gets another.
+    node.machine().kill("KILL", &pids).unwrap();
+    let gone = || property(scope, "LoadState") == "not-found" || property(scope, "ActiveState") == "inactive";
+    until_true("the scope is gone", Duration::from_secs(30), gone).unwrap();
+    node.wait("it runs again", Duration::from_secs(30), |pods| {
+        pods.get("a")
+            .is_some_and(|p| p.is_running() && p.container("main").is_some_and(|c| c.restart_count == 1))
+    })
+    .unwrap();
+    node.remove("a.yaml").unwrap();
+    node.wait_gone("a").unwrap();
+    let gone = || property(&slice, "ActiveState") == "inactive";
+    until_true("the slice is gone", Duration::from_secs(30), gone).unwrap();
+    node.finish().unwrap();
+}
