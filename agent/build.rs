@@ -5,6 +5,7 @@
 //! static, without the agent's half of the runtime, as small as can be.
 
 use std::env::{self, VarError};
+use std::hash::{DefaultHasher, Hasher};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -14,14 +15,30 @@ fn main() {
         println!("cargo::rerun-if-changed={path}");
     }
     println!("cargo::rustc-link-arg-bins=-no-pie");
+    match static_unwinder() {
+        Ok(folder) => println!("cargo::rustc-link-search=native={}", folder.display()),
+        Err(error) => println!("cargo::error=cannot write a linker script: {error}"),
+    }
     match shim() {
-        Ok(path) => println!("cargo::rustc-env=BERTH_SHIM_PROGRAM={}", path.display()),
+        Ok((path, digest)) => {
+            println!("cargo::rustc-env=BERTH_SHIM_PROGRAM={}", path.display());
+            println!("cargo::rustc-env=BERTH_SHIM_DIGEST={digest:016x}");
+        }
         Err(error) => println!("cargo::error=cannot build the shim's program: {error}"),
     }
 }
 
-/// Builds the program; gives its path.
-fn shim() -> Result<PathBuf, Box<dyn std::error::Error>> {
+/// A folder in which the linker finds libgcc's unwinder as a part to link in. The shared library of it is read, mapped and
+/// initialised at every start of a program, which for `berth-oci` is time that somebody waits.
+fn static_unwinder() -> std::io::Result<PathBuf> {
+    let folder = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("lib");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("libgcc_s.so"), "GROUP ( -lgcc_eh -lgcc )\n")?;
+    Ok(folder)
+}
+
+/// Builds the program; gives its path and a number that other builds of it do not have.
+fn shim() -> Result<(PathBuf, u64), Box<dyn std::error::Error>> {
     let profile = if env::var("PROFILE")? == "release" { "shim" } else { "shim-dev" };
     let target = env::var("TARGET")?;
     let into = PathBuf::from(env::var("OUT_DIR")?).join("shim");
@@ -41,7 +58,10 @@ fn shim() -> Result<PathBuf, Box<dyn std::error::Error>> {
     if !status.success() {
         return Err(format!("cargo ended with {status}").into());
     }
-    Ok(into.join(target).join(profile).join("berth-shim"))
+    let path = into.join(target).join(profile).join("berth-shim");
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&std::fs::read(&path)?);
+    Ok((path, hasher.finish()))
 }
 
 /// The caller's flags, such as those of a coverage run, do not apply to what is embedded, but for a linker.

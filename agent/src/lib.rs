@@ -21,6 +21,7 @@ pub mod oci;
 pub mod oci_cli;
 pub mod serve;
 mod shared;
+mod shim_program;
 pub mod store;
 pub mod volumes;
 

@@ -209,11 +209,10 @@ impl AgentNode {
 
     /// The shim's program, which is a part of this one.
     fn shim_program(&self) -> std::io::Result<Program> {
-        static BYTES: &[u8] = include_bytes!(env!("BERTH_SHIM_PROGRAM"));
         if let Some(program) = self.shim.get() {
             return Ok(program.clone());
         }
-        let made = Program::embedded(BYTES)?;
+        let made = Program::embedded(crate::shim_program::BYTES)?;
         Ok(self.shim.get_or_init(|| made).clone())
     }
 

@@ -5,13 +5,13 @@ use std::fs;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
-use berth_runtime::oci::{ExecOptions, Runtime};
+use berth_runtime::oci::{Deed, ExecOptions, Runtime};
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec};
 
 use super::args::ExecArgs;
 
-/// Starts the process that the flags describe.
-pub fn run(runtime: &mut Runtime, args: &ExecArgs) -> Result<u8> {
+/// The process that the flags describe, and how it is started.
+pub fn deed(runtime: &Runtime, args: &ExecArgs) -> Result<Deed> {
     let process = match &args.process {
         Some(path) => {
             let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
@@ -19,7 +19,7 @@ pub fn run(runtime: &mut Runtime, args: &ExecArgs) -> Result<u8> {
         }
         None => of_flags(args, &runtime.config(&args.id)?)?,
     };
-    let process = with_terminal(process, args);
+    let process = Box::new(with_terminal(process, args));
     let options = ExecOptions {
         detach: args.detach,
         pid_file: args.pid_file.clone(),
@@ -28,7 +28,7 @@ pub fn run(runtime: &mut Runtime, args: &ExecArgs) -> Result<u8> {
         ignore_paused: args.ignore_paused,
         sub_cgroup: args.cgroup.as_deref().map(sub_cgroup).transpose()?.flatten(),
     };
-    Ok(runtime.exec(&args.id, &process, &options)?)
+    Ok(Deed::Exec { id: args.id.clone(), process, options })
 }
 
 /// `--tty` adds to what a file says.

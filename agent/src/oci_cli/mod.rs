@@ -1,12 +1,11 @@
 //! `berth-oci`: the command line of an OCI runtime, for podman, containerd and whoever else calls one.
 //!
-//! Words and flags are runc's, which are what callers expect. The tour: `args` has the words, `log` tells of errors in the
-//! form that callers read, `exec` and `update` turn their flags into a process and limits, `show` prints. What is done
-//! is in [`berth_runtime::oci`]. No thread is started: the runtime forks.
+//! Words and flags are runc's, which are what callers expect. The tour: `args` has the words, `exec` and `update` turn
+//! their flags into a process and limits, `show` prints. What is done is in [`berth_runtime::oci`]; what executes a
+//! container's program is left to the small program that this one carries, see [`berth_runtime::oci::Request`].
 
 mod args;
 mod exec;
-mod log;
 mod show;
 mod signal;
 mod update;
@@ -17,13 +16,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use berth_runtime::cgroup::Driver;
-use berth_runtime::oci::{CreateOptions, RunOptions, Runtime};
+use berth_runtime::oci::{CreateOptions, Deed, Log, Request, RunOptions, Runtime, one_line};
 use berth_runtime::shim::Program;
 use clap::Parser;
 use clap::error::ErrorKind;
 
 use args::{Cli, Command, CreateArgs};
-use log::Log;
+
+use crate::shim_program;
 
 /// What `exec` answers when it failed itself, as runc does: 1 could be the program's.
 const EXEC_FAILED: u8 = 255;
@@ -42,54 +42,58 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    let log = Log::new(cli.log.clone(), cli.log_format, cli.debug);
+    let log = Log::new(cli.log.clone(), cli.log_format.into(), cli.debug);
     let failure = if matches!(cli.command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
-    let mut runtime = Runtime::new(&cli.root);
-    let result = protect(&cli.command).and_then(|()| run(&mut runtime, &cli));
+    // Before the folder is changed, which options start from.
+    let root = std::path::absolute(&cli.root).unwrap_or_else(|_| cli.root.clone());
+    let mut runtime = Runtime::new(&root);
+    let result = match deed(&runtime, &cli) {
+        Ok(Some(deed)) => hand_on(&Request { root, log: log.clone(), failure, deed }),
+        Ok(None) => run(&mut runtime, &cli),
+        Err(error) => Err(error),
+    };
     runtime.take_warnings().iter().for_each(|warning| log.warning(warning));
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            log.error(&text(&error));
+            log.error(&one_line(error.as_ref()));
             ExitCode::from(failure)
         }
     }
 }
 
-/// What executes a container's program itself runs from where that cannot overwrite it (CVE-2019-5736).
-fn protect(command: &Command) -> Result<()> {
-    match command {
-        Command::Create(_) | Command::Run(_) | Command::Exec(_) => {
-            Program::protect_own().context("protect the own program from the container")
-        }
-        _ => Ok(()),
-    }
+/// What makes a process in a container, if that is asked for.
+fn deed(runtime: &Runtime, cli: &Cli) -> Result<Option<Deed>> {
+    let driver = if cli.systemd_cgroup { Driver::Systemd } else { Driver::Cgroupfs };
+    Ok(Some(match &cli.command {
+        Command::Create(args) => Deed::Create(create_options(args, driver)?),
+        Command::Run(args) => Deed::Run(RunOptions {
+            create: create_options(&args.create, driver)?,
+            detach: args.detach,
+            keep: args.keep,
+        }),
+        Command::Exec(args) => exec::deed(runtime, args)?,
+        _ => return Ok(None),
+    }))
 }
 
-/// The error in one line, each cause once: most print their own.
-fn text(error: &anyhow::Error) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    for part in error.chain().map(ToString::to_string) {
-        if !parts.last().is_some_and(|last| last.contains(&part)) {
-            parts.push(part);
-        }
-    }
-    parts.join(": ")
+/// Leaves it to the small program, which takes the place of this one: nobody can overwrite that (CVE-2019-5736).
+fn hand_on(request: &Request) -> Result<u8> {
+    let program = Program::kept_in(&request.root, shim_program::BYTES, shim_program::DIGEST)
+        .context("protect the own program from the container")?;
+    let (_file, (variable, number)) = request.pack().context("hand on the request")?;
+    let words = std::env::args_os();
+    Err(program.execute(words, (variable, &number))).context("execute the program that makes containers")
 }
 
 fn run(runtime: &mut Runtime, cli: &Cli) -> Result<u8> {
-    let driver = if cli.systemd_cgroup { Driver::Systemd } else { Driver::Cgroupfs };
     match &cli.command {
-        Command::Create(args) => runtime.create(&create_options(args, driver)?)?,
-        Command::Run(args) => {
-            let create = create_options(&args.create, driver)?;
-            return Ok(runtime.run(&RunOptions { create, detach: args.detach, keep: args.keep })?);
-        }
+        // Somebody else's work, see `deed`.
+        Command::Create(_) | Command::Run(_) | Command::Exec(_) => {}
         Command::Start { id } => runtime.start(id)?,
         Command::State { id } => show::state(&runtime.state(id)?)?,
         Command::Kill { all, id, signal } => runtime.kill(id, signal::number(signal)?, *all)?,
         Command::Delete { force, id } => runtime.delete(id, *force)?,
-        Command::Exec(args) => return exec::run(runtime, args),
         Command::Ps { format, id, options } => show::processes(&runtime.processes(id)?, format, options)?,
         Command::Pause { id } => runtime.pause(id)?,
         Command::Resume { id } => runtime.resume(id)?,

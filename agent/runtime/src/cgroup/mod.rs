@@ -18,10 +18,6 @@ mod read;
 mod remove;
 mod rights;
 mod stats;
-#[cfg(feature = "agent")]
-mod systemd;
-#[cfg(not(feature = "agent"))]
-#[path = "systemd_absent.rs"]
 mod systemd;
 mod weight;
 

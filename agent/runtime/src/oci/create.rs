@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use oci_spec::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
 
 use super::store::{Folder, Lock, replace};
 use super::{Error, Record, Runtime, config_of, console, process};
@@ -17,7 +18,7 @@ use crate::container::{self, Container, Create, Document, Stdio, Tie, cgroups_of
 use crate::rootfs::Rootfs;
 
 /// How a container is to be created.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CreateOptions {
     /// Its id.
     pub id: String,
@@ -34,7 +35,7 @@ pub struct CreateOptions {
 }
 
 /// How a container is to be run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunOptions {
     /// How it is created.
     pub create: CreateOptions,
@@ -172,8 +173,6 @@ fn check_version(version: &str) -> Result<(), Error> {
 }
 
 fn first_record(spec: &Spec, options: &CreateOptions, rootfs: &Path) -> Result<Record, Error> {
-    let uid = nix::unistd::geteuid();
-    let owner = nix::unistd::User::from_uid(uid).ok().flatten().map(|u| u.name);
     Ok(Record {
         oci_version: spec.version().clone(),
         id: options.id.clone(),
@@ -182,11 +181,24 @@ fn first_record(spec: &Spec, options: &CreateOptions, rootfs: &Path) -> Result<R
         bundle: options.bundle.clone(),
         rootfs: rootfs.to_owned(),
         created: Timestamp::now(),
-        owner: owner.unwrap_or_else(|| uid.to_string()),
+        owner: user_name(nix::unistd::geteuid().as_raw()),
         annotations: spec.annotations().clone().unwrap_or_default(),
         cgroup: String::new(),
         cgroup_driver: options.cgroup_driver,
     })
+}
+
+/// The name of a user of this machine, or the number when the machine's own list does not have it. What other sources of
+/// names there may be is asked of nobody: that takes the C library longer than it takes to make a container.
+fn user_name(uid: u32) -> String {
+    let found = fs::read_to_string("/etc/passwd").ok().and_then(|list| {
+        list.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+        })
+    });
+    found.unwrap_or_else(|| uid.to_string())
 }
 
 fn give_birth(
@@ -279,7 +291,13 @@ impl Runtime {
 
 #[cfg(test)]
 mod tests {
-    use super::check_version;
+    use super::{check_version, user_name};
+
+    #[test]
+    fn names_of_users() {
+        assert_eq!(user_name(0), "root");
+        assert_eq!(user_name(u32::MAX - 1), (u32::MAX - 1).to_string());
+    }
 
     #[test]
     fn versions() {

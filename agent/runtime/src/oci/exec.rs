@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
 
 use super::create::{own_stdio, write_pid};
 use super::{Error, Runtime, Status, console, foreground};
 use crate::container::{self, Exec, Stdio, Tie};
 
 /// How a process is to be started.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ExecOptions {
     /// Return when it runs, and leave it alone.
     pub detach: bool,

@@ -3,7 +3,8 @@
 //! The tour: [`Runtime`] is the table of containers below one `--root` (`store`), each with a `record` of what it is; one
 //! file per operation: `create` (also `run`), `start`, `kill`, `delete`, `exec`, `update` and the small ones in
 //! `control`. `foreground` waits for a process as a shell would, `console` hands its terminal on. `events` and
-//! `features` say what others read.
+//! `features` say what others read. What executes a container's program is done by a small program of its own: `request`
+//! is what that is asked for, `log` where it tells of errors.
 //!
 //! A created container waits at a socket in its folder, the gate (see [`crate::container::Tie`]); `start` knocks there.
 //! While the gate is there the container is "created", and whoever finds the gate without a process behind it knows
@@ -19,8 +20,10 @@ mod exec;
 mod features;
 mod foreground;
 mod kill;
+mod log;
 mod process;
 mod record;
+mod request;
 mod start;
 mod store;
 mod template;
@@ -31,7 +34,9 @@ pub use create::{CreateOptions, RunOptions};
 pub use error::Error;
 pub use exec::ExecOptions;
 pub use features::{VERSION as SPEC_VERSION, features};
+pub use log::{Log, LogFormat, one_line};
 pub use record::{Record, State, Status};
+pub use request::{Deed, Request, serve_request};
 pub use template::template;
 
 use store::Store;

@@ -1,8 +1,10 @@
 //! The program of a shim, in a form that no container can overwrite (CVE-2019-5736).
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +12,8 @@ use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::geteuid;
 
 use crate::sys::heap::forget_pages;
 use crate::sys::mount::{Attributes, clone_tree};
@@ -41,24 +44,26 @@ impl Program {
         Ok(Program(Arc::new(fd)))
     }
 
-    /// Executes this very program again, with the same words, from where no container can overwrite it; returns at once
-    /// when it runs from such a place. For programs that execute a container's program themselves: that may be called
-    /// `/proc/self/exe`, or have it as its interpreter, and then holds this one's file.
+    /// The same for a process that soon ends, and for which to copy the program would take longer than to run it: it is
+    /// kept as a file in `folder`, which is made when it is missing, and executed through a read-only mount. `digest`
+    /// tells it from those of other releases, which are removed. Where that cannot be done, it is copied to memory.
     ///
     /// # Errors
-    /// When it can neither be mounted nor copied, or the copy cannot be executed.
-    pub fn protect_own() -> io::Result<()> {
-        let own = File::open(OWN)?;
-        if is_safe(&own)? {
-            return Ok(());
-        }
-        let program = Program::from_file(Path::new(OWN))?;
-        let mut words = std::env::args_os();
-        let mut again = Command::new(program.name());
+    /// When memory files are not allowed either.
+    pub fn kept_in(folder: &Path, bytes: &'static [u8], digest: &str) -> io::Result<Program> {
+        let fd = kept(folder, bytes, digest).or_else(|_| copied(&mut &*bytes))?;
+        Ok(Program(Arc::new(fd)))
+    }
+
+    /// Replaces the calling process by it, with these words, of which the first is its name, and a variable more than the
+    /// process has. Returns only the reason why not.
+    pub fn execute(&self, words: impl Iterator<Item = OsString>, variable: (&str, &str)) -> io::Error {
+        let mut words = words;
+        let mut command = Command::new(self.name());
         if let Some(name) = words.next() {
-            again.arg0(name);
+            command.arg0(name);
         }
-        Err(again.args(words).exec())
+        command.args(words).env(variable.0, variable.1).exec()
     }
 
     /// The name to execute it by.
@@ -67,23 +72,63 @@ impl Program {
     }
 }
 
-/// The file that the calling process was executed from.
-const OWN: &str = "/proc/self/exe";
+/// Programs that are kept have names that start like this, which no container's id does.
+const KEPT: &str = "program~";
 
-/// Whether a file lies on a read-only mount or is sealed against writing.
-fn is_safe(file: &File) -> io::Result<bool> {
-    if fstatvfs(file)?.flags().contains(FsFlags::ST_RDONLY) {
-        return Ok(true);
+/// See [`Program::kept_in`].
+fn kept(folder: &Path, bytes: &[u8], digest: &str) -> io::Result<OwnedFd> {
+    let path = folder.join(format!("{KEPT}{digest}"));
+    match detached(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            keep(folder, &path, bytes)?;
+            detached(&path)
+        }
+        other => other,
     }
-    // Only memory files have seals.
-    let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
-    Ok(SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_WRITE))
+    .and_then(|mount| {
+        // Whoever may write to it may be somebody else in the same group, and a full disk has cut it.
+        let stat = fstat(&mount)?;
+        let regular = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits();
+        let own = stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o022 == 0;
+        if regular && own && u64::try_from(stat.st_size).is_ok_and(|size| size == bytes.len() as u64) {
+            Ok(mount)
+        } else {
+            Err(io::Error::other(format!("{} is not what was put there", path.display())))
+        }
+    })
 }
 
-/// A read-only mount of the file that is attached nowhere.
+/// Writes a program whole or not at all, and removes those of other releases: processes of them have what they need.
+fn keep(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    for entry in fs::read_dir(folder)?.filter_map(Result::ok) {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(KEPT)) {
+            // Somebody else may have been faster.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let temporary = folder.join(format!("{KEPT}{}.tmp", std::process::id()));
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o500)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// A read-only mount of the file that is attached nowhere. That its folder may hold no programs does not count.
 fn detached(exe: &Path) -> io::Result<OwnedFd> {
     let mount = clone_tree(None, exe, false)?;
-    let read_only = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+    let read_only = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID,
+        clear: libc::MOUNT_ATTR_NOEXEC,
+        propagation: 0,
+    };
     read_only.apply(mount.as_fd(), false)?;
     Ok(mount)
 }
@@ -107,15 +152,15 @@ fn path(fd: &impl AsRawFd) -> PathBuf {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
     fn neither_form_can_be_written() {
         let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         std::fs::write(file.path(), "program").unwrap();
-        assert!(!is_safe(&File::open(file.path()).unwrap()).unwrap());
         let mount = detached(file.path()).unwrap();
-        assert!(is_safe(&File::open(path(&mount)).unwrap()).unwrap());
         let error = File::options().write(true).open(path(&mount)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EROFS));
         assert_eq!(std::fs::read_to_string(path(&mount)).unwrap(), "program");
@@ -125,5 +170,36 @@ mod tests {
         let error = io::Write::write(&mut open, b"x").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));
         assert_eq!(std::fs::read_to_string(path(&copy)).unwrap(), "program");
+    }
+
+    #[test]
+    fn a_program_is_kept_once_and_never_taken_from_others() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let folder = dir.path().join("a/b");
+        let open = |digest: &str| kept(&folder, b"program", digest);
+        let first = open("1").unwrap();
+        assert_eq!(fs::read_to_string(path(&first)).unwrap(), "program");
+        let inode = |fd: &OwnedFd| fstat(fd).unwrap().st_ino;
+        assert_eq!(inode(&open("1").unwrap()), inode(&first));
+        let error = File::options().write(true).open(path(&first)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        open("2").unwrap();
+        let names = || fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!(names(), ["program~2"], "the other release's is gone");
+
+        let kept = folder.join("program~2");
+        for damage in [0o520, 0o502] {
+            fs::set_permissions(&kept, fs::Permissions::from_mode(damage)).unwrap();
+            assert!(open("2").is_err(), "somebody else may write to it");
+        }
+        fs::set_permissions(&kept, fs::Permissions::from_mode(0o500)).unwrap();
+        open("2").unwrap();
+        fs::write(&kept, "progra").unwrap();
+        assert!(open("2").is_err(), "it is too short");
+        fs::remove_file(&kept).unwrap();
+        std::os::unix::fs::symlink("/bin/sh", &kept).unwrap();
+        assert!(open("2").is_err(), "it is another program");
+        let program = Program::kept_in(&folder, b"program", "2").unwrap();
+        assert_eq!(fs::read_to_string(program.name()).unwrap(), "program", "then it is copied");
     }
 }

@@ -5,11 +5,20 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::args::LogFormat;
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogFormat {
+    /// `time="..." level=... msg="..."`
+    Text,
+    /// An object per line.
+    Json,
+}
 
 /// Where messages go. The file is opened only when there is one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Log {
     path: Option<PathBuf>,
     format: LogFormat,
@@ -54,6 +63,17 @@ impl Log {
             self.tell("warning", &format!("cannot write to {}: {error}", path.display()));
         }
     }
+}
+
+/// The error in one line, each cause once: most print their own.
+pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for part in std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string) {
+        if !parts.last().is_some_and(|last| last.contains(&part)) {
+            parts.push(part);
+        }
+    }
+    parts.join(": ")
 }
 
 fn line(format: LogFormat, level: &str, message: &str, now: Timestamp) -> String {

@@ -1,0 +1,147 @@
+//! What the command line of an OCI runtime asks for when the answer is a process in a container.
+//!
+//! Whoever executes a container's program can be made to execute itself in its place, and then lies open to the
+//! container (CVE-2019-5736). So it is done by a small static program that nobody can write to, see
+//! [`crate::shim::Program`]; it also starts in a third of the time that the one with the command line takes. The request
+//! is handed over in a memory file, since options and processes may be longer than an argument.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use oci_spec::runtime::Process;
+use serde::{Deserialize, Serialize};
+
+use super::{CreateOptions, Error, ExecOptions, Log, RunOptions, Runtime, one_line};
+use crate::sys::process::adopt_fd;
+
+/// Has the number of the descriptor that the request is read from.
+const VARIABLE: &str = "BERTH_OCI_REQUEST";
+
+/// What is to be done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Deed {
+    /// See [`Runtime::create`].
+    Create(CreateOptions),
+    /// See [`Runtime::run`].
+    Run(RunOptions),
+    /// See [`Runtime::exec`].
+    Exec {
+        /// The container.
+        id: String,
+        /// The process.
+        process: Box<Process>,
+        /// How it is started.
+        options: ExecOptions,
+    },
+}
+
+/// A deed with its circumstances. Relative paths start from the current folder, which is handed on, too.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// The folder of the containers' records.
+    pub root: PathBuf,
+    /// Where errors and warnings go.
+    pub log: Log,
+    /// The exit code for an error.
+    pub failure: u8,
+    /// What is to be done.
+    pub deed: Deed,
+}
+
+impl Request {
+    /// Writes it to a memory file that execve leaves open, and returns that with the variable that tells of it.
+    ///
+    /// # Errors
+    /// A path is not UTF-8, or memory files are not allowed.
+    pub fn pack(&self) -> io::Result<(File, (&'static str, String))> {
+        use std::os::fd::AsRawFd;
+        let mut file = File::from(memfd_create(c"berth-oci-request", MFdFlags::empty())?);
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.seek(SeekFrom::Start(0))?;
+        let number = file.as_raw_fd().to_string();
+        Ok((file, (VARIABLE, number)))
+    }
+
+    /// Takes the request that was handed to this process, so that its descriptor is free again.
+    fn unpack(number: &str) -> io::Result<Request> {
+        let number: RawFd =
+            number.parse().map_err(|_| io::Error::other(format!("{VARIABLE} is no number")))?;
+        let mut bytes = Vec::new();
+        File::from(adopt_fd(number)).read_to_end(&mut bytes)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
+    /// Does it and returns the exit code of the process. Warnings are kept by `runtime`.
+    fn serve(&self, runtime: &mut Runtime) -> Result<u8, Error> {
+        match &self.deed {
+            Deed::Create(options) => runtime.create(options).map(|()| 0),
+            Deed::Run(options) => runtime.run(options),
+            Deed::Exec { id, process, options } => runtime.exec(id, process, options),
+        }
+    }
+}
+
+/// Serves the request that this process was started for; nothing when there is none. Must be called before any thread is
+/// started.
+pub fn serve_request() -> Option<ExitCode> {
+    let number = std::env::var(VARIABLE).ok()?;
+    let request = match Request::unpack(&number) {
+        Ok(request) => request,
+        Err(error) => {
+            eprintln!("berth-oci: error: read the request: {error}");
+            return Some(ExitCode::FAILURE);
+        }
+    };
+    // Executed through a descriptor, its name would be a number.
+    let _ = nix::sys::prctl::set_name(c"berth-oci");
+    let mut runtime = Runtime::new(&request.root);
+    let result = request.serve(&mut runtime);
+    runtime.take_warnings().iter().for_each(|warning| request.log.warning(warning));
+    Some(match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            request.log.error(&one_line(&error));
+            ExitCode::from(request.failure)
+        }
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+    use std::path::Path;
+
+    use super::*;
+    use crate::oci::LogFormat;
+
+    #[test]
+    fn a_request_arrives_as_it_was_sent() {
+        let deed = Deed::Exec {
+            id: "c".into(),
+            process: serde_json::from_str(r#"{"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["x"]}"#)
+                .unwrap(),
+            options: ExecOptions {
+                detach: true,
+                pid_file: Some("/p".into()),
+                console_socket: None,
+                preserve_fds: 3,
+                ignore_paused: false,
+                sub_cgroup: None,
+            },
+        };
+        let log = Log::new(Some("/log".into()), LogFormat::Json, false);
+        let request = Request { root: "/root".into(), log, failure: 255, deed };
+        let (file, (_, number)) = request.pack().unwrap();
+        // The number is the reader's from here on.
+        let _ = file.into_raw_fd();
+        let read = Request::unpack(&number).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{request:?}"));
+        assert!(!Path::new(&format!("/proc/self/fd/{number}")).exists());
+        assert!(Request::unpack("x").is_err());
+    }
+}

@@ -1,0 +1,7 @@
+//! The small static program that is part of this one, see `build.rs`: shims, and `berth-oci` when it makes a process.
+
+/// The program.
+pub static BYTES: &[u8] = include_bytes!(env!("BERTH_SHIM_PROGRAM"));
+
+/// Other builds of it have another.
+pub const DIGEST: &str = env!("BERTH_SHIM_DIGEST");
