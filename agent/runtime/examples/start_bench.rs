@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use berth_runtime::cgroup::{Cgroups, Driver};
 use berth_runtime::container::seccomp::default_profile;
-use berth_runtime::container::{self, Create, Exec, Stdio, Tie};
+use berth_runtime::container::{self, Create, Exec, Stdio, Tie, Timings};
 use berth_runtime::rootfs::Rootfs;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
@@ -65,6 +65,10 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
         Step("exit and wait", Vec::new()),
         Step("remove cgroup", Vec::new()),
         Step("exec in a container + wait", Vec::new()),
+        Step("  of create: namespaces", Vec::new()),
+        Step("  of create: mounts", Vec::new()),
+        Step("  of create: cgroups", Vec::new()),
+        Step("  of create: process", Vec::new()),
     ];
     for round in 0..rounds {
         let cgroup = format!("{parent}/{round}");
@@ -84,6 +88,10 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
         };
         let whole = Instant::now();
         let mut container = steps[0].time(|| container::create(create))?;
+        let Timings { namespaces, mounts, cgroups: cgroup_time, process } = container.timings;
+        for (step, time) in [namespaces, mounts, cgroup_time, process].into_iter().enumerate() {
+            steps[6 + step].1.push(time.as_secs_f64() * 1000.0);
+        }
         steps[1].time(|| container.start())?;
         steps[2].1.push(whole.elapsed().as_secs_f64() * 1000.0);
         steps[3].time(|| waitid(Id::PIDFd(container.pidfd.as_fd()), WaitPidFlag::WEXITED))?;
@@ -152,7 +160,7 @@ fn spec(cgroup: &str, args: &[&str]) -> Result<Spec, Failure> {
     let mut spec = Spec::default();
     let process = process(args)?;
     let seccomp = process.capabilities().as_ref().map(default_profile);
-    spec.set_process(Some(process));
+    spec.set_process(Some(process)).set_hostname(None);
     if let Some(root) = spec.root_mut() {
         root.set_readonly(Some(false));
     }

@@ -4,6 +4,7 @@ mod containers;
 
 use std::time::Instant;
 
+use berth_runtime::container::Timings;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder,
@@ -29,6 +30,7 @@ pub struct Counters {
     /// Time to make and start a container, its image present.
     pub container_seconds: Histogram,
     stages: HistogramVec,
+    creation: HistogramVec,
     pods: IntGauge,
     running: IntGauge,
     resident: IntGauge,
@@ -127,6 +129,14 @@ impl Counters {
                     .buckets(STAGE_BUCKETS.to_vec()),
                 &["stage"]
             )),
+            creation: register!(HistogramVec::new(
+                HistogramOpts::new(
+                    "berth_container_create_step_seconds",
+                    "Time of each step of a container's first process before it executes its program."
+                )
+                .buckets(STAGE_BUCKETS.to_vec()),
+                &["step"]
+            )),
             pods: register!(IntGauge::new("berth_pods", "Pods that this node has.")),
             running: register!(IntGauge::new("berth_running_containers", "Containers that run.")),
             resident: register!(IntGauge::new(
@@ -147,6 +157,16 @@ impl Counters {
         let now = Instant::now();
         self.stages.with_label_values(&[stage.name()]).observe((now - begun).as_secs_f64());
         now
+    }
+
+    /// Notes where the time of a container's creation went, which is the most of [`Stage::Create`].
+    pub fn creation(&self, timings: &Timings) {
+        let Timings { namespaces, mounts, cgroups, process } = timings;
+        for (step, time) in
+            [("namespaces", namespaces), ("mounts", mounts), ("cgroups", cgroups), ("process", process)]
+        {
+            self.creation.with_label_values(&[step]).observe(time.as_secs_f64());
+        }
     }
 
     fn refresh(&self, pods: usize, running: usize) {

@@ -92,6 +92,7 @@ async fn launch(
         blocking(move || tree.tell(&path, limits)).await.map_err(|e| create_error(e.to_string()))?;
     }
     let step = node.counters.stage(Stage::Create, begun);
+    created.timings.iter().for_each(|timings| node.counters.creation(timings));
     let started = client.start(id).await;
     node.counters.stage(Stage::Exec, step);
     match started {

@@ -51,14 +51,16 @@ impl Capabilities {
 
     /// Takes out of the bounding set what is not wanted there. Needs `CAP_SETPCAP`, so it comes first.
     pub fn limit_bounding(&self) -> Result<(), Error> {
-        for capability in 0..64 {
-            match credentials::bounding_has(capability) {
-                None => break,
-                Some(true) if self.bounding & 1 << capability == 0 => credentials::bounding_drop(capability)
-                    .map_err(|e| {
-                        Error::sys("drop from bounding set", format!("capability {capability}"), e)
-                    })?,
-                Some(_) => {}
+        for capability in (0..64).filter(|c| self.bounding & 1 << c == 0) {
+            match credentials::bounding_drop(capability) {
+                Ok(()) => {}
+                // The kernel does not know this one, nor any higher one.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+                // What is not there need not be taken out.
+                Err(_) if credentials::bounding_has(capability) == Some(false) => {}
+                Err(e) => {
+                    return Err(Error::sys("drop from bounding set", format!("capability {capability}"), e));
+                }
             }
         }
         Ok(())

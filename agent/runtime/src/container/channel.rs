@@ -14,6 +14,8 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::Timings;
+use super::seccomp::Filter;
 use crate::sys::process::adopt_fd;
 
 /// Longer messages are cut by the sender; errors carry paths, which end at 4 KiB.
@@ -32,7 +34,7 @@ pub enum Report {
     /// message has a pidfd with it.
     Born(i32),
     /// Set up; [`Order::Start`] is awaited.
-    Ready,
+    Ready(Timings),
     /// Given up.
     Failed(Failure),
 }
@@ -70,12 +72,16 @@ pub enum Failure {
 /// From the parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// The cgroup is there and may be entered.
+    /// The cgroup is there and may be shown.
     CgroupReady = 1,
     /// Run the program.
     Start = 2,
     /// The hooks of the host have run.
     HooksDone = 3,
+    /// The seccomp filter, which follows in the same message.
+    Filter = 4,
+    /// What the cgroup limits from the beginning is set: it may be entered.
+    LimitsSet = 5,
 }
 
 /// One end of the pair.
@@ -146,6 +152,33 @@ impl Channel {
             Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Sends the seccomp filter. The new process may be gone, which the next report will tell.
+    pub fn send_filter(&self, filter: &Filter) -> io::Result<()> {
+        let mut message = vec![Order::Filter as u8];
+        message.extend(filter.to_bytes());
+        match send(self.raw(), &message, MsgFlags::MSG_NOSIGNAL) {
+            Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Waits for the seccomp filter.
+    pub fn await_filter(&self) -> Result<Filter, Error> {
+        let failed = |e| Error::sys("wait for", "the seccomp filter", e);
+        let mut message = vec![0; 1 + Filter::MAX_BYTES];
+        let length = loop {
+            match recv(self.raw(), &mut message, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                other => break other.map_err(|e| failed(e.into()))?,
+            }
+        };
+        match message[..length].split_first() {
+            Some((order, bytes)) if *order == Order::Filter as u8 => Filter::from_bytes(bytes),
+            _ => None,
+        }
+        .ok_or_else(|| failed(Errno::EPIPE.into()))
     }
 
     /// Waits for an order; anything else, such as the end of the parent, is an error.

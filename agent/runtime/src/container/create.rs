@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -18,8 +19,8 @@ use super::init::Init;
 use super::namespaces::Namespaces;
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
-use super::{Container, Create, Error, labels, limits, scheduling, streams, time_namespace};
-use crate::cgroup::{Cgroups, Driver, rootless};
+use super::{Container, Create, Error, Timings, labels, limits, scheduling, streams, time_namespace};
+use crate::cgroup::{Cgroups, Driver, Version, rootless};
 use crate::sys::process::{Child, pidfd_kill};
 
 /// The hierarchies do not change while a process lives, and looking for them costs more than a folder in them.
@@ -87,10 +88,12 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         sources: Sources::default(),
         task_files: cgroups.v1_task_files(&path)?,
         cgroup_folders: cgroups.visible_folders(&path)?,
-        filter: Identity::compile(linux.seccomp().as_ref())?,
         state: hooks::state(create.id, spec, create.bundle),
         tie: create.tie,
     };
+    if early_devices(&cgroups, spec) {
+        resources.bring_devices_forward();
+    }
     let mut birth = Birth {
         cgroups: &cgroups,
         path,
@@ -100,6 +103,7 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         child: None,
         console: None,
         warnings,
+        timings: Timings::default(),
         spec,
         state: init.state.clone(),
     };
@@ -167,6 +171,15 @@ fn cgroup_path(cgroups: &Cgroups, id: &str, wanted: Option<&Path>) -> Result<Str
     Ok(cgroups.path_for(id, text.transpose()?)?)
 }
 
+/// Whether the rules for devices may be set while the child is set up: it must not be in the cgroup before it has made its
+/// devices, nor run anything else than the program.
+fn early_devices(cgroups: &Cgroups, spec: &Spec) -> bool {
+    let hooks = [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer, Moment::StartContainer];
+    cgroups.version() == Version::V1
+        && !cgroups.adopts()
+        && hooks.into_iter().all(|moment| hooks::list(spec, moment).is_empty())
+}
+
 /// The limits of a container, split by when they are set.
 #[derive(Default)]
 struct Resources {
@@ -196,6 +209,12 @@ impl Resources {
             all.set_cpu(Some(sets));
         }
         Resources { early: all, late }
+    }
+
+    /// Has the device rules set early, see [`early_devices`].
+    fn bring_devices_forward(&mut self) {
+        let rules = self.late.devices_mut().take();
+        self.early.set_devices(rules);
     }
 
     /// What is limited, by its name in the spec; device rules, which a user namespace stands for, left out.
@@ -229,6 +248,7 @@ struct Birth<'a> {
     child: Option<Child>,
     console: Option<OwnedFd>,
     warnings: Vec<String>,
+    timings: Timings,
     spec: &'a Spec,
     state: State,
 }
@@ -241,14 +261,16 @@ impl Birth<'_> {
         // v2 wants the cgroup before the process, systemd the process before the cgroup; on v1 it is made while the
         // process mounts.
         let folder: Option<File> = match self.cgroups.version() {
-            crate::cgroup::Version::V2 if !self.cgroups.adopts() => {
+            Version::V2 if !self.cgroups.adopts() => {
                 self.cgroups.make(&self.path, &self.resources.early)?;
                 self.cgroups.v2_folder(&self.path)?
             }
             _ => None,
         };
         let (own, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
-        let child = give_birth(&init.namespaces, folder.as_ref().map(AsFd::as_fd), || init.run(&theirs))?;
+        let begun = Instant::now();
+        let child =
+            give_birth(&init.namespaces, folder.as_ref().map(AsFd::as_fd), || init.run(&theirs, begun))?;
         let child = self.child.insert(child);
         let pid = child.pid;
         if user {
@@ -266,11 +288,19 @@ impl Birth<'_> {
                 self.cgroups.make_everywhere(&self.path)?;
             }
         }
+        let unheard = |e| Error::sys("talk to", "the container's process", e);
+        channel.order(Order::CgroupReady).map_err(unheard)?;
+        // From here to `await_ready` both processes have work to do.
+        if let Some(filter) =
+            Identity::compile(self.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()))?
+        {
+            channel.send_filter(&filter).map_err(unheard)?;
+        }
         self.cgroups.apply(&self.path, &self.resources.early)?;
-        channel.order(Order::CgroupReady).map_err(|e| Error::sys("talk to", "the container's process", e))?;
         if !self.resources.name_oom_group() {
             self.cgroups.kill_as_a_group(&self.path)?;
         }
+        channel.order(Order::LimitsSet).map_err(unheard)?;
         self.await_ready()?;
         if user {
             self.set_from_outside()?;
@@ -293,7 +323,10 @@ impl Birth<'_> {
         let (Some(channel), Some(child)) = (&self.channel, &self.child) else { return Ok(()) };
         loop {
             match channel.next_report().map_err(|e| Error::sys("listen to", "the container's process", e))? {
-                Some((Report::Ready, _)) => return Ok(()),
+                Some((Report::Ready(timings), _)) => {
+                    self.timings = timings;
+                    return Ok(());
+                }
                 Some((Report::Born(_), _)) => {}
                 Some((Report::Warning(text), _)) => self.warnings.push(text),
                 Some((Report::Console, fd)) => self.console = fd,
@@ -325,6 +358,7 @@ impl Birth<'_> {
             console: self.console,
             cgroup: self.path,
             warnings: self.warnings,
+            timings: self.timings,
             channel: Some(channel),
         })
     }

@@ -88,7 +88,7 @@ fn listen(channel: &Channel, visitor: &mut Option<Child>) -> Result<(Vec<String>
             Some((Report::Console, fd)) => console = fd,
             Some((Report::Born(pid), Some(pidfd))) => *visitor = Some(Child { pid, pidfd }),
             Some((Report::Failed(reason), _)) => failure = Some(reason),
-            Some((Report::Born(_) | Report::Ready | Report::Hooks, _)) => {}
+            Some((Report::Born(_) | Report::Ready(_) | Report::Hooks, _)) => {}
         }
     }
 }

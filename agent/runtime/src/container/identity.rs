@@ -30,7 +30,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Takes a process apart. The filter is compiled by the parent, where an error costs least.
+    /// Takes a process apart. The filter is compiled by the parent; it may also come later, see [`Identity::set_filter`].
     pub fn of_process(
         process: &Process,
         filter: Option<Filter>,
@@ -71,6 +71,11 @@ impl Identity {
             self.ids.groups.extend(found.groups);
         }
         Ok(())
+    }
+
+    /// What [`Identity::confine`] installs.
+    pub fn set_filter(&mut self, filter: Filter) {
+        self.filter = Some(filter);
     }
 
     /// The user.

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -19,8 +20,8 @@ use super::namespaces::Namespaces;
 use super::placement::Placement;
 use super::program::Launch;
 use super::root::Kind;
-use super::seccomp::Filter;
 use super::sources::Sources;
+use super::timings::{Timings, Watch};
 use super::{
     Error, Root, Stdio, Tie, console, devices, labels, limits, protect, root_mount, scheduling, streams,
     time_namespace, users,
@@ -52,8 +53,6 @@ pub struct Init<'a> {
     pub task_files: Vec<PathBuf>,
     /// The cgroup's folders for a cgroup mount.
     pub cgroup_folders: Vec<(String, PathBuf)>,
-    /// The compiled filter.
-    pub filter: Option<Filter>,
     /// What binds it to the parent.
     pub tie: Tie,
     /// What hooks are told.
@@ -67,14 +66,15 @@ impl Init<'_> {
         bounding.is_some_and(|set| set.contains(&Capability::SysAdmin))
     }
 
-    /// Sets up, waits, executes. Returns only when that failed, and the parent has been told then.
-    pub fn run(&self, channel: &Channel) {
+    /// Sets up, waits, executes. Returns only when that failed, and the parent has been told then. `begun` is when the parent
+    /// set about its birth.
+    pub fn run(&self, channel: &Channel, begun: Instant) {
         // The descriptors of the namespaces do not survive the arranging.
         // A helper has joined them already.
         let joined = if self.namespaces.need_helper() { Ok(()) } else { self.namespaces.join() };
         match joined.and_then(|()| self.arrange(channel)) {
             Ok((mut channel, gate, sources)) => {
-                let Err(error) = self.set_up(&mut channel, gate, sources);
+                let Err(error) = self.set_up(&mut channel, gate, sources, Watch::since(begun));
                 // Without a parent there is nobody to tell.
                 let _ = channel.report(&Report::Failed(error.into()), None);
             }
@@ -122,7 +122,9 @@ impl Init<'_> {
         channel: &mut Channel,
         gate: Option<OwnedFd>,
         mut sources: Sources,
+        mut watch: Watch,
     ) -> Result<Infallible, Error> {
+        let mut timings = Timings { namespaces: watch.lap(), ..Timings::default() };
         process::reset_signals();
         let user = self.namespaces.lists(LinuxNamespaceType::User);
         if !user || geteuid().is_root() {
@@ -131,7 +133,7 @@ impl Init<'_> {
         credentials::die_with_parent()
             .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
         setsid().map_err(|e| Error::sys("start", "a session", e.into()))?;
-        let mut cgroup = CgroupGate { channel, ready: false };
+        let mut cgroup = CgroupGate { channel, ready: false, waited: Duration::ZERO };
         let mut placement = None;
         if user {
             placement = Some(self.enter_user_namespace(&mut cgroup)?);
@@ -143,8 +145,10 @@ impl Init<'_> {
             // A warning that cannot be delivered is not worth more than the container.
             let _ = channel.report(&Report::Warning(text), None);
         };
-        let mut identity = Identity::of_process(self.process, self.filter.clone(), &mut warn)?;
+        let mut identity = Identity::of_process(self.process, None, &mut warn)?;
         umask(Mode::empty());
+        timings.process += watch.lap();
+        let waited = cgroup.waited;
         let propagation = self.linux.rootfs_propagation().as_deref();
         let root = root_mount::mount_root(self.rootfs, self.bundle, propagation, sources.root.take())?;
         self.mount_all(&root, &mut cgroup, sources)?;
@@ -152,22 +156,34 @@ impl Init<'_> {
         protect::mask(&root, self.linux)?;
         protect::make_readonly(&root, self.linux)?;
         protect::set_sysctls(self.linux)?;
+        let waited = cgroup.waited.saturating_sub(waited);
+        timings.mounts = watch.lap().saturating_sub(waited);
         if !user {
             limits::set_oom_score(0, self.process, &mut warn)?;
         }
         labels::set_for_exec(self.process)?;
         identity.look_up(self.process, &root)?;
         let launch = self.launch(gate.is_some(), || users::home(&root, identity.uid()))?;
+        timings.process += watch.lap();
         cgroup.wait()?;
-        placement.map_or_else(|| Placement::open(&self.task_files), Ok)?.enter()?;
+        // What the parent has worked out and set meanwhile.
+        if self.linux.seccomp().is_some() {
+            identity.set_filter(channel.await_filter()?);
+        }
+        let placement = placement.map_or_else(|| Placement::open(&self.task_files), Ok)?;
+        channel.await_order(Order::LimitsSet)?;
+        placement.enter()?;
         if self.namespaces.is_new(LinuxNamespaceType::Cgroup) {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|e| Error::sys("unshare", "cgroup namespace", e.into()))?;
         }
+        timings.cgroups = watch.lap() + waited;
         let state = self.hooks_of_host(channel)?;
+        timings.process += watch.lap();
         root_mount::pivot(&root, propagation)?;
         drop(root);
         self.finish_root()?;
+        timings.mounts += watch.lap();
         if let Some(terminal) = terminal {
             console::take(&terminal)?;
         } else {
@@ -184,7 +200,22 @@ impl Init<'_> {
         if gate.is_some() {
             launch.as_ref().map_or(Ok(()), Launch::find)?;
         }
-        channel.report(&Report::Ready, None).map_err(|e| Error::sys("report to", "the parent", e))?;
+        timings.process += watch.lap();
+        channel
+            .report(&Report::Ready(timings), None)
+            .map_err(|e| Error::sys("report to", "the parent", e))?;
+        self.execute(channel, gate, state, &identity, launch)
+    }
+
+    /// Waits for the order to start, and does.
+    fn execute(
+        &self,
+        channel: &mut Channel,
+        gate: Option<OwnedFd>,
+        state: Option<State>,
+        identity: &Identity,
+        launch: Option<Launch>,
+    ) -> Result<Infallible, Error> {
         match gate {
             Some(gate) => *channel = await_start_at(&gate)?,
             None => channel.await_order(Order::Start)?,
@@ -314,13 +345,17 @@ fn await_start_at(gate: &OwnedFd) -> Result<Channel, Error> {
 struct CgroupGate<'a> {
     channel: &'a Channel,
     ready: bool,
+    /// What the wait took.
+    waited: Duration,
 }
 
 impl CgroupGate<'_> {
     fn wait(&mut self) -> Result<(), Error> {
         if !self.ready {
+            let begun = Instant::now();
             self.channel.await_order(Order::CgroupReady)?;
             self.ready = true;
+            self.waited = begun.elapsed();
         }
         Ok(())
     }

@@ -39,6 +39,7 @@ pub mod seccomp;
 mod sources;
 mod streams;
 mod time_namespace;
+mod timings;
 mod user_namespace;
 mod users;
 
@@ -57,6 +58,7 @@ pub(crate) use create::{cgroups, cgroups_of};
 pub use document::Document;
 pub use error::Error;
 pub use mount_options::names as mount_option_names;
+pub use timings::Timings;
 
 use channel::Channel;
 use root::Root;
@@ -118,6 +120,8 @@ pub struct Container {
     /// What could not be done but does not keep the container from running, such as an rlimit that this machine
     /// does not let us raise.
     pub warnings: Vec<String>,
+    /// Where the time of its creation went.
+    pub timings: Timings,
     channel: Option<Channel>,
 }
 
@@ -162,7 +166,8 @@ impl Container {
         console: Option<OwnedFd>,
         cgroup: String,
     ) -> Container {
-        Container { pid, pidfd, console, cgroup, warnings: Vec::new(), channel: None }
+        let (warnings, timings) = (Vec::new(), Timings::default());
+        Container { pid, pidfd, console, cgroup, warnings, timings, channel: None }
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 use oci_spec::runtime::Mount;
 
@@ -15,7 +15,7 @@ use super::mount_options::Options;
 use super::root::Kind;
 use super::{Error, Root};
 use crate::sys::cstring;
-use crate::sys::mount::{Attributes, FsContext, attach, clone_tree, set_idmap};
+use crate::sys::mount::{Attributes, FsContext, attach, attach_below, clone_tree, set_idmap};
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 /// Files of procfs that a mount may cover: they only tell about resources (lxcfs does this).
@@ -58,7 +58,7 @@ impl<'a> Mounter<'a> {
         match mount.typ().as_deref() {
             _ if is_bind(mount, &options) => self.bind(mount, &options, prepared),
             Some("cgroup" | "cgroup2") => self.cgroup(destination, &options),
-            Some(fstype) => self.file_system(mount, fstype, &options),
+            Some(fstype) => self.file_system(mount, fstype, &options).map(drop),
             None => Err(refuse(destination, "it has neither a type nor bind among its options")),
         }
     }
@@ -87,7 +87,8 @@ impl<'a> Mounter<'a> {
         propagate(tree.as_fd(), options, mount.destination())
     }
 
-    fn file_system(&mut self, mount: &Mount, fstype: &str, options: &Options) -> Result<(), Error> {
+    /// A new file system; its root is returned.
+    fn file_system(&mut self, mount: &Mount, fstype: &str, options: &Options) -> Result<OwnedFd, Error> {
         let destination = mount.destination();
         let kernel = matches!(fstype, "proc" | "sysfs");
         let target = self.target(destination, Kind::Folder, kernel)?;
@@ -122,9 +123,10 @@ impl<'a> Mounter<'a> {
         }
         propagate(mounted.as_fd(), options, destination)?;
         if late {
-            self.late_readonly.push(mounted);
+            let copy = mounted.try_clone();
+            self.late_readonly.push(copy.map_err(|e| failed("keep open the tmpfs on".to_owned(), e))?);
         }
-        Ok(())
+        Ok(mounted)
     }
 
     /// Labels a new file system for SELinux. Those of the kernel itself have labels of their own.
@@ -144,62 +146,51 @@ impl<'a> Mounter<'a> {
             && name.is_empty()
         {
             let target = self.target(destination, Kind::Folder, true)?;
-            return self.cgroup_bind(folder, target.as_fd(), options, destination);
+            let tree = cgroup_tree(folder, options)?;
+            return attach_to(tree.as_fd(), target.as_fd(), destination);
         }
         let mut outer = Mount::default();
         outer.set_destination(destination.to_owned()).set_typ(Some("tmpfs".to_owned()));
-        let mut list: Vec<String> =
-            ["nosuid", "nodev", "noexec", "mode=755", "size=1m"].map(str::to_owned).to_vec();
-        if options.attributes.set & RDONLY != 0 {
-            list.push("ro".to_owned());
-        }
-        outer.set_options(Some(list));
-        self.mount(&outer, None)?;
-        for (name, folder) in self.cgroups.iter().filter(|(_, folder)| folder.exists()) {
-            let target = self.target(&destination.join(name), Kind::Folder, true)?;
-            self.cgroup_bind(folder, target.as_fd(), options, destination)?;
+        let list = ["nosuid", "nodev", "noexec", "mode=755", "size=1m", "ro"];
+        let ro = options.attributes.set & RDONLY != 0;
+        let tmpfs = self.file_system(&outer, "tmpfs", &Options::parse(&list[..if ro { 6 } else { 5 }]))?;
+        let failed = |operation: &str, name: &str, e: io::Error| {
+            Error::sys(operation, format!("{}/{name}", destination.display()), e)
+        };
+        for (name, folder) in self.cgroups {
+            let tree = match cgroup_tree(folder, options) {
+                Err(Error::Sys { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            // Nobody but this process has the tmpfs yet.
+            mkdirat(&tmpfs, name.as_str(), Mode::from_bits_truncate(0o755))
+                .map_err(|e| failed("create mount point", name, e.into()))?;
+            cstring(name)
+                .and_then(|path| attach_below(tree.as_fd(), tmpfs.as_fd(), &path))
+                .map_err(|e| failed("mount on", name, e))?;
             // Programs look for the single names where controllers share a hierarchy.
-            if name.contains(',') {
-                let parent = self.target(destination, Kind::Folder, true)?;
-                for alias in name.split(',') {
-                    nix::unistd::symlinkat(name.as_str(), &parent, alias).map_err(|e| {
-                        Error::sys("link", format!("{}/{alias}", destination.display()), e.into())
-                    })?;
-                }
+            for alias in name.split(',').filter(|alias| alias != name) {
+                nix::unistd::symlinkat(name.as_str(), &tmpfs, alias)
+                    .map_err(|e| failed("link", alias, e.into()))?;
             }
         }
         Ok(())
     }
 
-    fn cgroup_bind(
-        &self,
-        folder: &Path,
-        target: BorrowedFd<'_>,
-        options: &Options,
-        destination: &Path,
-    ) -> Result<(), Error> {
-        let failed = |e| Error::sys("bind mount", folder.display().to_string(), e);
-        let tree = clone_tree(None, folder, false).map_err(failed)?;
-        let set = options.attributes.set
-            | libc::MOUNT_ATTR_NOSUID
-            | libc::MOUNT_ATTR_NODEV
-            | libc::MOUNT_ATTR_NOEXEC;
-        Attributes { set, clear: options.attributes.clear & libc::MOUNT_ATTR__ATIME, propagation: 0 }
-            .apply(tree.as_fd(), false)
-            .map_err(failed)?;
-        attach_to(tree.as_fd(), target, destination)
-    }
-
     /// Finds or makes the place of a mount. Kernel file systems are never mounted behind a link, which could lead
     /// to a place that the masked and read-only paths do not cover (CVE-2019-19921, CVE-2023-27561).
     fn target(&self, destination: &Path, kind: Kind, plain: bool) -> Result<OwnedFd, Error> {
-        let fd = self.root.ensure(destination, kind)?;
-        if plain {
-            return self.root.open_plain(destination, OFlag::O_PATH).map_err(|e| {
-                Error::sys("refuse a link in the mount point", destination.display().to_string(), e)
-            });
+        if !plain {
+            return self.root.ensure(destination, kind);
         }
-        Ok(fd)
+        match self.root.open_plain(destination, OFlag::O_PATH) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.root.ensure(destination, kind)?;
+                self.root.open_plain(destination, OFlag::O_PATH)
+            }
+            other => other,
+        }
+        .map_err(|e| Error::sys("refuse a link in the mount point", destination.display().to_string(), e))
     }
 
     /// A mount over a part of procfs would hide what the masked and read-only paths are about, or fool whoever writes
@@ -229,6 +220,18 @@ impl<'a> Mounter<'a> {
         }
         Err(refuse(destination, "it is inside procfs"))
     }
+}
+
+/// The folder of a cgroup as a mount that is attached nowhere.
+fn cgroup_tree(folder: &Path, options: &Options) -> Result<OwnedFd, Error> {
+    let failed = |e| Error::sys("bind mount", folder.display().to_string(), e);
+    let tree = clone_tree(None, folder, false).map_err(failed)?;
+    let set =
+        options.attributes.set | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    Attributes { set, clear: options.attributes.clear & libc::MOUNT_ATTR__ATIME, propagation: 0 }
+        .apply(tree.as_fd(), false)
+        .map_err(failed)?;
+    Ok(tree)
 }
 
 /// Whether a mount is a bind.

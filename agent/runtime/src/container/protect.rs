@@ -24,7 +24,8 @@ pub fn mask(root: &Root, linux: &Linux) -> Result<(), Error> {
     for path in linux.masked_paths().iter().flatten() {
         let failed = |e| Error::sys("mask", path.clone(), e);
         let Some(target) = existing(root, Path::new(path)).map_err(failed)? else { continue };
-        let cover = if file_type(target.as_fd()).map_err(failed)? == SFlag::S_IFDIR {
+        let folder = file_type(target.as_fd()).map_err(failed)? == SFlag::S_IFDIR;
+        let cover = if folder {
             match &empty {
                 // One empty file system serves all: the first is attached and the others are copies of it.
                 Some(first) => clone_tree(Some(first.as_fd()), Path::new(""), false).map_err(failed)?,
@@ -37,7 +38,7 @@ pub fn mask(root: &Root, linux: &Linux) -> Result<(), Error> {
             clone_tree(null.as_ref().map(AsFd::as_fd), Path::new(""), false).map_err(failed)?
         };
         attach_to(cover.as_fd(), target.as_fd(), Path::new(path))?;
-        if file_type(cover.as_fd()).map_err(failed)? == SFlag::S_IFDIR && empty.is_none() {
+        if folder && empty.is_none() {
             empty = Some(cover);
         }
     }

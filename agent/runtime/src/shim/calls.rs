@@ -151,11 +151,12 @@ impl Server {
         // The configuration's many small pieces are gone now.
         release_memory();
         let mut slot = slot?;
-        slot.oom = OomSense::of(&self.cgroups, &slot.container.cgroup);
+        slot.oom = OomSense::of(self.cgroups, &slot.container.cgroup);
         let pid = slot.container.pid;
         note!("{}: created, pid {pid}", slot.id);
+        let timings = slot.foreign.is_none().then_some(slot.container.timings);
         self.slots.push(slot);
-        done(Outcome::Created(Created { pid }))
+        done(Outcome::Created(Created { pid, timings }))
     }
 
     /// The PID namespace that the containers share, made when the first of them wants it.
@@ -212,7 +213,7 @@ impl Server {
             }
         }
         // What is frozen would hear of the signal only when it is resumed, which may be never.
-        slot.thaw(&self.cgroups);
+        slot.thaw(self.cgroups);
         done(Outcome::Done {})
     }
 

@@ -64,7 +64,7 @@ impl Server {
         self.look_for_kills(index, Instant::now());
         let slot = &mut self.slots[index];
         slot.oom.close();
-        slot.thaw(&self.cgroups);
+        slot.thaw(self.cgroups);
         let cgroup = &slot.container.cgroup;
         let oom_killed = self.cgroups.oom_kills(cgroup).is_ok_and(|kills| kills > 0);
         // With a PID namespace of its own the kernel has killed the rest before it told us.
@@ -122,7 +122,7 @@ impl Server {
     pub fn kill_all_of(&mut self, index: usize) {
         let slot = &mut self.slots[index];
         slot.kill_init();
-        slot.thaw(&self.cgroups);
+        slot.thaw(self.cgroups);
         if !slot.own_pids
             && let Err(error) = self.cgroups.kill(&slot.container.cgroup)
         {

@@ -28,7 +28,7 @@ impl Server {
     /// Lets every frozen container go on.
     pub fn resume(&mut self) {
         for slot in &mut self.slots {
-            slot.thaw(&self.cgroups);
+            slot.thaw(self.cgroups);
         }
         note!("resumed");
     }

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
+use crate::container::Timings;
 use crate::rootfs::Rootfs;
 
 /// The newest protocol this build speaks.
@@ -194,6 +195,9 @@ pub struct Runtime {
 pub struct Created {
     /// The container's init, in the shim's PID namespace.
     pub pid: i32,
+    /// Where the time went, if the shim and its engine tell.
+    #[serde(default)]
+    pub timings: Option<Timings>,
 }
 
 /// The answer to [`Call::Start`].

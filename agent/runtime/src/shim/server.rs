@@ -36,7 +36,7 @@ pub(super) struct Server {
     pub listener: UnixListener,
     pub signals: SignalFd,
     pub socket: (PathBuf, (u64, u64)),
-    pub cgroups: Cgroups,
+    pub cgroups: &'static Cgroups,
     pub connections: Vec<Connection>,
     pub slots: Vec<Slot>,
     pub execs: Vec<Running>,
@@ -94,7 +94,8 @@ fn slot_fds<'a>(index: usize, slot: &'a Slot, tokens: &mut Vec<Token>, fds: &mut
 impl Server {
     pub fn new(ready: Ready) -> Result<Server, String> {
         let Ready { listener, signals, socket, users } = ready;
-        let cgroups = Cgroups::detect().map_err(|error| error.to_string())?;
+        // Looked for once: the engine takes the same.
+        let cgroups = crate::container::cgroups().map_err(|error| error.to_string())?;
         Ok(Server {
             listener,
             signals,
@@ -225,7 +226,7 @@ impl Server {
     /// Tells of kills for want of memory that were not told of yet.
     pub fn look_for_kills(&mut self, index: usize, now: Instant) {
         let slot = &mut self.slots[index];
-        if let Some(kills) = slot.oom.look(&self.cgroups, &slot.container.cgroup, now) {
+        if let Some(kills) = slot.oom.look(self.cgroups, &slot.container.cgroup, now) {
             note!("{}: out of memory, {kills} process(es) killed so far", slot.id);
             let event = Event::OomKilled { id: slot.id.clone(), kills };
             self.tell_all(&event);

@@ -77,6 +77,37 @@ impl Filter {
         Ok(Filter { program, flags: flags(spec) })
     }
 
+    /// The longest that [`Filter::to_bytes`] gives.
+    pub(crate) const MAX_BYTES: usize = 8 + 8 * MAX_PROGRAM;
+
+    /// In a form that can be handed to another process of this program.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(8 + 8 * self.program.len());
+        bytes.extend(self.flags.to_ne_bytes());
+        bytes.extend(self.program.iter().flat_map(|i| {
+            let [c0, c1] = i.code.to_ne_bytes();
+            let [k0, k1, k2, k3] = i.k.to_ne_bytes();
+            [c0, c1, i.jt, i.jf, k0, k1, k2, k3]
+        }));
+        bytes
+    }
+
+    /// What [`Filter::to_bytes`] made; nothing when it is something else.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Filter> {
+        let (flags, program) = bytes.split_first_chunk()?;
+        let (instructions, rest) = program.as_chunks::<8>();
+        let program = instructions
+            .iter()
+            .map(|[c0, c1, jt, jf, k @ ..]| Instruction {
+                code: u16::from_ne_bytes([*c0, *c1]),
+                jt: *jt,
+                jf: *jf,
+                k: u32::from_ne_bytes(*k),
+            })
+            .collect();
+        rest.is_empty().then(|| Filter { program, flags: u64::from_ne_bytes(*flags) })
+    }
+
     /// The program.
     pub(crate) fn program(&self) -> &[Instruction] {
         &self.program

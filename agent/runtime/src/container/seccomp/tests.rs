@@ -236,3 +236,14 @@ fn what_cannot_be_done_is_refused() {
     mips.set_architectures(Some(vec![Arch::ScmpArchMips]));
     assert!(Filter::compile(&mips).is_ok());
 }
+
+#[test]
+fn a_filter_is_the_same_in_another_process() {
+    let filter = Filter::compile(&default_profile(&LinuxCapabilities::default())).unwrap();
+    let bytes = filter.to_bytes();
+    let again = Filter::from_bytes(&bytes).unwrap();
+    assert_eq!((again.program(), again.flags()), (filter.program(), filter.flags()));
+    assert!(
+        Filter::from_bytes(&bytes[..bytes.len() - 1]).is_none() && Filter::from_bytes(&bytes[..7]).is_none()
+    );
+}
