@@ -266,7 +266,7 @@ mod tests {
     fn pod(spec: serde_json::Value) -> Pod {
         let object =
             serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}));
-        Pod { object: object.unwrap(), source: berth_reconciler::pod::Source::Api }
+        Pod::new(object.unwrap(), berth_reconciler::pod::Source::Api)
     }
 
     fn config() -> Config {

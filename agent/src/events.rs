@@ -64,7 +64,13 @@ impl Recorder {
     pub fn pod(&self, pod: &Pod, event: &PodEvent) {
         let field = event.container.as_ref().map_or_else(String::new, |name| {
             let init = pod.spec().init_containers.iter().flatten().any(|c| c.name == *name);
-            format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+            let ephemeral = pod.ephemeral().iter().any(|c| c.name == *name);
+            let list = match (init, ephemeral) {
+                (true, _) => "initContainers",
+                (_, true) => "ephemeralContainers",
+                _ => "containers",
+            };
+            format!("spec.{list}{{{name}}}")
         });
         let regarding = Regarding {
             kind: "Pod",

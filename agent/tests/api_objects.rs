@@ -103,6 +103,41 @@ fn a_pod_lives_and_dies() {
 }
 
 #[test]
+fn parts_of_a_pod_have_paths_of_their_own() {
+    let server = Server::start();
+    server.put_pod("web", running("web"));
+    server.block_on(async {
+        let path = format!("{PODS}/web");
+        for (sub, part) in [("", "Whole"), ("/resize", "Resize"), ("/ephemeralcontainers", "Ephemeral")] {
+            let path = format!("{path}{sub}");
+            assert_eq!(get(&server, &path).await["metadata"]["name"], "web");
+            for kind in ["merge-patch", "strategic-merge-patch"] {
+                let head = format!("application/{kind}+json");
+                let patch = json!({"metadata": {"labels": {"by": format!("{part}{kind}")}}}).to_string();
+                let (code, text) = text(&server, "PATCH", &path, &[("content-type", &head)], patch).await;
+                let patched: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(code, 200, "{path}: {text}");
+                assert_eq!(patched["metadata"]["annotations"]["part"], part, "{path} {kind}");
+            }
+            let mut pod = get(&server, &path).await;
+            pod["metadata"]["labels"]["by"] = json!(format!("put{part}"));
+            let (code, put) = call(&server, "PUT", &path, pod).await;
+            assert_eq!((code, &put["metadata"]["annotations"]["part"]), (200, &json!(part)), "{path}");
+        }
+        for sub in ["resize", "ephemeralcontainers"] {
+            let (code, _) = call(&server, "DELETE", &format!("{path}/{sub}"), Value::Null).await;
+            assert_eq!(code, 405);
+            let (code, absent) = call(&server, "PATCH", &format!("{PODS}/none/{sub}"), json!({})).await;
+            assert_eq!((code, absent["reason"].as_str()), (404, Some("NotFound")));
+            assert_eq!(call(&server, "GET", &format!("/api/v1/nodes/n/{sub}"), Value::Null).await.0, 404);
+        }
+        let all = get(&server, "/api/v1").await;
+        let known: Vec<_> = all["resources"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
+        assert!(known.contains(&json!("pods/resize")) && known.contains(&json!("pods/ephemeralcontainers")));
+    });
+}
+
+#[test]
 fn bad_requests_get_a_status() {
     let server = Server::start();
     server.put_pod("web", running("web"));

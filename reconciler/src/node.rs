@@ -2,6 +2,7 @@
 //!
 //! The agent implements [`Node`] with shims, images and the pod network; tests and the simulator implement it with a script.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +59,7 @@ pub enum ContainerState {
 }
 
 /// One instance of a container as found on the machine. Instances of one container differ by `attempt`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerRecord {
     /// 64 hex characters.
@@ -86,6 +87,13 @@ pub struct ContainerRecord {
     /// Who its first process is; none in records of agents that did not note it.
     #[serde(default)]
     pub user: Option<LinuxUser>,
+    /// The resources that its cgroup was given last; none in records of agents that could not resize.
+    #[serde(default)]
+    pub resources: Option<v1::ResourceRequirements>,
+    /// The exit that had all containers of the pod restarted before this instance was made (a rule with the action
+    /// `RestartAllContainers`); it has to survive the record of that exit.
+    #[serde(default)]
+    pub round: Option<Timestamp>,
 }
 
 /// User and groups of a container's first process, as it sees them.
@@ -119,7 +127,7 @@ pub enum Sandbox {
 }
 
 /// Everything of one pod that exists on the machine now.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Observation {
     /// The sandbox.
@@ -132,6 +140,9 @@ pub struct Observation {
     /// The node has decided to end it because it took too much; that stays so.
     #[serde(default)]
     pub evicted: Option<Eviction>,
+    /// The resources that each container may have since the pod was resized last ([`Node::allocate`]); empty before.
+    #[serde(default)]
+    pub allocated: BTreeMap<String, v1::ResourceRequirements>,
 }
 
 /// Why and since when a pod is evicted.
@@ -145,7 +156,7 @@ pub struct Eviction {
 }
 
 /// An order to make and start one container instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartContainer {
     /// The container's name.
@@ -156,6 +167,10 @@ pub struct StartContainer {
     pub delay: Option<Duration>,
     /// Hash to record.
     pub spec_hash: String,
+    /// What its cgroup is given, and what is to be recorded.
+    pub resources: v1::ResourceRequirements,
+    /// The last restart of all containers, to be recorded.
+    pub round: Option<Timestamp>,
 }
 
 /// How hard to ask a container to end.
@@ -247,6 +262,20 @@ pub trait Node: Send + Sync + 'static {
 
     /// Signals a running instance and returns at once; its exit comes as a wake-up.
     async fn stop_container(&self, pod: &Arc<Pod>, id: &str, signal: StopSignal) -> Result<(), Failure>;
+
+    /// Lets the pod's containers have the resources that its spec asks for, durably: they show in
+    /// [`Observation::allocated`] from then on. Nothing that runs is changed yet. Fails with the reason `Infeasible` when
+    /// the node is too small, `Deferred` when other pods have what is missing.
+    async fn allocate(&self, pod: &Arc<Pod>) -> Result<(), Failure>;
+
+    /// Gives a running instance's cgroup other cpu and memory values and records them durably
+    /// ([`ContainerRecord::resources`]).
+    async fn resize_container(
+        &self,
+        pod: &Arc<Pod>,
+        id: &str,
+        resources: &v1::ResourceRequirements,
+    ) -> Result<(), Failure>;
 
     /// Removes everything of the pod that exists: containers, cgroups, sandbox, network, volumes, run folder.
     async fn remove_pod(&self, pod: &Arc<Pod>) -> Result<(), Failure>;

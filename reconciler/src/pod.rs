@@ -1,6 +1,7 @@
 //! The checked pod: what a source hands to the reconciler once a manifest has passed every check.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use k8s_openapi::api::core::v1;
 use serde::{Deserialize, Serialize};
@@ -19,16 +20,41 @@ pub enum Source {
 ///
 /// `object.metadata` has name, namespace, uid and creationTimestamp; `object.spec` has a node name and every
 /// default that the Kubernetes API server would have written. `object.status` is always empty here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pod {
     /// The Kubernetes object.
     pub object: v1::Pod,
     /// Where it comes from.
     pub source: Source,
+    /// The ephemeral containers as containers, which differ in type only.
+    #[serde(skip)]
+    ephemeral: Derived,
+}
+
+/// What follows from the rest and is made when it is asked for first.
+#[derive(Debug, Default)]
+struct Derived(OnceLock<Vec<v1::Container>>);
+
+impl Clone for Derived {
+    /// The copy of a pod may be changed, so nothing is taken over.
+    fn clone(&self) -> Self {
+        Derived::default()
+    }
+}
+
+impl PartialEq for Pod {
+    fn eq(&self, other: &Pod) -> bool {
+        self.object == other.object && self.source == other.source
+    }
 }
 
 impl Pod {
+    /// A checked object and where it comes from.
+    pub fn new(object: v1::Pod, source: Source) -> Pod {
+        Pod { object, source, ephemeral: Derived::default() }
+    }
+
     /// `metadata.uid`.
     pub fn uid(&self) -> &str {
         self.object.metadata.uid.as_deref().unwrap_or_default()
@@ -54,13 +80,61 @@ impl Pod {
         self.object.spec.as_ref().expect("a checked pod has a spec")
     }
 
-    /// Init containers, then main containers.
+    /// Init containers, main containers, ephemeral containers.
     pub fn all_containers(&self) -> impl Iterator<Item = &v1::Container> {
-        self.spec().init_containers.iter().flatten().chain(&self.spec().containers)
+        self.spec().init_containers.iter().flatten().chain(&self.spec().containers).chain(self.ephemeral())
     }
 
-    /// The container or init container of that name.
+    /// Ephemeral containers as containers, in their order.
+    pub fn ephemeral(&self) -> &[v1::Container] {
+        match self.spec().ephemeral_containers.as_deref() {
+            None | Some([]) => &[],
+            Some(list) => self.ephemeral.0.get_or_init(|| list.iter().map(as_container).collect()),
+        }
+    }
+
+    /// The container whose processes an ephemeral container is to see (`targetContainerName`).
+    pub fn target_of(&self, ephemeral: &str) -> Option<&str> {
+        let mut list = self.spec().ephemeral_containers.iter().flatten();
+        let target = list.find(|container| container.name == ephemeral)?.target_container_name.as_deref();
+        target.filter(|name| !name.is_empty())
+    }
+
+    /// The container of that name, of whichever kind.
     pub fn container(&self, name: &str) -> Option<&v1::Container> {
         self.all_containers().find(|c| c.name == name)
+    }
+}
+
+/// An ephemeral container without its target. Fields that Kubernetes forbids for it are there as they are: the checks
+/// have refused them.
+pub fn as_container(ephemeral: &v1::EphemeralContainer) -> v1::Container {
+    let e = ephemeral.clone();
+    v1::Container {
+        args: e.args,
+        command: e.command,
+        env: e.env,
+        env_from: e.env_from,
+        image: e.image,
+        image_pull_policy: e.image_pull_policy,
+        lifecycle: e.lifecycle,
+        liveness_probe: e.liveness_probe,
+        name: e.name,
+        ports: e.ports,
+        readiness_probe: e.readiness_probe,
+        resize_policy: e.resize_policy,
+        resources: e.resources,
+        restart_policy: e.restart_policy,
+        restart_policy_rules: e.restart_policy_rules,
+        security_context: e.security_context,
+        startup_probe: e.startup_probe,
+        stdin: e.stdin,
+        stdin_once: e.stdin_once,
+        termination_message_path: e.termination_message_path,
+        termination_message_policy: e.termination_message_policy,
+        tty: e.tty,
+        volume_devices: e.volume_devices,
+        volume_mounts: e.volume_mounts,
+        working_dir: e.working_dir,
     }
 }

@@ -56,6 +56,18 @@ pub struct CpuMem {
     pub memory_limit: Option<u64>,
 }
 
+impl CpuMem {
+    /// What holds both: while a resize is under way, a pod's cgroup must not be narrower than what runs in it.
+    pub fn widest(&self, other: &CpuMem) -> CpuMem {
+        CpuMem {
+            shares: self.shares.max(other.shares),
+            quota: self.quota.zip(other.quota).map(|(a, b)| a.max(b)),
+            period: self.period,
+            memory_limit: self.memory_limit.zip(other.memory_limit).map(|(a, b)| a.max(b)),
+        }
+    }
+}
+
 /// Sums of what a pod asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amounts {
@@ -237,6 +249,20 @@ pub fn pod_values(spec: &v1::PodSpec) -> CpuMem {
 /// `cpu.shares` of the Burstable tier: the sum over its pods.
 pub fn burstable_tier_shares<'a>(pods: impl Iterator<Item = &'a v1::PodSpec>) -> u64 {
     cpu_shares(pods.map(|spec| pod_requests(spec).cpu_milli).fold(0, u64::saturating_add))
+}
+
+/// The spec with other resources for the containers that `of` knows.
+pub fn with_resources<'a>(
+    spec: &v1::PodSpec,
+    of: impl Fn(&str) -> Option<&'a v1::ResourceRequirements>,
+) -> v1::PodSpec {
+    let mut spec = spec.clone();
+    for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
+        if let Some(resources) = of(&container.name) {
+            container.resources = Some(resources.clone());
+        }
+    }
+    spec
 }
 
 /// What the pod needs at its peak: main containers and sidecars together, or an init container with the sidecars

@@ -190,9 +190,9 @@ const MISTAKES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "  containers:\n  - name: c\n    image: i\n    readinessProbe: {grpc: {port: 80}}\n",
+        "  containers:\n  - name: c\n    image: i\n    readinessProbe: {grpc: {port: 0}}\n",
         &[
-            "8: spec.containers[0].readinessProbe.grpc: Forbidden: grpc probes are not supported (use httpGet, tcpSocket or exec)",
+            "8: spec.containers[0].readinessProbe.grpc.port: Invalid value: 0: must be between 1 and 65535, inclusive",
         ],
     ),
     (

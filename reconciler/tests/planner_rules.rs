@@ -300,7 +300,15 @@ fn planner_runs_post_start_before_later_containers_and_probes() {
 
 fn start(name: &str) -> berth_reconciler::node::StartContainer {
     let name = name.to_owned();
-    berth_reconciler::node::StartContainer { name, attempt: 0, delay: None, spec_hash: String::new() }
+    let resources = Default::default();
+    berth_reconciler::node::StartContainer {
+        name,
+        attempt: 0,
+        delay: None,
+        spec_hash: String::new(),
+        resources,
+        round: None,
+    }
 }
 
 #[test]

@@ -127,6 +127,7 @@ async fn run(
                 stdin_once: false,
                 tty: false,
                 pod_pids: false,
+                pids_of: None,
                 runtime: None,
             })
             .await?;

@@ -30,6 +30,17 @@ pub struct ExecRequest {
     pub size: Option<(u16, u16)>,
 }
 
+/// Which part of a pod a change is about; each has a path of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The pod itself.
+    Whole,
+    /// `resize`: cpu and memory of its containers.
+    Resize,
+    /// `ephemeralcontainers`.
+    Ephemeral,
+}
+
 /// How to attach to a running container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttachRequest {
@@ -81,11 +92,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Checks a pod and begins to run it. `dry_run` only checks. The object has name and namespace.
     async fn create_pod(&self, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError>;
 
-    /// Replaces what is wanted of a pod. `pod` is the whole new object.
+    /// Replaces what is wanted of a part of a pod. `pod` is the whole new object, which may differ in that part only.
     async fn update_pod(
         &self,
         namespace: &str,
         name: &str,
+        part: Part,
         pod: Value,
         dry_run: bool,
     ) -> Result<v1::Pod, ApiError>;

@@ -107,10 +107,12 @@ fn subresources(kind: Kind) -> &'static [Subresource] {
     match kind {
         Kind::Pod => &[
             ("attach", "PodAttachOptions", &["create", "get"]),
+            ("ephemeralcontainers", "Pod", &["get", "patch", "update"]),
             ("exec", "PodExecOptions", &["create", "get"]),
             ("log", "Pod", &["get"]),
             ("pause", "Pod", &["create"]),
             ("portforward", "PodPortForwardOptions", &["create", "get"]),
+            ("resize", "Pod", &["get", "patch", "update"]),
             ("resume", "Pod", &["create"]),
             ("status", "Pod", &["get"]),
         ],

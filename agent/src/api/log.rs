@@ -74,7 +74,10 @@ pub fn container_of(api: &Api, target: &Target, params: &Params) -> Result<Strin
     let mains: Vec<&str> = pod.spec.containers.iter().map(|c| c.name.as_str()).collect();
     let inits = &pod.spec.init_containers;
     if let Some(name) = params.get("container") {
-        let known = mains.contains(&name) || inits.iter().any(|c| c.name == name);
+        let mut ephemeral = spec.ephemeral_containers.iter().flatten();
+        let known = mains.contains(&name)
+            || inits.iter().any(|c| c.name == name)
+            || ephemeral.any(|c| c.name == name);
         return known.then(|| name.to_owned()).ok_or_else(|| {
             ApiError::bad_request(format!("container {name} is not valid for pod {}", target.name))
         });

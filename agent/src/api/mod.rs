@@ -32,7 +32,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::serve::Listener;
 
-pub use backend::{AttachRequest, Backend, ExecRequest, ExecStreams, LogSource};
+pub use backend::{AttachRequest, Backend, ExecRequest, ExecStreams, LogSource, Part};
 pub use error::{ApiError, Cause};
 
 use crate::store::ObjectStore;

@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 
 use super::params::Params;
-use super::{Api, ApiError, attach, discovery, exec, log, openapi, portforward, read, watch, write};
+use super::{Api, ApiError, Part, attach, discovery, exec, log, openapi, portforward, read, watch, write};
 use crate::store::Kind;
 
 /// What a path names.
@@ -54,15 +54,45 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
             match parts.method {
                 Method::GET if params.flag("watch") => Err(ApiError::method_not_allowed()),
                 Method::GET => read::get(api, &object, read::Format::of(&parts.headers, &params)),
-                Method::PUT => write::replace(api, &object, &params, &parts.headers, body).await,
-                Method::PATCH => write::patch(api, &object, &params, &parts.headers, body).await,
+                Method::PUT => write::replace(api, &object, Part::Whole, &params, &parts.headers, body).await,
+                Method::PATCH => write::patch(api, &object, Part::Whole, &params, &parts.headers, body).await,
                 Method::DELETE => write::delete(api, &object, &params, body).await,
                 _ => Err(ApiError::method_not_allowed()),
             }
         }
         Route::Object { kind, namespace, name, sub: Some(sub) } => {
             let object = write::Target { kind, namespace, name };
-            subresource(api, &object, &sub, &params, parts).await
+            match (kind, Part::of(&sub)) {
+                (Kind::Pod, Some(part)) => pod_part(api, &object, part, &params, &parts, body).await,
+                _ => subresource(api, &object, &sub, &params, parts).await,
+            }
+        }
+    }
+}
+
+async fn pod_part(
+    api: &Api,
+    object: &write::Target,
+    part: Part,
+    params: &Params,
+    parts: &Parts,
+    body: axum::body::Body,
+) -> Result<Response, ApiError> {
+    match parts.method {
+        Method::GET => read::get(api, object, read::Format::of(&parts.headers, params)),
+        Method::PUT => write::replace(api, object, part, params, &parts.headers, body).await,
+        Method::PATCH => write::patch(api, object, part, params, &parts.headers, body).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+impl Part {
+    /// The part of a pod that a path's last word names.
+    fn of(sub: &str) -> Option<Part> {
+        match sub {
+            "resize" => Some(Part::Resize),
+            "ephemeralcontainers" => Some(Part::Ephemeral),
+            _ => None,
         }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::params::Params;
 use super::patch::{self, PatchType};
 use super::read::json_response;
-use super::{Api, ApiError};
+use super::{Api, ApiError, Part};
 use crate::store::{Kind, Object};
 
 /// Bytes of a request's body that are accepted, as many as the API server takes.
@@ -114,10 +114,11 @@ fn newest(api: &Api, target: &Target, dry_run: bool, given: &Value) -> Value {
     stored.filter(same).map_or_else(|| given.clone(), |object| object.value())
 }
 
-/// `PUT`.
+/// `PUT` to an object, or to a part of a pod.
 pub async fn replace(
     api: &Api,
     target: &Target,
+    part: Part,
     params: &Params,
     headers: &HeaderMap,
     body: Body,
@@ -128,14 +129,15 @@ pub async fn replace(
     target.claim(&mut object)?;
     let _guard = api.writes.lock().await;
     let current = target.find(api)?;
-    let updated = store_next(api, target, &current, object, dry_run).await?;
+    let updated = store_next(api, target, part, &current, object, dry_run).await?;
     Ok(json_response(StatusCode::OK, updated.to_string()))
 }
 
-/// `PATCH`.
+/// `PATCH` of an object, or of a part of a pod.
 pub async fn patch(
     api: &Api,
     target: &Target,
+    part: Part,
     params: &Params,
     headers: &HeaderMap,
     body: Body,
@@ -148,7 +150,7 @@ pub async fn patch(
     let _guard = api.writes.lock().await;
     let current = match (target.find(api), kind) {
         (Ok(current), _) => current,
-        (Err(_), PatchType::Apply) => {
+        (Err(_), PatchType::Apply) if part == Part::Whole => {
             let mut object = patch;
             target.claim(&mut object)?;
             let created = store_new(api, target, object, dry_run).await?;
@@ -158,13 +160,14 @@ pub async fn patch(
     };
     let mut object = patch::apply(kind, current.value(), patch)?;
     target.claim(&mut object)?;
-    let updated = store_next(api, target, &current, object, dry_run).await?;
+    let updated = store_next(api, target, part, &current, object, dry_run).await?;
     Ok(json_response(StatusCode::OK, updated.to_string()))
 }
 
 async fn store_next(
     api: &Api,
     target: &Target,
+    part: Part,
     current: &Object,
     object: Value,
     dry_run: bool,
@@ -188,7 +191,7 @@ async fn store_next(
     }
     let updated = match target.kind {
         Kind::Pod => {
-            json!(api.backend.update_pod(&target.namespace, &target.name, object, dry_run).await?)
+            json!(api.backend.update_pod(&target.namespace, &target.name, part, object, dry_run).await?)
         }
         _ => api.backend.put_config(target.kind, object, false, dry_run).await?,
     };

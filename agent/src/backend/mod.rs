@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
 use tokio::net::unix::pipe::Receiver;
 
-use crate::api::{ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource};
+use crate::api::{ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource, Part};
 use crate::configs::{Object, ObjectKey, Owner};
 use crate::node::{AgentNode, ExecSpec};
 use crate::store::Kind;
@@ -156,11 +156,15 @@ impl Backend for AgentBackend {
         &self,
         namespace: &str,
         name: &str,
+        part: Part,
         pod: Value,
         dry_run: bool,
     ) -> Result<v1::Pod, ApiError> {
         let view = self.existing(namespace, name)?;
-        Self::of_file(&view.pod, name)?;
+        // Looking into a pod does not change what its file says.
+        if part != Part::Ephemeral {
+            Self::of_file(&view.pod, name)?;
+        }
         let old = &view.pod.object;
         let old_metadata = &old.metadata;
         let asked_uid = pod["metadata"]["uid"].as_str().filter(|u| !u.is_empty()).map(str::to_owned);
@@ -171,20 +175,29 @@ impl Backend for AgentBackend {
                 "the uid in the object is not that of the pod that exists",
             ));
         }
+        let context = manifest::Context { running: true, ..self.context.clone() };
         let mut new =
-            manifest::check_pod(&pod, &self.context).map_err(|errors| refused(Kind::Pod, name, errors))?;
-        manifest::pod_update_allowed(old, &new).map_err(|errors| refused(Kind::Pod, name, errors))?;
+            manifest::check_pod(&pod, &context).map_err(|errors| refused(Kind::Pod, name, errors))?;
+        if let Some(new) = new.spec.as_mut() {
+            new.node_name.clone_from(&view.pod.spec().node_name);
+        }
+        let allowed = match part {
+            Part::Whole => manifest::pod_update_allowed(old, &new),
+            Part::Resize => manifest::pod_resize_allowed(old, &new),
+            Part::Ephemeral => manifest::pod_ephemeral_allowed(old, &new),
+        };
+        allowed.map_err(|errors| refused(Kind::Pod, name, errors))?;
+        if part != Part::Whole {
+            new.metadata = old.metadata.clone();
+        }
         new.metadata.uid.clone_from(&old.metadata.uid);
         new.metadata.creation_timestamp.clone_from(&old.metadata.creation_timestamp);
-        if let (Some(new), Some(old)) = (new.spec.as_mut(), old.spec.as_ref()) {
-            new.node_name.clone_from(&old.node_name);
-        }
         if new.spec != old.spec {
             new.metadata.generation = Some(old.metadata.generation.unwrap_or(1) + 1);
         } else {
             new.metadata.generation = old.metadata.generation;
         }
-        let pod = Arc::new(Pod { object: new, source: Source::Api });
+        let pod = Arc::new(Pod::new(new, view.pod.source.clone()));
         if dry_run {
             return Ok(shown_pod(&pod, view.deletion.as_ref(), &view.status));
         }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use http::Request;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 
 use super::exec::session::{self, Streams};
 use super::exec::terminal::Raw;
@@ -31,6 +31,19 @@ pub struct AttachArgs {
     tty: bool,
 }
 
+impl AttachArgs {
+    /// With standard input, to that container.
+    pub fn to(pod: &str, container: &str, namespace: &str, tty: bool) -> Self {
+        Self {
+            pod: pod.to_owned(),
+            container: Some(container.to_owned()),
+            namespace: resource::Namespace { namespace: Some(namespace.to_owned()) },
+            stdin: true,
+            tty,
+        }
+    }
+}
+
 /// Shows what a running container writes, and gives it our input, until it ends.
 pub async fn run(client: &kube::Client, args: &AttachArgs) -> anyhow::Result<ExitCode> {
     let name = resource::pod_name(&args.pod)?;
@@ -41,13 +54,12 @@ pub async fn run(client: &kube::Client, args: &AttachArgs) -> anyhow::Result<Exi
         bail!("cannot attach a container in a completed pod; current phase is {phase}");
     }
     let container = args.container.clone().unwrap_or_else(|| logs::default_container(&pod));
-    let Some(spec) = container_of(&pod, &container) else {
+    let Some((has_stdin, has_tty)) = streams_of(&pod, &container) else {
         bail!("container {container} not found in pod {name}")
     };
-    if args.stdin && spec.stdin != Some(true) {
+    if args.stdin && !has_stdin {
         bail!("container {container} has no open stdin (stdin: true is not set in the pod)");
     }
-    let has_tty = spec.tty == Some(true);
     if args.tty && !has_tty {
         eprintln!("Unable to use a TTY - container {container} did not allocate one");
     }
@@ -71,7 +83,12 @@ pub async fn run(client: &kube::Client, args: &AttachArgs) -> anyhow::Result<Exi
     exec::exit_code(result?)
 }
 
-fn container_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+/// Whether a container has an open standard input, and a terminal.
+fn streams_of(pod: &Pod, name: &str) -> Option<(bool, bool)> {
     let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == name)
+    let plain = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let plain = plain.map(|c| (&c.name, c.stdin, c.tty));
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| (&c.name, c.stdin, c.tty));
+    let (_, stdin, tty) = plain.chain(ephemeral).find(|(known, _, _)| *known == name)?;
+    Some((stdin == Some(true), tty == Some(true)))
 }

@@ -18,6 +18,7 @@ mod check;
 mod client;
 mod completions;
 mod cp;
+mod debug;
 mod delete;
 mod describe;
 mod exec;
@@ -67,6 +68,8 @@ pub enum Command {
     Exec(exec::ExecArgs),
     /// Look on, and type into, a running container
     Attach(attach::AttachArgs),
+    /// Add a container with tools to a running pod, to look into it
+    Debug(debug::DebugArgs),
     /// Copy files and folders into and out of containers
     Cp(cp::CpArgs),
     /// Forward local ports to a pod
@@ -151,6 +154,7 @@ fn client_verb(socket: &std::path::Path, command: Command) -> anyhow::Result<Exi
             Command::Logs(args) => logs::run(&client, &args).await,
             Command::Exec(args) => exec::run(&client, &args).await,
             Command::Attach(args) => attach::run(&client, &args).await,
+            Command::Debug(args) => debug::run(&client, &args).await,
             Command::Cp(args) => cp::run(&client, &args).await,
             Command::PortForward(args) => port_forward::run(&client, &args).await,
             Command::Pause(args) => pause::run(&client, &args, true).await,

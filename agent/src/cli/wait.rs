@@ -206,7 +206,10 @@ pub async fn until_gone(
 }
 
 /// Waits until a test of the object (none while it does not exist) is true.
-async fn until(
+///
+/// # Errors
+/// Those of the test, and when the agent does not answer.
+pub async fn until(
     client: &kube::Client,
     kind: Kind,
     namespace: &str,

@@ -62,6 +62,7 @@ impl AgentNode {
             Some((client, _)) => client.list().await.ok(),
             None => None,
         };
+        entry.state().allocated = read_json(&entry.dir.join("resources.json")).unwrap_or_default();
         match (record, connected, listed) {
             (Some(record), Some((client, events)), Some(listed)) => {
                 entry.set_paused(listed.iter().any(|container| container.paused));
@@ -72,7 +73,7 @@ impl AgentNode {
                     state.sandbox = Sandbox::Ready { ips: record.ips, created_at: record.created_at };
                 }
                 shims::follow(self, entry, client, events);
-                if let Err(error) = self.kubepods.create(&pod) {
+                if let Err(error) = super::resize::fit(self, entry, &pod) {
                     tracing::warn!(pod = pod.full_name(), %error, "cannot restore the pod's cgroup limits");
                 }
             }

@@ -3,6 +3,7 @@
 //! Memory is a copy of the run folder, never the other way round: a record is written before it is believed, so that
 //! the next agent finds what this one knew.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,8 @@ pub(crate) struct State {
     pub instances: Vec<Instance>,
     /// Set once the pod is to end because it took too much.
     pub evicted: Option<Eviction>,
+    /// `resources.json`: what each container may have since the pod was resized last.
+    pub allocated: BTreeMap<String, v1::ResourceRequirements>,
     /// Set while an end of the shim is expected.
     pub closing: bool,
     saved: Option<(Arc<Pod>, Option<Deletion>)>,
@@ -117,6 +120,7 @@ impl Entry {
             containers: state.instances.iter().map(|i| i.record.clone()).collect(),
             paused: self.is_paused(),
             evicted: state.evicted.clone(),
+            allocated: state.allocated.clone(),
         }
     }
 

@@ -122,8 +122,12 @@ impl Tree {
 
     /// Makes the pod's cgroup with its limits.
     pub fn create(&self, pod: &Pod) -> Result<(), Error> {
-        let values = resources::pod_values(pod.spec());
-        let mut limits = cgroup_resources(&values, self.cfs);
+        self.limit(pod, &resources::pod_values(pod.spec()))
+    }
+
+    /// As [`Tree::create`], with these limits. May be repeated with others.
+    pub fn limit(&self, pod: &Pod, values: &resources::CpuMem) -> Result<(), Error> {
+        let mut limits = cgroup_resources(values, self.cfs);
         let pages = huge_pages(&resources::pod_huge_pages(pod.spec()));
         if !pages.is_empty() {
             limits["hugepageLimits"] = Value::Array(pages);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use berth_reconciler::manifest::ManifestError;
+use berth_reconciler::manifest::{Cause, ManifestError};
 use berth_reconciler::pod::{Pod, Source};
 use k8s_openapi::api::core::v1;
 use serde_json::json;
@@ -81,6 +81,10 @@ impl AgentNode {
     }
 
     fn stand_in(&self, name: &Name, file: &Path, errors: &[&ManifestError]) -> serde_json::Value {
+        // A good pod for other nodes is refused as a kubelet refuses it.
+        let elsewhere = errors.iter().all(|error| error.cause == Cause::NodeAffinity);
+        let (phase, reason) =
+            if elsewhere { ("Failed", "NodeAffinity") } else { ("Pending", "InvalidManifest") };
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let message = errors.join("\n");
         json!({
@@ -90,7 +94,7 @@ impl AgentNode {
                                 "berth.dev/manifest": file},
             },
             "spec": {"nodeName": self.facts.name, "containers": []},
-            "status": {"phase": "Pending", "reason": "InvalidManifest", "message": message},
+            "status": {"phase": phase, "reason": reason, "message": message},
         })
     }
 

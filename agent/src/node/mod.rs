@@ -2,7 +2,8 @@
 //!
 //! The tour: [`entry`] is what is known of one pod and how it lies on disk; [`sandbox`] starts and ends a pod's shim
 //! and network; [`start`] makes containers; [`shims`] turns what shims tell into records; [`image`] pulls; [`probe`]
-//! runs probes and hooks; [`ephemeral`] ends pods that take too much of the disk; [`adopt`] finds what an earlier agent
+//! runs probes and hooks; [`ephemeral`] ends pods that take too much of the disk; [`resize`] changes cpu
+//! and memory in place; [`adopt`] finds what an earlier agent
 //! left running; [`kubepods`] is the tree of cgroups; [`users`] the ids of pods with user namespaces.
 
 mod adopt;
@@ -11,10 +12,12 @@ mod entry;
 mod env_files;
 pub mod ephemeral;
 mod exec;
+mod grpc;
 mod image;
 pub(crate) mod kubepods;
 mod manifests;
 mod probe;
+mod resize;
 mod sandbox;
 mod shims;
 mod signal;
@@ -307,6 +310,19 @@ impl Node for AgentNode {
 
     async fn stop_container(&self, pod: &Arc<Pod>, id: &str, signal: StopSignal) -> Result<(), Failure> {
         start::stop(self, pod, id, signal).await
+    }
+
+    async fn allocate(&self, pod: &Arc<Pod>) -> Result<(), Failure> {
+        resize::allocate(self, pod)
+    }
+
+    async fn resize_container(
+        &self,
+        pod: &Arc<Pod>,
+        id: &str,
+        resources: &v1::ResourceRequirements,
+    ) -> Result<(), Failure> {
+        resize::resize_container(self, pod, id, resources)
     }
 
     async fn remove_pod(&self, pod: &Arc<Pod>) -> Result<(), Failure> {

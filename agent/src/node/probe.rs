@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::net::unix::pipe::Receiver;
 
 use super::entry::{Entry, Instance};
-use super::{AgentNode, ExecSpec, exec};
+use super::{AgentNode, ExecSpec, exec, grpc};
 
 /// Most of an answer that is read (kubelet: 10 KiB).
 const BODY_MAX: usize = 10 << 10;
@@ -49,8 +49,10 @@ async fn once(node: &AgentNode, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> 
         http(&entry, pod, &instance, action, timeout).await
     } else if let Some(action) = &probe.tcp_socket {
         tcp(&entry, pod, &instance, action, timeout).await
+    } else if let Some(action) = &probe.grpc {
+        grpc_probe(&entry, action, timeout).await
     } else {
-        Err("this kind of probe is not supported".into())
+        Err("the probe has no handler".into())
     };
     match result {
         Ok(()) => ProbeOutcome::Success,
@@ -161,6 +163,14 @@ fn host_of(entry: &Entry, named: Option<&String>) -> Result<String, String> {
         Some(host) => Ok(host.clone()),
         None => entry.ips().first().map(ToString::to_string).ok_or_else(|| "the pod has no address".into()),
     }
+}
+
+async fn grpc_probe(entry: &Entry, action: &v1::GRPCAction, timeout: Duration) -> Result<(), String> {
+    let host = host_of(entry, None)?;
+    let port = u16::try_from(action.port).map_err(|_| "the port is not between 1 and 65535")?;
+    let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let service = action.service.as_deref().unwrap_or_default();
+    grpc::check(connect(&host, port), &shown, service, timeout).await
 }
 
 async fn tcp(

@@ -45,7 +45,7 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 async fn in_tree(
     node: &AgentNode,
     pod: &Arc<Pod>,
-    work: fn(&Tree, &Pod) -> Result<(), berth_runtime::cgroup::Error>,
+    work: impl FnOnce(&Tree, &Pod) -> Result<(), berth_runtime::cgroup::Error> + Send + 'static,
 ) -> Result<(), berth_runtime::cgroup::Error> {
     if !node.kubepods.wants_holding() {
         return work(&node.kubepods, pod);
@@ -106,7 +106,10 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     let (shim, attached, cgroup) = tokio::join!(
         start_shim(node, entry, options, step),
         attach(node, pod, netns.as_deref(), step),
-        async { in_tree(node, pod, Tree::create).await.map_err(failed) },
+        async {
+            let values = super::resize::wanted(entry, pod);
+            in_tree(node, pod, move |tree, pod| tree.limit(pod, &values)).await.map_err(failed)
+        },
     );
     let shim = shim?;
     cgroup?;

@@ -1,6 +1,6 @@
 //! What shims tell, turned into records.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -123,10 +123,33 @@ fn termination_message(
         return text;
     }
     let query = berth_runtime::log::Query { tail: Some(LOG_LINES as u64), ..Default::default() };
-    let mut out = Vec::new();
+    let mut out = LastBytes::default();
     berth_runtime::log::read_to(log, &query, &mut out).ok()?;
-    let cut = &out[out.len().saturating_sub(LOG_MAX)..];
-    Some(String::from_utf8_lossy(cut).into_owned()).filter(|t| !t.is_empty())
+    Some(String::from_utf8_lossy(out.get()).into_owned()).filter(|t| !t.is_empty())
+}
+
+/// Takes in any amount of text and keeps the last [`LOG_MAX`] bytes: lines may be of any length.
+#[derive(Default)]
+struct LastBytes(Vec<u8>);
+
+impl LastBytes {
+    fn get(&self) -> &[u8] {
+        &self.0[self.0.len().saturating_sub(LOG_MAX)..]
+    }
+}
+
+impl Write for LastBytes {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(LOG_MAX)..]);
+        if self.0.len() > 4 * LOG_MAX {
+            self.0.drain(..self.0.len() - LOG_MAX);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The file was writable from inside the container, so it is opened without following a link or waiting for a pipe.
@@ -206,4 +229,25 @@ async fn lost(node: &AgentNode, entry: &Arc<Entry>, generation: u64) {
     node.counters.shims_lost.inc();
     super::sandbox::kill_remains(node, entry).await;
     bury(entry);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_from_a_log_is_its_last_2_kib_whatever_the_lines() {
+        let mut last = LastBytes::default();
+        for n in 0..100_000_u32 {
+            writeln!(last, "line {n}").expect("it takes in everything");
+            assert!(last.0.capacity() <= 16 * LOG_MAX);
+        }
+        assert_eq!(last.get().len(), LOG_MAX);
+        assert!(last.get().ends_with(b"line 99998\nline 99999\n"));
+        last.write_all(&[b'x'; 10 * LOG_MAX]).expect("it takes in everything");
+        assert_eq!(last.get(), [b'x'; LOG_MAX]);
+        let mut short = LastBytes::default();
+        short.write_all(b"short").expect("it takes in everything");
+        assert_eq!(short.get(), b"short");
+    }
 }

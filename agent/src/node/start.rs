@@ -1,5 +1,6 @@
 //! Making, signalling and removing container instances.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -33,6 +34,7 @@ pub(super) async fn start(node: &AgentNode, pod: &Arc<Pod>, start: &StartContain
     let container = pod
         .container(&start.name)
         .ok_or_else(|| create_error(format!("the pod has no container {:?}", start.name)))?;
+    let container = &sized(container, start);
     let client = entry.client().ok_or_else(|| create_error("the pod's sandbox is not running"))?;
     let prepared = prepare(node, pod, &entry, container, start).await?;
     let id = prepared.instance.record.id.clone();
@@ -59,8 +61,18 @@ pub(super) async fn start(node: &AgentNode, pod: &Arc<Pod>, start: &StartContain
             return Err(failure);
         }
     }
+    super::resize::settle(node, &entry, pod);
     forget_older(node, &entry, &start.name).await;
     Ok(())
+}
+
+/// The container with the resources that it is to have, which are not its spec's while a resize is refused.
+fn sized<'a>(container: &'a v1::Container, start: &StartContainer) -> Cow<'a, v1::Container> {
+    if container.resources.as_ref() == Some(&start.resources) {
+        return Cow::Borrowed(container);
+    }
+    let resources = Some(start.resources.clone());
+    Cow::Owned(v1::Container { resources, ..container.clone() })
 }
 
 struct Prepared {
@@ -181,7 +193,8 @@ async fn prepare(
     match assembled {
         Ok((instance, limits, held)) => {
             link_log(node, pod, &instance);
-            let request = request(node, pod, container, image, id, files)?;
+            let mut request = request(node, pod, container, image, id, files)?;
+            request.pids_of = target(entry, pod, &start.name)?.filter(|_| !request.pod_pids);
             Ok(Prepared { instance, request, limits, held })
         }
         Err(failure) => {
@@ -214,9 +227,21 @@ fn request(
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
+        pids_of: None,
         pod_pids: spec.share_process_namespace == Some(true) && spec.host_pid != Some(true),
         runtime: runtime(node, spec.runtime_class_name.as_deref())?,
     })
+}
+
+/// The instance whose processes an ephemeral container is to see. With the host's processes it sees all of them anyway.
+fn target(entry: &Entry, pod: &Pod, name: &str) -> Result<Option<String>, Failure> {
+    let Some(target) = pod.target_of(name).filter(|_| pod.spec().host_pid != Some(true)) else {
+        return Ok(None);
+    };
+    let instance = entry.running(target);
+    let instance = instance
+        .ok_or_else(|| create_error(format!("the target container {target:?} of {name:?} is not running")))?;
+    Ok(Some(instance.record.id))
 }
 
 /// The OCI runtime that is configured under this name; none for Berth's own.
@@ -285,6 +310,8 @@ impl Assembly<'_> {
                 state: ContainerState::Created,
                 post_start_done: false,
                 user: Some(built.user),
+                resources: Some(self.start.resources.clone()),
+                round: self.start.round,
             },
             stop_signal: stop_signal(self.container, image),
             log_path: files.log.clone(),

@@ -135,7 +135,7 @@ mod tests {
             let mut all = spec;
             all["containers"] = json!([{"name": "c", "resources": resources}]);
             let object = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": all})).unwrap();
-            let pod = Pod { object, source: berth_reconciler::pod::Source::Api };
+            let pod = Pod::new(object, berth_reconciler::pod::Source::Api);
             swap_limit(&pod, &pod.spec().containers[0], behavior, machine)
         };
         let burstable = json!({"requests": {"memory": "2Gi"}, "limits": {"memory": "4Gi"}});

@@ -406,7 +406,7 @@ mod tests {
         spec["containers"] = json!([container]);
         let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "u"}, "spec": spec});
         let pod: v1::Pod = serde_json::from_value(pod).unwrap();
-        let pod = Pod { object: pod, source: berth_reconciler::pod::Source::Api };
+        let pod = Pod::new(pod, berth_reconciler::pod::Source::Api);
         let image = Image {
             id: "sha256:1".into(),
             repo_tags: vec![],

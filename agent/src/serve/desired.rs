@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use berth_reconciler::folder::{self, FolderEvent};
-use berth_reconciler::manifest::{Context, ManifestError};
+use berth_reconciler::manifest::{Context, HASH_ANNOTATION, ManifestError, changes_in_place};
 use berth_reconciler::pod::{Pod, Source};
-use berth_reconciler::worker::Reconciler;
+use berth_reconciler::worker::{PodView, Reconciler};
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
@@ -154,7 +154,8 @@ impl Desired {
         // Objects first, so that pods of the same file find them.
         let maps = config_maps.into_iter().map(Object::ConfigMap);
         self.objects(file, maps.chain(secrets.into_iter().map(Object::Secret)).collect(), broken);
-        let new: HashMap<String, Arc<Pod>> = pods.into_iter().map(|p| (p.uid().to_owned(), p)).collect();
+        let pods = pods.into_iter().map(|pod| self.carried_on(pod));
+        let new: HashMap<String, Arc<Pod>> = pods.map(|p| (p.uid().to_owned(), p)).collect();
         let old = self.files.remove(file).unwrap_or_default();
         let mut wanted = new.clone();
         for (uid, pod) in old {
@@ -177,13 +178,46 @@ impl Desired {
         self.report(file, errors);
     }
 
-    /// The pod with the times at which it was seen first, if it is known already: reading its file again, as every
-    /// new agent does, does not make it younger.
+    /// The pod as the next state of the one that runs, if it is that one with changes that can be made in place: then it
+    /// keeps the uid that the file's first text gave it.
+    fn carried_on(&self, pod: Arc<Pod>) -> Arc<Pod> {
+        let runs = |view: &PodView| {
+            let ended = matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+            let same = view.pod.source == pod.source && view.pod.full_name() == pod.full_name();
+            same && view.deletion.is_none() && !ended && view.pod.uid() != pod.uid()
+        };
+        let Some(known) = self.reconciler.pods().into_iter().find(runs) else { return pod };
+        let (old, new) = (&known.pod.object, &pod.object);
+        let hash = |pod: &v1::Pod| pod.metadata.annotations.as_ref()?.get(HASH_ANNOTATION).cloned();
+        let is_known_text = hash(old).is_some() && hash(old) == hash(new);
+        if !is_known_text && !changes_in_place(old, new) {
+            return pod;
+        }
+        tracing::info!(
+            pod = pod.full_name(),
+            uid = known.pod.uid(),
+            "the manifest's changes are made in place"
+        );
+        let mut pod = Arc::unwrap_or_clone(pod);
+        pod.object.metadata.uid.clone_from(&old.metadata.uid);
+        pod.object.metadata.generation = old.metadata.generation;
+        if !is_known_text {
+            pod.object.metadata.generation = Some(old.metadata.generation.unwrap_or(1) + 1);
+        }
+        Arc::new(pod)
+    }
+
+    /// The pod with the times at which it was seen first, if it is known already, and with the ephemeral
+    /// containers that it was given: reading its file again, as every new agent does, does not make it another.
     fn first_seen(&self, pod: Arc<Pod>) -> Arc<Pod> {
         const SEEN: &str = "kubernetes.io/config.seen";
         let Some(known) = self.reconciler.get(pod.uid()) else { return pod };
         let old = &known.pod.object.metadata;
+        let debugged = known.pod.spec().ephemeral_containers.clone();
         let mut pod = Arc::unwrap_or_clone(pod);
+        if let Some(spec) = &mut pod.object.spec {
+            spec.ephemeral_containers = debugged;
+        }
         pod.object.metadata.creation_timestamp.clone_from(&old.creation_timestamp);
         if let Some(seen) = old.annotations.as_ref().and_then(|a| a.get(SEEN)) {
             pod.object.metadata.annotations.get_or_insert_default().insert(SEEN.into(), seen.clone());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use berth::api::{self, ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource};
+use berth::api::{self, ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource, Part};
 use berth::store::{Kind, ObjectStore};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
@@ -80,10 +80,12 @@ impl Backend for Fake {
         &self,
         ns: &str,
         name: &str,
+        part: Part,
         mut pod: Value,
         dry_run: bool,
     ) -> Result<v1::Pod, ApiError> {
         self.checked(&pod)?;
+        pod["metadata"]["annotations"]["part"] = json!(format!("{part:?}"));
         let old = self.store.get(Kind::Pod, ns, name).unwrap().value();
         if old["metadata"]["annotations"]["kubernetes.io/config.source"] == "file" {
             return Err(ApiError::forbidden(

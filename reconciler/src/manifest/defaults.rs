@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 use super::Context;
+use crate::pod::as_container;
 use crate::quantity::Quantity;
 
 /// Fills in what the pod leaves open.
@@ -25,6 +26,7 @@ pub(crate) fn pod(pod: &mut v1::Pod) {
     for c in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
         container(c, host_network);
     }
+    spec.ephemeral_containers.iter_mut().flatten().for_each(ephemeral);
     for v in spec.volumes.iter_mut().flatten() {
         volume(v);
     }
@@ -152,6 +154,15 @@ fn canonical(list: &mut BTreeMap<String, ApiQuantity>) {
     }
 }
 
+fn ephemeral(ephemeral: &mut v1::EphemeralContainer) {
+    let mut filled = as_container(ephemeral);
+    container(&mut filled, false);
+    ephemeral.image_pull_policy = filled.image_pull_policy;
+    ephemeral.termination_message_path = filled.termination_message_path;
+    ephemeral.termination_message_policy = filled.termination_message_policy;
+    ephemeral.env = filled.env;
+}
+
 fn probe(probe: &mut v1::Probe) {
     let fields = [
         (&mut probe.timeout_seconds, 1),
@@ -165,6 +176,9 @@ fn probe(probe: &mut v1::Probe) {
         }
     }
     probe.http_get.iter_mut().for_each(http_get);
+    if let Some(grpc) = &mut probe.grpc {
+        grpc.service.get_or_insert_default();
+    }
 }
 
 fn http_get(get: &mut v1::HTTPGetAction) {

@@ -35,6 +35,8 @@ pub enum Cause {
     FieldValueNotFound,
     /// The value has the wrong JSON type.
     FieldValueTypeInvalid,
+    /// The pod is for nodes with other labels than this one's: what makes a kubelet refuse it as `NodeAffinity`.
+    NodeAffinity,
     /// The field does not exist in Kubernetes.
     FieldUnknown,
     /// The text could not be read at all (file, encoding, YAML syntax, kind).
@@ -46,7 +48,7 @@ impl Cause {
     pub fn as_str(self) -> &'static str {
         match self {
             Cause::FieldValueRequired => "FieldValueRequired",
-            Cause::FieldValueInvalid => "FieldValueInvalid",
+            Cause::FieldValueInvalid | Cause::NodeAffinity => "FieldValueInvalid",
             Cause::FieldValueNotSupported => "FieldValueNotSupported",
             Cause::FieldValueDuplicate => "FieldValueDuplicate",
             Cause::FieldValueForbidden => "FieldValueForbidden",

@@ -49,7 +49,7 @@ pub fn admit(mut pod: v1::Pod, source: Source, node_name: &str) -> Pod {
     pod.metadata.creation_timestamp = Some(Time(whole_seconds(now)));
     pod.spec.get_or_insert_default().node_name = Some(node_name.to_owned());
     pod.status = None;
-    Pod { object: pod, source }
+    Pod::new(pod, source)
 }
 
 /// Kubernetes' timestamps in metadata have no fractions.

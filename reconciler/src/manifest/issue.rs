@@ -35,6 +35,14 @@ impl Issues {
         }
     }
 
+    /// Says that the latest issue is about this node, not about the pod.
+    pub fn node_affinity(&mut self) -> &mut Self {
+        if let Some(issue) = self.0.last_mut() {
+            issue.cause = Cause::NodeAffinity;
+        }
+        self
+    }
+
     pub fn required(&mut self, path: &FieldPath, detail: &str) -> &mut Self {
         let reason =
             if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };

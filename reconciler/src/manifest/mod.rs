@@ -87,6 +87,8 @@ pub struct Context {
     pub unsafe_sysctls: Vec<String>,
     /// Whether the kernel has AppArmor. None: not checked.
     pub app_armor: Option<bool>,
+    /// The pod runs already: it may have ephemeral containers.
+    pub running: bool,
 }
 
 /// Reads YAML or JSON as Kubernetes does: any number of documents, Lists unrolled. Never panics, and takes time and memory in
@@ -153,9 +155,34 @@ pub fn check_pod(value: &serde_json::Value, context: &Context) -> Result<v1::Pod
 /// Whether a running pod may be changed from `old` into `new`. Kubernetes allows new images, a lower activeDeadlineSeconds and
 /// more tolerations; metadata is not looked at.
 pub fn pod_update_allowed(old: &v1::Pod, new: &v1::Pod) -> Result<(), Vec<ManifestError>> {
+    change_allowed(old, new, update::check)
+}
+
+/// Whether `new` is `old` with other cpu and memory, as the `resize` subresource takes it: nothing taken away, and of the
+/// same QoS class.
+pub fn pod_resize_allowed(old: &v1::Pod, new: &v1::Pod) -> Result<(), Vec<ManifestError>> {
+    change_allowed(old, new, update::check_resize)
+}
+
+/// Whether `new` is `old` with more ephemeral containers.
+pub fn pod_ephemeral_allowed(old: &v1::Pod, new: &v1::Pod) -> Result<(), Vec<ManifestError>> {
+    change_allowed(old, new, update::check_ephemeral)
+}
+
+/// Whether a running pod of a manifest file can take up the file's new text as it runs: images, cpu and memory,
+/// activeDeadlineSeconds and tolerations; for anything else it is replaced.
+pub fn changes_in_place(old: &v1::Pod, new: &v1::Pod) -> bool {
+    update::in_place(old, new)
+}
+
+fn change_allowed(
+    old: &v1::Pod,
+    new: &v1::Pod,
+    check: fn(&v1::PodSpec, &v1::PodSpec, &mut Issues),
+) -> Result<(), Vec<ManifestError>> {
     let mut issues = Issues::default();
     if let (Some(old), Some(new)) = (&old.spec, &new.spec) {
-        update::check(old, new, &mut issues);
+        check(old, new, &mut issues);
     }
     let about = ObjectRef {
         kind: "Pod".to_owned(),
@@ -165,16 +192,6 @@ pub fn pod_update_allowed(old: &v1::Pod, new: &v1::Pod) -> Result<(), Vec<Manife
     let errors: Vec<_> =
         issues.0.into_iter().map(|issue| manifest_error(issue, None, None, Some(&about))).collect();
     if errors.is_empty() { Ok(()) } else { Err(errors) }
-}
-
-/// Whether `spec.nodeSelector` matches the node's labels; the error names the first label that does not.
-pub fn node_selector_matches(spec: &v1::PodSpec, labels: &BTreeMap<String, String>) -> Result<(), String> {
-    match spec.node_selector.iter().flatten().find(|(key, value)| labels.get(*key) != Some(value)) {
-        Some((key, value)) => {
-            Err(format!("Pod was rejected: the node does not have the label {key}={value}"))
-        }
-        None => Ok(()),
-    }
 }
 
 fn manifest_error(

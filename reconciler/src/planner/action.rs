@@ -1,11 +1,12 @@
 //! What a plan consists of.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1;
 
 use crate::node::{Hook, StartContainer, StopSignal};
 
 /// The next steps of one pod, and when to look again if nothing happens before.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// Steps that can be taken at once and side by side.
     pub actions: Vec<Action>,
@@ -58,12 +59,16 @@ pub enum StopCause {
     Probe(ProbeKind),
     /// Its part of the spec was changed.
     SpecChanged,
+    /// It gets other resources, and its `resizePolicy` says that it must be started anew for them.
+    Resized,
+    /// A container's exit has all containers of the pod restarted.
+    AllRestart,
     /// Its `postStart` hook failed.
     PostStartFailed,
 }
 
 /// One step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Make the sandbox, after removing what is left of a dead one.
     CreateSandbox,
@@ -109,6 +114,17 @@ pub enum Action {
         id: String,
         /// How hard.
         signal: StopSignal,
+    },
+    /// Let the containers have the resources that the spec asks for now.
+    Allocate,
+    /// Give a running instance other resources.
+    ResizeContainer {
+        /// The container.
+        container: String,
+        /// The instance.
+        id: String,
+        /// What it gets.
+        resources: v1::ResourceRequirements,
     },
     /// Take down the sandbox of a pod that has ended; its records stay.
     StopSandbox,
@@ -181,6 +197,8 @@ pub enum Key {
     Probe(String, ProbeKind),
     /// A container's stopping.
     Stop(String),
+    /// The pod's resources.
+    Resources,
 }
 
 impl Action {
@@ -194,6 +212,7 @@ impl Action {
             Action::RunHook { container, hook, .. } => Key::Hook(container.clone(), *hook),
             Action::Probe { container, kind, .. } => Key::Probe(container.clone(), *kind),
             Action::StopContainer { container, .. } => Key::Stop(container.clone()),
+            Action::Allocate | Action::ResizeContainer { .. } => Key::Resources,
             Action::DropPull { .. } | Action::Note(_) => return None,
         })
     }

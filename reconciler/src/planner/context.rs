@@ -7,7 +7,7 @@ use crate::node::{ContainerRecord, ContainerState, Deletion, Exit, Observation, 
 use crate::planner::StopCause;
 use crate::planner::action::Key;
 use crate::planner::memory::Memory;
-use crate::planner::restart::should_restart;
+use crate::planner::restart::{self, should_restart};
 use crate::pod::Pod;
 
 /// The part a container plays.
@@ -18,6 +18,8 @@ pub(crate) enum Role {
     /// An init container with `restartPolicy: Always`.
     Sidecar,
     Main,
+    /// Started once, at any time, and never again.
+    Ephemeral,
 }
 
 /// Desired and observed state at one time.
@@ -28,9 +30,21 @@ pub(crate) struct Context<'a> {
     pub observed: &'a Observation,
     pub memory: &'a Memory,
     pub now: Timestamp,
+    /// The exit that had all containers restarted last.
+    pub round: Option<Timestamp>,
 }
 
 impl<'a> Context<'a> {
+    pub fn new(
+        pod: &'a Pod,
+        deletion: Option<&'a Deletion>,
+        observed: &'a Observation,
+        memory: &'a Memory,
+        now: Timestamp,
+    ) -> Context<'a> {
+        Context { pod, deletion, observed, memory, now, round: round(pod, observed) }
+    }
+
     /// Init containers in their order.
     pub fn inits(&self) -> &'a [v1::Container] {
         self.pod.spec().init_containers.as_deref().unwrap_or_default()
@@ -44,7 +58,8 @@ impl<'a> Context<'a> {
     /// All containers with their roles.
     pub fn containers(&self) -> impl Iterator<Item = (&'a v1::Container, Role)> + use<'a> {
         let inits = self.inits().iter().map(|c| (c, init_role(c)));
-        inits.chain(self.mains().iter().map(|c| (c, Role::Main)))
+        let mains = self.mains().iter().map(|c| (c, Role::Main));
+        inits.chain(mains).chain(self.pod.ephemeral().iter().map(|c| (c, Role::Ephemeral)))
     }
 
     /// When the sandbox that runs now was made.
@@ -60,10 +75,16 @@ impl<'a> Context<'a> {
         self.observed.containers.iter().filter(|r| r.name == name).max_by_key(|r| (r.attempt, r.created_at))
     }
 
-    /// The newest instance of a container if it belongs to the sandbox that runs now.
+    /// The newest instance of a container if it belongs to the sandbox that runs now, and was not overtaken by a
+    /// restart of all containers.
     pub fn current(&self, name: &str) -> Option<&'a ContainerRecord> {
         let since = self.sandbox_since()?;
-        self.newest(name).filter(|record| record.created_at >= since)
+        self.newest(name).filter(|record| record.created_at >= since && !self.overtaken(record))
+    }
+
+    /// Whether all containers were restarted since that instance was ordered.
+    pub fn overtaken(&self, record: &ContainerRecord) -> bool {
+        record.round < self.round
     }
 
     /// The running instance of a container.
@@ -93,7 +114,8 @@ impl<'a> Context<'a> {
         exit: &Exit,
     ) -> bool {
         let stopping = self.memory.instance(&record.name, &record.id).and_then(|i| i.stopping.as_ref());
-        stopping.is_some_and(|stopping| stopping.cause == StopCause::SpecChanged)
+        role != Role::Ephemeral && self.overtaken(record)
+            || stopping.is_some_and(|s| matches!(s.cause, StopCause::SpecChanged | StopCause::Resized))
             || should_restart(self.pod, container, role, exit.code)
     }
 
@@ -133,6 +155,17 @@ impl<'a> Context<'a> {
     pub fn pod_grace(&self) -> i64 {
         self.pod.spec().termination_grace_period_seconds.unwrap_or(30).max(0)
     }
+}
+
+/// The last exit for which all containers are restarted. It is on record as an exit, or with what was started after it.
+fn round(pod: &Pod, observed: &Observation) -> Option<Timestamp> {
+    let triggered = |record: &ContainerRecord| {
+        let exit = exit_of(record)?;
+        let container = pod.container(&record.name)?;
+        let all = restart::rule_of(container, exit.code).is_some_and(|rule| rule.action == restart::ALL);
+        all.then_some(exit.finished_at)
+    };
+    observed.containers.iter().flat_map(|record| [record.round, triggered(record)]).flatten().max()
 }
 
 /// The role of an init container.

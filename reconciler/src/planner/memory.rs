@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1;
 use crate::backoff::Failed;
 use crate::node::ProbeOutcome;
 use crate::planner::action::{Key, ProbeKind, StopCause};
+use crate::planner::resize::Wanted;
 
 /// What a node's configuration says about planning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Memory {
     pub(crate) sandbox: Option<Failed>,
     pub(crate) stop_sandbox: Option<Failed>,
     pub(crate) remove_pod: Option<Failed>,
+    /// The resources that the pod could not have, and why.
+    pub(crate) allocate: Option<(Wanted, Failed)>,
     /// When instances that nobody wants were killed last.
     pub(crate) strays: BTreeMap<String, Timestamp>,
     pub(crate) removed: bool,
@@ -64,6 +67,8 @@ pub(crate) struct ContainerMemory {
     pub pull_backoff_noted: bool,
     /// Why no instance could be made.
     pub create: Option<Failed>,
+    /// Why the running instance's resources could not be changed.
+    pub resize: Option<Failed>,
     /// The instance whose back-off has been told in an event.
     pub backoff_noted: Option<String>,
     pub instance: Option<InstanceMemory>,
@@ -178,6 +183,7 @@ impl Memory {
             sandbox: None,
             stop_sandbox: None,
             remove_pod: None,
+            allocate: None,
             strays: BTreeMap::new(),
             removed: false,
             sandbox_change_noted: false,

@@ -1,7 +1,7 @@
 //! The planner: a pure function from what should be and what is to the next steps. No clock, no I/O, nothing async.
 //!
 //! [`plan`] decides. `context` holds the snapshot and the questions asked of it, `end` says whether the pod has come to
-//! its end, `run` brings it up and keeps it up, `image` and `probe` plan pulls and probes, `stop` takes instances
+//! its end, `run` brings it up and keeps it up, `resize` changes resources in place, `image` and `probe` plan pulls and probes, `stop` takes instances
 //! down, `restart` knows the policies. A [`Memory`] holds what cannot be observed; [`Memory::begin`] and
 //! [`Memory::finish`] change it, for the worker and for the simulator alike.
 
@@ -12,6 +12,7 @@ mod hash;
 mod image;
 mod memory;
 mod probe;
+mod resize;
 mod restart;
 mod run;
 mod stop;
@@ -27,6 +28,7 @@ pub(crate) use self::end::end_of;
 pub use self::hash::spec_hash;
 pub(crate) use self::image::{backing_off_from as pull_backing_off_from, failure as pull_failure};
 pub use self::memory::{Limits, Memory};
+pub(crate) use self::resize::{Progress as ResizeProgress, allocated, progress as resize_progress};
 pub(crate) use self::run::crash_wait;
 use self::stop::Grace;
 pub use self::transition::Outcome;
@@ -43,7 +45,7 @@ pub fn plan(
     memory: &Memory,
     now: Timestamp,
 ) -> Plan {
-    let ctx = Context { pod, deletion, observed, memory, now };
+    let ctx = Context::new(pod, deletion, observed, memory, now);
     let mut plan = Plan::default();
     if memory.removed {
         return plan;
@@ -87,7 +89,10 @@ fn finish(ctx: &Context<'_>, plan: &mut Plan, end: &end::End) {
 
 /// Whether a step is under way that teardown must not overtake.
 fn teardown_blocked(ctx: &Context<'_>) -> bool {
-    ctx.memory.in_flight.iter().any(|key| matches!(key, Key::Pod | Key::Instance(_) | Key::Stop(_)))
+    ctx.memory
+        .in_flight
+        .iter()
+        .any(|key| matches!(key, Key::Pod | Key::Instance(_) | Key::Stop(_) | Key::Resources))
 }
 
 fn drop_pulls(ctx: &Context<'_>, plan: &mut Plan) {

@@ -10,7 +10,7 @@ use crate::node::{ContainerRecord, ContainerState, Hook, Sandbox, StartContainer
 use crate::planner::action::{Action, Key, Note, Plan, StopCause};
 use crate::planner::context::{Context, Role, exit_of, init_role, post_start};
 use crate::planner::memory::PostStart;
-use crate::planner::{image, probe, spec_hash, stop};
+use crate::planner::{image, probe, resize, spec_hash, stop};
 
 /// Plans a pod that is to run.
 pub(crate) fn run(ctx: &Context<'_>, plan: &mut Plan) {
@@ -20,7 +20,10 @@ pub(crate) fn run(ctx: &Context<'_>, plan: &mut Plan) {
     match ctx.observed.sandbox {
         Sandbox::Ready { .. } => {
             stop::kill_strays(ctx, plan);
-            containers(ctx, plan);
+            resize::allocate(ctx, plan);
+            if !stop::end_round(ctx, plan) {
+                containers(ctx, plan);
+            }
         }
         Sandbox::Absent | Sandbox::Dead => {
             sandbox(ctx, plan);
@@ -58,6 +61,9 @@ fn prefetch(ctx: &Context<'_>, plan: &mut Plan) {
 }
 
 fn containers(ctx: &Context<'_>, plan: &mut Plan) {
+    for container in ctx.pod.ephemeral() {
+        keep(ctx, plan, container, Role::Ephemeral, false);
+    }
     let (inits, mains) = (ctx.inits(), ctx.mains());
     let initialised = mains.iter().any(|c| ctx.current(&c.name).is_some());
     let last = inits.iter().rposition(|c| ctx.current(&c.name).is_some());
@@ -152,19 +158,23 @@ fn watch(
         return probe::schedule(ctx, plan, container, record, true);
     }
     let hook = instance.map_or(PostStart::Pending, |instance| instance.post_start);
-    let cause = if role != Role::Init && record.spec_hash != spec_hash(container) {
+    let can_change = matches!(role, Role::Sidecar | Role::Main);
+    let cause = if can_change && record.spec_hash != spec_hash(container) {
         Some(StopCause::SpecChanged)
+    } else if resize::needs_restart(ctx, container, record) {
+        Some(StopCause::Resized)
     } else if hook == PostStart::Failed {
         Some(StopCause::PostStartFailed)
     } else {
         probe::verdict(container, instance).map(StopCause::Probe)
     };
     if let Some(cause) = cause {
-        let restart = cause == StopCause::SpecChanged
+        let restart = matches!(cause, StopCause::SpecChanged | StopCause::Resized)
             || super::restart::should_restart(ctx.pod, container, role, super::restart::KILLED);
         let (container, id) = (record.name.clone(), record.id.clone());
         return plan.push(Action::Note(Note::Stopping { container, id, cause, restart }));
     }
+    resize::actuate(ctx, plan, container, record);
     if !ctx.post_start_done(container, record) {
         if !ctx.is_busy(Key::Hook(record.name.clone(), Hook::PostStart)) {
             let (container, id) = (record.name.clone(), record.id.clone());
@@ -185,10 +195,13 @@ fn start(
     held: bool,
 ) -> bool {
     let hash = spec_hash(container);
-    let mut order = StartContainer { name: container.name.clone(), attempt: 0, delay: None, spec_hash: hash };
+    let resources = resize::allocated(ctx, container).clone();
+    let (name, round) = (container.name.clone(), ctx.round);
+    let mut order = StartContainer { name, attempt: 0, delay: None, spec_hash: hash, resources, round };
     if let Some((record, exit)) = newest.and_then(|record| Some((record, exit_of(record)?))) {
         let of_old_sandbox = ctx.current(&container.name).is_none();
-        let runs_again = of_old_sandbox && role != Role::Main || ctx.restarts(container, role, record, exit);
+        let before_mains = matches!(role, Role::Init | Role::Sidecar);
+        let runs_again = of_old_sandbox && before_mains || ctx.restarts(container, role, record, exit);
         if !runs_again {
             return false;
         }
@@ -198,7 +211,7 @@ fn start(
             plan.wake(due);
             return false;
         }
-        if record.spec_hash == order.spec_hash {
+        if same_as_before(ctx, container, record) {
             order.delay = Some(crash_delay(record, ctx.memory.limits.max_restart_period));
         }
     }
@@ -209,7 +222,7 @@ fn start(
     if !image::ensure(ctx, plan, container) {
         return ctx.is_busy(Key::Image(container.name.clone())) || image::wanted_now(plan, container);
     }
-    if !held && !ctx.observed.paused {
+    if !held && !ctx.observed.paused && !resize::is_asking(ctx, plan) {
         plan.push(Action::StartContainer(order));
     }
     true
@@ -222,7 +235,7 @@ fn create_retry(ctx: &Context<'_>, container: &v1::Container) -> Option<Timestam
 }
 
 /// The CrashLoopBackOff that stands before the instance after `record`: its length and its end. A container whose spec
-/// was changed is started at once.
+/// or resources were changed is started at once.
 pub(crate) fn crash_wait(
     ctx: &Context<'_>,
     container: &v1::Container,
@@ -231,7 +244,12 @@ pub(crate) fn crash_wait(
     let exit = exit_of(record)?;
     let delay = crash_delay(record, ctx.memory.limits.max_restart_period);
     let due = after(exit.finished_at, delay);
-    (ctx.now < due && record.spec_hash == spec_hash(container)).then_some((delay, due))
+    (ctx.now < due && same_as_before(ctx, container, record)).then_some((delay, due))
+}
+
+/// Whether the next instance is to be what `record` was: only then is there a back-off between them.
+fn same_as_before(ctx: &Context<'_>, container: &v1::Container, record: &ContainerRecord) -> bool {
+    record.spec_hash == spec_hash(container) && !resize::is_stale(ctx, container, record)
 }
 
 fn note_backing_off(ctx: &Context<'_>, plan: &mut Plan, record: &ContainerRecord) {

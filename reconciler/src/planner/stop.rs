@@ -34,7 +34,11 @@ pub(crate) fn own_grace(ctx: &Context<'_>, container: &v1::Container, stopping: 
         StopCause::Probe(kind) => {
             probe::spec(container, kind).and_then(|p| p.termination_grace_period_seconds)
         }
-        StopCause::PodEnds | StopCause::SpecChanged | StopCause::PostStartFailed => None,
+        StopCause::PodEnds
+        | StopCause::SpecChanged
+        | StopCause::Resized
+        | StopCause::AllRestart
+        | StopCause::PostStartFailed => None,
     };
     let seconds = u64::try_from(seconds.unwrap_or_else(|| ctx.pod_grace())).unwrap_or(0);
     Grace { deadline: after(stopping.since, Duration::from_secs(seconds)), force: seconds == 0 }
@@ -62,7 +66,9 @@ pub(crate) fn step(
         note_slow(ctx, plan, record, stopping, sent, kill);
         return signal_at(ctx, plan, record, StopSignal::Kill, kill);
     }
-    if pre_stop(container).is_some() && ctx.now < grace.deadline {
+    // Whoever has all containers restarted has no time for hooks, says Kubernetes.
+    let hook = pre_stop(container).filter(|_| stopping.cause != StopCause::AllRestart);
+    if hook.is_some() && ctx.now < grace.deadline {
         if !stopping.pre_stop_begun {
             let (container, id) = (record.name.clone(), record.id.clone());
             plan.push(Action::RunHook { container, id, hook: Hook::PreStop });
@@ -123,8 +129,8 @@ pub(crate) fn stop_all(ctx: &Context<'_>, plan: &mut Plan, grace: Grace) -> bool
     for (index, (container, role)) in containers.iter().enumerate() {
         let Some(record) = ctx.live(&container.name) else { continue };
         running = true;
-        let holds = |(other, _): &(&v1::Container, Role)| {
-            ctx.live(&other.name).is_some() || ctx.instance_busy(&other.name)
+        let holds = |(other, role): &(&v1::Container, Role)| {
+            *role != Role::Ephemeral && (ctx.live(&other.name).is_some() || ctx.instance_busy(&other.name))
         };
         let Some(stopping) = ctx.memory.instance(&record.name, &record.id).and_then(|i| i.stopping.as_ref())
         else {
@@ -149,6 +155,28 @@ pub(crate) fn stop_all(ctx: &Context<'_>, plan: &mut Plan, grace: Grace) -> bool
         probe::schedule(ctx, plan, container, record, true);
     }
     running
+}
+
+/// Stops what still runs from before a restart of all containers. Returns whether there is any.
+pub(crate) fn end_round(ctx: &Context<'_>, plan: &mut Plan) -> bool {
+    let mut any = false;
+    for (container, role) in ctx.containers() {
+        let Some(record) = ctx.live(&container.name).filter(|record| ctx.overtaken(record)) else { continue };
+        any = true;
+        match ctx.memory.instance(&record.name, &record.id).and_then(|i| i.stopping.as_ref()) {
+            Some(stopping) => {
+                let grace = own_grace(ctx, container, stopping);
+                step(ctx, plan, container, record, stopping, grace, true);
+            }
+            None => plan.push(Action::Note(Note::Stopping {
+                container: record.name.clone(),
+                id: record.id.clone(),
+                cause: StopCause::AllRestart,
+                restart: role != Role::Ephemeral,
+            })),
+        }
+    }
+    any
 }
 
 /// Kills instances that nobody wants. Returns whether there are any.

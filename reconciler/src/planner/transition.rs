@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use crate::backoff::{Backoff, Failed};
 use crate::node::{Failure, Hook, PodEvent, ProbeOutcome, StopSignal};
 use crate::planner::action::{Action, Key, Note, ProbeKind, StopCause};
-use crate::planner::end;
 use crate::planner::memory::{Memory, PostStart, Stopping};
 use crate::planner::probe;
+use crate::planner::{end, resize};
 use crate::pod::Pod;
 
 /// What came of a step.
@@ -118,9 +118,9 @@ impl Memory {
             (_, Outcome::Probed(_)) => Vec::new(),
             (_, Outcome::Done(Ok(()))) => {
                 self.succeeded(action);
-                Vec::new()
+                resize::events(action).into_iter().collect()
             }
-            (_, Outcome::Done(Err(failure))) => self.failed(action, failure, now),
+            (_, Outcome::Done(Err(failure))) => self.failed(pod, action, failure, now),
         }
     }
 
@@ -166,6 +166,8 @@ impl Memory {
             Action::RunHook { container, id, hook: Hook::PostStart } => {
                 self.post_start(container, id, PostStart::Done);
             }
+            Action::Allocate => self.allocate = None,
+            Action::ResizeContainer { container, .. } => self.container_mut(container).resize = None,
             Action::StopSandbox => self.stop_sandbox = None,
             Action::RemovePod => self.removed = true,
             _ => {}
@@ -179,7 +181,7 @@ impl Memory {
         }
     }
 
-    fn failed(&mut self, action: &Action, failure: &Failure, now: Timestamp) -> Vec<PodEvent> {
+    fn failed(&mut self, pod: &Pod, action: &Action, failure: &Failure, now: Timestamp) -> Vec<PodEvent> {
         let again =
             |previous: Option<&Failed>, backoff| Some(Failed::again(previous, failure.clone(), backoff, now));
         let text = failure.message.as_str();
@@ -220,6 +222,12 @@ impl Memory {
                 memory.create = again(memory.create.as_ref(), Backoff::RETRY);
                 vec![warning("Failed", Some(container), format!("Error: {text}"))]
             }
+            Action::Allocate => self.not_allocated(pod, failure, now).into_iter().collect(),
+            Action::ResizeContainer { container, .. } => {
+                let memory = self.container_mut(container);
+                memory.resize = again(memory.resize.as_ref(), Backoff::RETRY);
+                vec![warning("ResizeError", Some(container), text)]
+            }
             Action::StopSandbox => {
                 self.stop_sandbox = again(self.stop_sandbox.as_ref(), Backoff::RETRY);
                 vec![warning("FailedKillPod", None, format!("error killing pod: {text}"))]
@@ -245,6 +253,10 @@ fn killing_text(container: &str, cause: StopCause, restart: bool) -> String {
         StopCause::Probe(kind) => {
             format!("Container {container} failed {} probe{tail}", kind.as_str().to_lowercase())
         }
+        StopCause::AllRestart => {
+            format!("Stopping container {container}: an exit has all containers of the pod restarted")
+        }
+        StopCause::Resized => format!("Container {container} resize requires restart{tail}"),
         StopCause::SpecChanged => format!("Container {container} definition changed{tail}"),
         StopCause::PostStartFailed => "FailedPostStartHook".to_owned(),
     }
@@ -262,10 +274,10 @@ fn pull_events(container: &str, image: &str, failure: &Failure) -> Vec<PodEvent>
     vec![first, warning("Failed", Some(container), format!("Error: {}", failure.reason))]
 }
 
-fn warning(reason: &'static str, container: Option<&str>, message: impl Into<String>) -> PodEvent {
+pub(super) fn warning(reason: &'static str, container: Option<&str>, message: impl Into<String>) -> PodEvent {
     PodEvent { warning: true, reason, message: message.into(), container: container.map(str::to_owned) }
 }
 
-fn normal(reason: &'static str, container: Option<&str>, message: impl Into<String>) -> PodEvent {
+pub(super) fn normal(reason: &'static str, container: Option<&str>, message: impl Into<String>) -> PodEvent {
     PodEvent { warning: false, ..warning(reason, container, message) }
 }

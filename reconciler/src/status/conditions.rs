@@ -4,8 +4,9 @@ use k8s_openapi::api::core::v1;
 
 use super::container::Statuses;
 use super::time;
+use crate::backoff::Failed;
 use crate::node::Sandbox;
-use crate::planner::{Context, Key};
+use crate::planner::{Context, Key, ResizeProgress, Role, resize_progress};
 
 const OWN: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
@@ -13,11 +14,21 @@ const OWN: [&str; 5] =
 /// There, and true, only while the pod is paused.
 pub const PAUSED: &str = "berth.dev/Paused";
 
+/// There, and true, while the node does not give a pod the resources that it asks for.
+const RESIZE_PENDING: &str = "PodResizePending";
+/// There, and true, while running containers are brought to the resources that the node has granted.
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
+
+/// There, and true, while an exit has all containers of the pod restarted (KEP-5532).
+const ALL_RESTARTING: &str = "AllContainersRestarting";
+/// What is there only while it is true.
+const PASSING: [&str; 4] = [PAUSED, RESIZE_PENDING, RESIZE_IN_PROGRESS, ALL_RESTARTING];
+
 /// A condition's status with its reason and message.
 #[derive(Clone)]
 struct Verdict {
     status: bool,
-    reason: Option<&'static str>,
+    reason: Option<String>,
     message: Option<String>,
 }
 
@@ -27,7 +38,7 @@ impl Verdict {
     }
 
     fn because(status: bool, reason: &'static str) -> Verdict {
-        Verdict { status, reason: Some(reason), message: None }
+        Verdict { status, reason: Some(reason.to_owned()), message: None }
     }
 }
 
@@ -49,7 +60,14 @@ pub(super) fn conditions(
     for (type_, verdict) in OWN.into_iter().zip(verdicts) {
         conditions.push(condition(ctx, type_, verdict, before));
     }
-    conditions.retain(|condition| condition.type_ != PAUSED);
+    conditions.retain(|condition| !PASSING.contains(&condition.type_.as_str()));
+    if !matches!(phase, "Succeeded" | "Failed") && all_restarting(ctx) {
+        conditions.push(condition(ctx, ALL_RESTARTING, Verdict::because(true, "ContainerExited"), before));
+    }
+    for progress in resize_progress(ctx) {
+        let (type_, verdict) = resizing(&progress);
+        conditions.push(condition(ctx, type_, verdict, before));
+    }
     if ctx.observed.paused {
         let message = Some("the pod's processes are frozen; `berth resume pod` lets them go on".to_owned());
         conditions.push(condition(ctx, PAUSED, Verdict { message, ..Verdict::plain(true) }, before));
@@ -68,13 +86,35 @@ fn condition(
     v1::PodCondition {
         type_: type_.to_owned(),
         status: status.to_owned(),
-        reason: verdict.reason.map(str::to_owned),
+        reason: verdict.reason,
         message: verdict.message,
         last_transition_time: same
             .and_then(|condition| condition.last_transition_time.clone())
             .or_else(|| Some(time(ctx.now))),
         observed_generation: ctx.pod.object.metadata.generation,
         ..v1::PodCondition::default()
+    }
+}
+
+/// Whether a container has not been started again since the exit that has all restarted.
+fn all_restarting(ctx: &Context<'_>) -> bool {
+    ctx.deletion.is_none()
+        && ctx
+            .containers()
+            .filter(|(_, role)| *role != Role::Ephemeral)
+            .any(|(container, _)| ctx.newest(&container.name).is_some_and(|newest| ctx.overtaken(newest)))
+}
+
+fn resizing(progress: &ResizeProgress<'_>) -> (&'static str, Verdict) {
+    let because = |reason: &str, failed: &Failed| Verdict {
+        status: true,
+        reason: Some(reason.to_owned()),
+        message: Some(failed.failure.message.clone()),
+    };
+    match progress {
+        ResizeProgress::Pending(failed) => (RESIZE_PENDING, because(&failed.failure.reason, failed)),
+        ResizeProgress::InProgress(Some(failed)) => (RESIZE_IN_PROGRESS, because("Error", failed)),
+        ResizeProgress::InProgress(None) => (RESIZE_IN_PROGRESS, Verdict::plain(true)),
     }
 }
 

@@ -6,7 +6,9 @@ use k8s_openapi::api::core::v1;
 
 use super::time;
 use crate::node::{ContainerRecord, ContainerState, Exit, LinuxUser};
-use crate::planner::{Context, Role, crash_wait, exit_of, pod_label, pull_backing_off_from, pull_failure};
+use crate::planner::{
+    Context, Role, allocated, crash_wait, exit_of, is_running, pod_label, pull_backing_off_from, pull_failure,
+};
 
 /// The scheme of a container ID.
 const ID_SCHEME: &str = "berth://";
@@ -15,16 +17,22 @@ const ID_SCHEME: &str = "berth://";
 pub(super) struct Statuses {
     pub init: Vec<v1::ContainerStatus>,
     pub main: Vec<v1::ContainerStatus>,
+    pub ephemeral: Vec<v1::ContainerStatus>,
     /// Names of those init containers that are sidecars.
     pub sidecars: Vec<String>,
 }
 
 impl Statuses {
     pub fn new(ctx: &Context<'_>, previous: Option<&v1::PodStatus>) -> Statuses {
-        let mut statuses = Statuses { init: Vec::new(), main: Vec::new(), sidecars: Vec::new() };
+        let mut statuses =
+            Statuses { init: Vec::new(), main: Vec::new(), ephemeral: Vec::new(), sidecars: Vec::new() };
         for (container, role) in ctx.containers() {
             let (list, before) = match role {
                 Role::Main => (&mut statuses.main, previous.and_then(|p| p.container_statuses.as_ref())),
+                Role::Ephemeral => {
+                    let before = previous.and_then(|p| p.ephemeral_container_statuses.as_ref());
+                    (&mut statuses.ephemeral, before)
+                }
                 _ => (&mut statuses.init, previous.and_then(|p| p.init_container_statuses.as_ref())),
             };
             if role == Role::Sidecar {
@@ -56,13 +64,14 @@ fn status(
         ready: match role {
             Role::Init => succeeded,
             Role::Sidecar | Role::Main => started && readiness(ctx, container),
+            Role::Ephemeral => false,
         },
         restart_count: attempt.max(before.map_or(0, |status| status.restart_count)),
         started: Some(started),
         state: Some(state),
         last_state: Some(last_state),
-        resources: newest.and(container.resources.clone()),
-        allocated_resources: newest.and(container.resources.as_ref()).and_then(|r| r.requests.clone()),
+        resources: newest.map(|record| actual(ctx, container, record).clone()),
+        allocated_resources: newest.and_then(|_| allocated(ctx, container).requests.clone()),
         stop_signal: container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         volume_mounts: volume_mounts(container),
         user: newest.and_then(|record| record.user.as_ref()).map(user),
@@ -78,6 +87,16 @@ fn user(user: &LinuxUser) -> v1::ContainerUser {
             supplemental_groups: Some(user.groups.iter().map(|id| i64::from(*id)).collect()),
         }),
     }
+}
+
+/// What the newest instance has: its cgroup's values while it runs, what the next one gets otherwise.
+fn actual<'a>(
+    ctx: &Context<'a>,
+    container: &'a v1::Container,
+    record: &'a ContainerRecord,
+) -> &'a v1::ResourceRequirements {
+    let allocated = allocated(ctx, container);
+    record.resources.as_ref().filter(|_| is_running(record)).unwrap_or(allocated)
 }
 
 fn readiness(ctx: &Context<'_>, container: &v1::Container) -> bool {
@@ -113,7 +132,8 @@ fn states(
         }
         Some((_, ContainerState::Created)) | None => {
             let waits = failure(ctx, container, None).unwrap_or_else(|| {
-                let starting = if ctx.inits().is_empty() { "ContainerCreating" } else { "PodInitializing" };
+                let at_once = role == Role::Ephemeral || ctx.inits().is_empty();
+                let starting = if at_once { "ContainerCreating" } else { "PodInitializing" };
                 waiting(starting, None)
             });
             (waits, last)

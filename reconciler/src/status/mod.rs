@@ -38,7 +38,7 @@ pub fn pod_status(
     facts: &Facts,
     now: Timestamp,
 ) -> v1::PodStatus {
-    let ctx = Context { pod, deletion, observed, memory, now };
+    let ctx = Context::new(pod, deletion, observed, memory, now);
     let phase = phase::phase(&ctx);
     let statuses = container::Statuses::new(&ctx, previous);
     let ips = pod_ips(observed, previous);
@@ -58,6 +58,7 @@ pub fn pod_status(
     };
     status.init_container_statuses = (!statuses.init.is_empty()).then_some(statuses.init);
     status.container_statuses = Some(statuses.main);
+    status.ephemeral_container_statuses = (!statuses.ephemeral.is_empty()).then_some(statuses.ephemeral);
     status
 }
 

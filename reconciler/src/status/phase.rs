@@ -61,7 +61,7 @@ fn init_pending(ctx: &Context<'_>) -> bool {
             ctx.newest(&container.name).and_then(exit_of).is_none_or(|exit| exit.code != 0) && !initialised
         }
         Role::Sidecar => !initialised && !ctx.started(container),
-        Role::Main => false,
+        Role::Main | Role::Ephemeral => false,
     })
 }
 

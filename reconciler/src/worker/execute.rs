@@ -14,6 +14,8 @@ pub(super) async fn execute<N: Node>(node: Arc<N>, pod: Arc<Pod>, action: &Actio
         Action::StartContainer(start) => node.start_container(&pod, start).await,
         Action::RemoveContainer { id, .. } => node.remove_container(&pod, id).await,
         Action::StopContainer { id, signal, .. } => node.stop_container(&pod, id, *signal).await,
+        Action::Allocate => node.allocate(&pod).await,
+        Action::ResizeContainer { id, resources, .. } => node.resize_container(&pod, id, resources).await,
         Action::StopSandbox => node.stop_sandbox(&pod).await,
         Action::RemovePod => node.remove_pod(&pod).await,
         Action::RunHook { container, id, hook } => {

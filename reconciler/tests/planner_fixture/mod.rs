@@ -25,7 +25,7 @@ pub fn pod(spec: Value) -> Pod {
         "metadata": { "name": "web", "namespace": "default", "uid": "u1", "generation": 1 },
         "spec": spec,
     });
-    Pod { object: serde_json::from_value(object).unwrap(), source: Source::Api }
+    Pod::new(serde_json::from_value(object).unwrap(), Source::Api)
 }
 
 /// A pod with one main container `c` that has these fields, and pod fields beside it.
@@ -158,6 +158,8 @@ impl Bench {
             state,
             post_start_done: false,
             user: None,
+            resources: self.pod.container(name).and_then(|container| container.resources.clone()),
+            round: None,
         };
         self.seen.containers.retain(|known| known.name != name || known.attempt + 1 == attempt);
         self.seen.containers.push(record);
@@ -219,6 +221,8 @@ fn word(action: &Action) -> String {
         Action::RunHook { id, hook, .. } => format!("{hook:?} {id}"),
         Action::Probe { id, kind, .. } => format!("{kind:?} {id}"),
         Action::StopContainer { id, signal, .. } => format!("{signal:?} {id}"),
+        Action::Allocate => "allocate".to_owned(),
+        Action::ResizeContainer { id, .. } => format!("resize {id}"),
         Action::StopSandbox => "stop sandbox".to_owned(),
         Action::RemovePod => "remove pod".to_owned(),
         Action::DropPull { container } => format!("drop {container}"),

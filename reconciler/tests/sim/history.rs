@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1;
 
 use super::pods;
 use super::rng::Rng;
-use super::rules::{Broken, Moment, Rules, is_sidecar};
+use super::rules::{Broken, Moment, Rules, is_ephemeral, is_sidecar};
 use super::world::{NEVER, News, Weather, World, ms, stamp};
 
 /// How long a pod may take to settle once nothing goes wrong any more, in milliseconds: longer than any back-off.
@@ -27,6 +27,8 @@ enum Chaos {
     KillShim,
     KillAgent,
     EditImage,
+    Resize,
+    Debug,
     Sicken,
     Evict,
     Wake,
@@ -71,7 +73,9 @@ impl History {
                 (25, Chaos::Exit),
                 (35, Chaos::KillShim),
                 (55, Chaos::KillAgent),
-                (65, Chaos::EditImage),
+                (60, Chaos::EditImage),
+                (64, Chaos::Resize),
+                (69, Chaos::Debug),
                 (75, Chaos::Sicken),
                 (80, Chaos::Evict),
                 (85, Chaos::Wake),
@@ -254,7 +258,7 @@ impl History {
             self.world.drop_pull(container);
         }
         if key.is_some() {
-            self.world.launch(&mut self.rng, action);
+            self.world.launch(&mut self.rng, &self.pod, action);
         }
         match &mut self.dies_in {
             Some(0) => self.die(),
@@ -329,6 +333,11 @@ impl History {
             }
             Chaos::KillAgent if self.memory.is_some() => self.die(),
             Chaos::EditImage => self.edit_image(),
+            Chaos::Resize => self.resize(),
+            Chaos::Debug => {
+                self.pod = pods::debugged(&self.pod);
+                self.woken = true;
+            }
             Chaos::ConfigChanged => {
                 if let Some(memory) = &mut self.memory {
                     memory.config_changed(stamp(now));
@@ -345,6 +354,14 @@ impl History {
         let Some(spec) = &mut self.pod.object.spec else { return };
         let index = usize::try_from(self.rng.below(spec.containers.len() as u64)).unwrap();
         spec.containers[index].image = Some(format!("image:{}", self.images));
+        self.woken = true;
+    }
+
+    fn resize(&mut self) {
+        let resources = pods::resources(&mut self.rng);
+        let Some(spec) = &mut self.pod.object.spec else { return };
+        let index = usize::try_from(self.rng.below(spec.containers.len() as u64)).unwrap();
+        spec.containers[index].resources = Some(resources);
         self.woken = true;
     }
 
@@ -387,14 +404,22 @@ impl History {
         self.pod.all_containers().all(|container| {
             let newest = self.world.instances.iter().rfind(|i| i.record.name == container.name);
             let ready = statuses.iter().any(|s| s.name == container.name && s.ready);
+            let debug = is_ephemeral(&container.name);
             let init = container.name.starts_with("init") && !is_sidecar(container);
+            if newest.is_some_and(|i| !debug && self.rules.is_overtaken(&i.record)) {
+                return false;
+            }
             match newest.map(|i| &i.record).map(|record| (record, &record.state)) {
+                Some((_, ContainerState::Exited(_) | ContainerState::Running { .. })) if debug => true,
                 Some((_, ContainerState::Exited(exit))) if init => exit.code == 0 && ready,
                 Some((record, ContainerState::Exited(exit))) => {
                     !self.restarts(container, exit.code) && !self.rules.spec_changed(&record.id)
                 }
                 Some((record, ContainerState::Running { .. })) => {
-                    !init && ready && (is_sidecar(container) || record.spec_hash == spec_hash(container))
+                    let resources = container.resources.clone().unwrap_or_default();
+                    let sized = record.resources.as_ref() == Some(&resources) || pods::infeasible(&self.pod);
+                    let same = is_sidecar(container) || record.spec_hash == spec_hash(container);
+                    !init && ready && same && sized
                 }
                 Some((_, ContainerState::Created)) | None => false,
             }

@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use berth_reconciler::node::{ContainerState, Deletion, Sandbox, StartContainer, StopSignal};
+use berth_reconciler::node::{
+    ContainerRecord, ContainerState, Deletion, Sandbox, StartContainer, StopSignal,
+};
 use berth_reconciler::planner::{Action, Note, ProbeKind, StopCause, spec_hash};
 use berth_reconciler::pod::Pod;
 use jiff::Timestamp;
@@ -27,6 +29,8 @@ pub struct Rules {
     terminated: HashMap<String, i64>,
     /// Instances that got KILL before, which may be repeated at any time.
     killed: HashSet<String>,
+    /// The last exit for which all containers are restarted, in milliseconds.
+    round: Option<i64>,
     restart_counts: HashMap<String, i32>,
     phase: Option<String>,
 }
@@ -40,6 +44,20 @@ pub struct Moment<'a> {
 
 pub fn is_sidecar(container: &v1::Container) -> bool {
     container.name.starts_with("init") && container.restart_policy.is_some()
+}
+
+pub fn is_ephemeral(name: &str) -> bool {
+    name.starts_with("debug")
+}
+
+/// Whether that exit has all containers of the pod restarted.
+fn restarts_all(container: &v1::Container, code: i32) -> bool {
+    let listed = |rule: &v1::ContainerRestartRule| {
+        let codes = rule.exit_codes.as_ref().unwrap();
+        codes.values.as_ref().unwrap().contains(&code) == (codes.operator == "In")
+    };
+    let rule = container.restart_policy_rules.iter().flatten().find(|rule| listed(rule));
+    rule.is_some_and(|rule| rule.action == "RestartAllContainers")
 }
 
 fn runs<'a>(moment: &'a Moment<'_>, name: &str) -> Option<&'a Instance> {
@@ -65,6 +83,11 @@ impl Rules {
         self.ensured.insert(container.to_owned(), image.to_owned());
     }
 
+    /// Whether all containers are to be restarted since that instance was made.
+    pub fn is_overtaken(&self, record: &ContainerRecord) -> bool {
+        self.round.is_some_and(|round| ms(stamp(0), record.created_at) < round)
+    }
+
     /// Whether the agent has decided to stop that instance.
     pub fn is_stopping(&self, id: &str) -> bool {
         self.stopping.contains_key(id)
@@ -72,10 +95,21 @@ impl Rules {
 
     /// Whether that instance was stopped to start another with a new spec, whatever the restart policy says.
     pub fn spec_changed(&self, id: &str) -> bool {
-        matches!(self.stopping.get(id), Some((StopCause::SpecChanged, _)))
+        matches!(self.stopping.get(id), Some((StopCause::SpecChanged | StopCause::Resized, _)))
+    }
+
+    fn look_for_a_restart_of_all(&mut self, moment: &Moment<'_>) {
+        for instance in &moment.world.instances {
+            let ContainerState::Exited(exit) = &instance.record.state else { continue };
+            let container = moment.pod.container(&instance.record.name);
+            if container.is_some_and(|container| restarts_all(container, exit.code)) {
+                self.round = self.round.max(Some(ms(stamp(0), exit.finished_at)));
+            }
+        }
     }
 
     pub fn begins(&mut self, moment: &Moment<'_>, action: &Action) -> Result<(), Broken> {
+        self.look_for_a_restart_of_all(moment);
         match action {
             Action::StartContainer(start) => {
                 self.start_is_wanted(moment, start)?;
@@ -93,6 +127,12 @@ impl Rules {
                 }
                 self.terminated.entry(id.clone()).or_insert(moment.world.now);
                 Ok(())
+            }
+            Action::ResizeContainer { container, id, resources } => {
+                let instance = moment.world.running().find(|instance| instance.record.id == *id);
+                require(instance.is_some(), || format!("{container} resized although it does not run"))?;
+                let granted = moment.world.allocated.get(container) == Some(resources);
+                require(granted, || format!("{container} gets what the node has not granted"))
             }
             Action::CreateSandbox => {
                 require(moment.deletion.is_none(), || "sandbox of a deleted pod".to_owned())
@@ -114,6 +154,14 @@ impl Rules {
             format!("{name} started in an ended pod")
         })?;
         require(matches!(moment.world.sandbox, Sandbox::Ready { .. }), || format!("{name} without sandbox"))?;
+        if self.round.is_some() {
+            let old = moment.world.running().find(|i| self.is_overtaken(&i.record));
+            require(old.is_none(), || {
+                format!("{name} started before all had ended that are to be restarted")
+            })?;
+        }
+        let debugs = is_ephemeral(name);
+        require(!debugs || start.attempt == 0, || format!("ephemeral container {name} started again"))?;
         let other = moment
             .world
             .instances
@@ -129,7 +177,11 @@ impl Rules {
     /// Init containers one after another, sidecars up before the next, main containers last.
     fn order_holds(&self, moment: &Moment<'_>, start: &StartContainer) -> Result<(), Broken> {
         let Sandbox::Ready { created_at, .. } = &moment.world.sandbox else { return Ok(()) };
-        let of_sandbox = |name| of_sandbox(moment.world, name, *created_at);
+        if is_ephemeral(&start.name) {
+            return Ok(());
+        }
+        let since = self.round.map_or(*created_at, |round| stamp(round).max(*created_at));
+        let of_sandbox = |name| of_sandbox(moment.world, name, since);
         let spec = moment.pod.spec();
         let inits = spec.init_containers.as_deref().unwrap_or_default();
         let initialised = spec.containers.iter().any(|main| of_sandbox(&main.name).next().is_some());
@@ -160,7 +212,9 @@ impl Rules {
         let ran = exit.started_at.map_or(0, |started| ms(started, exit.finished_at));
         let before = self.levels.get(&(start.name.clone(), last.attempt)).copied().flatten();
         let level = match before {
-            _ if last.spec_hash != start.spec_hash => None,
+            _ if last.spec_hash != start.spec_hash || last.resources.as_ref() != Some(&start.resources) => {
+                None
+            }
             _ if ran >= 600_000 => Some(0),
             None => Some(0),
             Some(0) => Some(10),
@@ -187,7 +241,10 @@ impl Rules {
         let pod_grace = moment.pod.spec().termination_grace_period_seconds.unwrap_or(30);
         let own = match cause {
             StopCause::PodEnds => None,
-            StopCause::SpecChanged | StopCause::PostStartFailed => Some(pod_grace),
+            StopCause::SpecChanged
+            | StopCause::Resized
+            | StopCause::AllRestart
+            | StopCause::PostStartFailed => Some(pod_grace),
             StopCause::Probe(kind) => {
                 let probe = match kind {
                     ProbeKind::Startup => &container.startup_probe,
@@ -228,7 +285,8 @@ impl Rules {
                 format!("{name} killed too early")
             });
         }
-        let hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some());
+        let all_restart = matches!(self.stopping.get(id), Some((StopCause::AllRestart, _)));
+        let hook = !all_restart && container.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some());
         let instance = moment.world.instances.iter().find(|i| i.record.id == id);
         let hook_done = instance.is_some_and(|i| i.pre_stop_done);
         require(!hook || hook_done || now >= deadline, || format!("{name}: stop signal before preStop"))?;
@@ -236,14 +294,20 @@ impl Rules {
         if is_sidecar(container) && ends && now < deadline {
             let all: Vec<_> = moment.pod.all_containers().collect();
             let index = all.iter().position(|c| c.name == name).unwrap_or(0);
-            let later = all[index + 1..].iter().find(|c| runs(moment, &c.name).is_some());
+            let later =
+                all[index + 1..].iter().find(|c| !is_ephemeral(&c.name) && runs(moment, &c.name).is_some());
             require(later.is_none(), || format!("sidecar {name} stopped before a later container"))?;
         }
         Ok(())
     }
 
     pub fn status(&mut self, status: &v1::PodStatus) -> Result<(), Broken> {
-        for container in status.init_container_statuses.iter().chain(&status.container_statuses).flatten() {
+        let lists = [
+            &status.init_container_statuses,
+            &status.container_statuses,
+            &status.ephemeral_container_statuses,
+        ];
+        for container in lists.into_iter().flatten().flatten() {
             let known = self.restart_counts.entry(container.name.clone()).or_insert(0);
             let count = container.restart_count;
             require(count >= *known, || format!("{}: restart count falls to {count}", container.name))?;

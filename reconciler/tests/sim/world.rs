@@ -1,5 +1,6 @@
 //! The scripted machine: sandbox, instances and running steps of one pod, under virtual time.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use berth_reconciler::node::{
@@ -9,7 +10,9 @@ use berth_reconciler::node::{
 use berth_reconciler::planner::{Action, Key, Outcome};
 use berth_reconciler::pod::Pod;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1;
 
+use super::pods::{infeasible, wanted};
 use super::rng::Rng;
 
 /// Never, for instances that do not exit by themselves.
@@ -39,6 +42,8 @@ pub struct Op {
     /// When its first visible effect happens (an instance is `Created`).
     middle_at: i64,
     outcome: Outcome,
+    /// What the pod asked for when the step began.
+    wanted: BTreeMap<String, v1::ResourceRequirements>,
 }
 
 /// How unfriendly the machine is; calm is how a history ends.
@@ -56,12 +61,14 @@ pub struct World {
     pub weather: Weather,
     /// That the pod is to end because it took too much, in its run folder.
     pub evicted: Option<Eviction>,
+    /// The resources that the node has granted.
+    pub allocated: BTreeMap<String, v1::ResourceRequirements>,
     next_id: u64,
 }
 
 /// What happened in the world and is news to the agent.
 pub enum News {
-    Done(Action, Outcome),
+    Done(Box<Action>, Outcome),
     Exited,
 }
 
@@ -78,6 +85,7 @@ impl World {
             ops: Vec::new(),
             weather: Weather::Chaos,
             evicted: None,
+            allocated: BTreeMap::new(),
             next_id: 1,
         }
     }
@@ -88,6 +96,7 @@ impl World {
             sandbox: self.sandbox.clone(),
             containers,
             evicted: self.evicted.clone(),
+            allocated: self.allocated.clone(),
             ..Observation::default()
         }
     }
@@ -106,7 +115,7 @@ impl World {
     }
 
     /// A step begins.
-    pub fn launch(&mut self, rng: &mut Rng, action: &Action) {
+    pub fn launch(&mut self, rng: &mut Rng, pod: &Pod, action: &Action) {
         let (low, high) = match action {
             _ if self.weather == Weather::Chaos && rng.percent(4) => (10_000, 60_000),
             Action::RunHook { .. } => (1, 8_000),
@@ -115,11 +124,19 @@ impl World {
         };
         let done_at = self.now + rng.between(low, high);
         let middle_at = rng.between(self.now, done_at);
-        let outcome = self.outcome(rng, action);
-        self.ops.push(Op { action: action.clone(), done_at, middle_at, outcome });
+        let outcome = self.outcome(rng, pod, action);
+        let wanted = if *action == Action::Allocate { wanted(pod) } else { BTreeMap::new() };
+        self.ops.push(Op { action: action.clone(), done_at, middle_at, outcome, wanted });
     }
 
-    fn outcome(&self, rng: &mut Rng, action: &Action) -> Outcome {
+    fn outcome(&self, rng: &mut Rng, pod: &Pod, action: &Action) -> Outcome {
+        let refuse = |reason: &str| {
+            let (reason, message) = (reason.to_owned(), "scripted".to_owned());
+            Outcome::Done(Err(Failure { reason, message }))
+        };
+        if *action == Action::Allocate && infeasible(pod) {
+            return refuse("Infeasible");
+        }
         if let Action::Probe { id, .. } = action {
             let sick = self.instances.iter().any(|i| i.record.id == *id && i.sick);
             let failure = sick || self.weather == Weather::Chaos && rng.percent(3);
@@ -139,9 +156,10 @@ impl World {
         let reason = match action {
             Action::EnsureImage { .. } => "ErrImagePull",
             Action::StartContainer(_) => "CreateContainerError",
+            Action::Allocate => "Deferred",
             _ => "Failed",
         };
-        Outcome::Done(Err(Failure { reason: reason.to_owned(), message: "scripted".to_owned() }))
+        refuse(reason)
     }
 
     /// Forgets a pull that the agent dropped.
@@ -179,8 +197,8 @@ impl World {
                 waiting.push(op);
                 continue;
             }
-            let outcome = self.effect(rng, pod, &op.action, op.outcome);
-            news.push(News::Done(op.action, outcome));
+            let outcome = self.effect(rng, pod, &op.action, op.outcome, op.wanted);
+            news.push(News::Done(Box::new(op.action), outcome));
         }
         self.ops.append(&mut waiting);
         news
@@ -226,7 +244,7 @@ impl World {
     pub fn abandon_ops(&mut self, rng: &mut Rng, pod: &Pod) {
         for op in std::mem::take(&mut self.ops) {
             if rng.percent(40) {
-                self.effect(rng, pod, &op.action, op.outcome);
+                self.effect(rng, pod, &op.action, op.outcome, op.wanted);
             } else if rng.percent(50) {
                 self.begin_effect(rng, &op.action);
             }
@@ -256,6 +274,8 @@ impl World {
             state: ContainerState::Created,
             post_start_done: false,
             user: None,
+            resources: Some(start.resources.clone()),
+            round: start.round,
         };
         let obeys_after = rng.percent(75).then(|| rng.between(0, 3_000));
         self.instances.push(Instance {
@@ -270,7 +290,14 @@ impl World {
         });
     }
 
-    fn effect(&mut self, rng: &mut Rng, pod: &Pod, action: &Action, outcome: Outcome) -> Outcome {
+    fn effect(
+        &mut self,
+        rng: &mut Rng,
+        pod: &Pod,
+        action: &Action,
+        outcome: Outcome,
+        wanted: BTreeMap<String, v1::ResourceRequirements>,
+    ) -> Outcome {
         let ok = !matches!(outcome, Outcome::Done(Err(_)));
         match action {
             Action::CreateSandbox => self.sandbox_made(ok),
@@ -288,12 +315,19 @@ impl World {
                 }
             }
             Action::StopContainer { id, signal, .. } if ok => self.signal(rng, id, *signal),
+            Action::Allocate if ok => self.allocated = wanted,
+            Action::ResizeContainer { id, resources, .. } if ok => {
+                if let Some(instance) = self.find(id) {
+                    instance.record.resources = Some(resources.clone());
+                }
+            }
             Action::StopSandbox if ok => {
                 self.kill_shim();
                 self.sandbox = Sandbox::Absent;
             }
             Action::RemovePod if ok => {
                 self.instances.clear();
+                self.allocated.clear();
                 self.sandbox = Sandbox::Absent;
             }
             _ => {}

@@ -57,7 +57,7 @@ pub fn pod(uid: &str, name: &str, spec: Value) -> Arc<Pod> {
         whole[key] = value.clone();
     }
     let object = json!({ "metadata": { "name": name, "namespace": "default", "uid": uid }, "spec": whole });
-    Arc::new(Pod { object: serde_json::from_value(object).unwrap(), source: Source::Api })
+    Arc::new(Pod::new(serde_json::from_value(object).unwrap(), Source::Api))
 }
 
 /// Lets everything happen that happens within that time.
@@ -156,6 +156,8 @@ impl Node for Script {
             state: ContainerState::Running { started_at: self.now() },
             post_start_done: false,
             user: None,
+            resources: Some(start.resources.clone()),
+            round: start.round,
         };
         self.lock().machine.entry(pod.uid().to_owned()).or_default().containers.push(record);
         Ok(())
@@ -184,6 +186,28 @@ impl Node for Script {
 
     async fn stop_container(&self, pod: &Arc<Pod>, id: &str, signal: StopSignal) -> Result<(), Failure> {
         self.call(pod.uid(), format!("stop {id} {signal:?}"))
+    }
+
+    async fn allocate(&self, pod: &Arc<Pod>) -> Result<(), Failure> {
+        self.call(pod.uid(), "allocate".to_owned())?;
+        let wanted = pod.all_containers().map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default()));
+        self.lock().machine.entry(pod.uid().to_owned()).or_default().allocated = wanted.collect();
+        Ok(())
+    }
+
+    async fn resize_container(
+        &self,
+        pod: &Arc<Pod>,
+        id: &str,
+        resources: &v1::ResourceRequirements,
+    ) -> Result<(), Failure> {
+        self.call(pod.uid(), format!("resize {id}"))?;
+        let mut state = self.lock();
+        let seen = state.machine.entry(pod.uid().to_owned()).or_default();
+        for record in seen.containers.iter_mut().filter(|record| record.id == id) {
+            record.resources = Some(resources.clone());
+        }
+        Ok(())
     }
 
     async fn remove_pod(&self, pod: &Arc<Pod>) -> Result<(), Failure> {

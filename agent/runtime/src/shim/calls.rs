@@ -146,7 +146,10 @@ impl Server {
         if self.slots.iter().any(|slot| slot.id == request.id) {
             return Err(failure(FailureKind::Exists, format!("container {} exists already", request.id)));
         }
-        let pids = request.pod_pids.then(|| self.pod_pids()).transpose()?;
+        let pids = match &request.pids_of {
+            Some(target) => Some(self.pids_of(target)?),
+            None => request.pod_pids.then(|| self.pod_pids()).transpose()?,
+        };
         let slot = Slot::create(request, pids.as_deref(), self.users.as_ref());
         // The configuration's many small pieces are gone now.
         release_memory();
@@ -166,6 +169,15 @@ impl Server {
             None => PodInit::start(self.users.as_ref())?,
         };
         Ok(self.pod_init.insert(init).namespace())
+    }
+
+    /// The PID namespace of a running container. Nobody but this thread reaps it, so its process id is its own.
+    fn pids_of(&self, id: &str) -> Result<PathBuf, Failure> {
+        let slot = self.slots.iter().find(|slot| slot.id == id).ok_or_else(|| not_found("container", id))?;
+        if slot.status != Status::Running {
+            return Err(failure(FailureKind::Invalid, format!("container {id} is not running")));
+        }
+        Ok(PathBuf::from(format!("/proc/{}/ns/pid", slot.container.pid)))
     }
 
     fn start(&mut self, id: &str) -> Answer {

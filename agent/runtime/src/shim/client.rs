@@ -231,6 +231,9 @@ impl Client {
         if request.pod_pids {
             self.needs(Feature::PodPids, "a shared PID namespace")?;
         }
+        if request.pids_of.is_some() {
+            self.needs(Feature::PidsOf, "another container's PID namespace")?;
+        }
         if request.runtime.is_some() {
             self.needs(Feature::Runtime, "another OCI runtime")?;
         }

@@ -60,13 +60,13 @@ impl PodInit {
     }
 }
 
-/// Makes the specification's new PID namespace the shared one.
+/// Makes the specification's new PID namespace one that is there already.
 pub(super) fn join(spec: &mut Spec, namespace: &Path) -> Result<(), Failure> {
     let pid = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()).and_then(|all| {
         all.iter_mut().find(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_none())
     });
     let Some(pid) = pid else {
-        let reason = "pod_pids: linux.namespaces of the bundle has no new PID namespace";
+        let reason = "pod_pids, pids_of: linux.namespaces of the bundle has no new PID namespace";
         return Err(failure(FailureKind::Invalid, reason));
     };
     pid.set_path(Some(namespace.to_owned()));

@@ -128,14 +128,22 @@ pub enum Feature {
     AttachEnd,
     /// [`CreateRequest::runtime`].
     Runtime,
+    /// [`CreateRequest::pids_of`].
+    PidsOf,
     /// Something of a newer shim.
     #[serde(other)]
     Unknown,
 }
 
 /// What this build's shim says of itself.
-pub const FEATURES: [Feature; 5] =
-    [Feature::PodPids, Feature::Pause, Feature::OomEvents, Feature::AttachEnd, Feature::Runtime];
+pub const FEATURES: [Feature; 6] = [
+    Feature::PodPids,
+    Feature::Pause,
+    Feature::OomEvents,
+    Feature::AttachEnd,
+    Feature::Runtime,
+    Feature::PidsOf,
+];
 
 /// Names one container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -175,6 +183,10 @@ pub struct CreateRequest {
     /// must ask for a PID namespace.
     #[serde(default)]
     pub pod_pids: bool,
+    /// Put it into the PID namespace of this container, which must be running (needs [`Feature::PidsOf`]); it ends with
+    /// that one. Its specification must ask for a PID namespace.
+    #[serde(default)]
+    pub pids_of: Option<String>,
     /// Have another OCI runtime make it (needs [`Feature::Runtime`]); Berth's own engine when `None`.
     #[serde(default)]
     pub runtime: Option<Runtime>,

@@ -72,7 +72,8 @@ pub(super) fn read_spec(bundle: &Path) -> Result<Spec, Failure> {
 }
 
 impl Slot {
-    /// Makes the container; `pids` and `users` are the namespaces that the pod's containers share.
+    /// Makes the container; `pids` is the PID namespace to join, if it is to have none of its own, and `users` the user
+    /// namespace that the pod's containers share.
     pub fn create(
         request: CreateRequest,
         pids: Option<&Path>,
@@ -89,6 +90,7 @@ impl Slot {
             stdin_once,
             tty,
             pod_pids: _,
+            pids_of: _,
             runtime,
         } = request;
         let mut spec = read_spec(&bundle)?;

@@ -121,6 +121,7 @@ impl Pod {
             stdin_once: false,
             tty: false,
             pod_pids: false,
+            pids_of: None,
             runtime: None,
         };
         Container { id: name.to_owned(), spec, request }

@@ -11,6 +11,12 @@ fn shared(pod: &Pod, name: &str, script: &str) -> Container {
     container
 }
 
+fn beside(pod: &Pod, name: &str, script: &str, target: &str) -> Container {
+    let mut container = pod.container(name, script);
+    container.request.pids_of = Some(target.to_owned());
+    container
+}
+
 /// The process ids below another one.
 fn children(pid: i32) -> Vec<i32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -47,6 +53,28 @@ async fn containers_see_each_other_and_pid_1_is_neither() {
     let list = pod.client.list().await.unwrap();
     let pid = list.iter().find(|state| state.id == "three").unwrap().pid;
     assert_eq!(namespace(pid), before);
+}
+
+#[tokio::test]
+async fn a_container_can_see_the_processes_of_one_other_and_ends_with_it() {
+    let mut pod = Pod::new().await;
+    pod.start(&pod.container("one", "sleep 1234")).await;
+    pod.start(&pod.container("two", "sleep 4321")).await;
+    let looker = beside(&pod, "looker", "ps -o args", "one");
+    let stayer = beside(&pod, "stayer", "sleep 1000", "one");
+    let lost = beside(&pod, "lost", "true", "nobody");
+    let (exit, log) = pod.run(&looker).await;
+    assert_eq!(exit.code, 0, "{log}");
+    assert!(log.contains("sleep 1234") && !log.contains("sleep 4321"), "{log}");
+    let error = pod.client.create(lost.request).await.unwrap_err();
+    assert!(error.to_string().contains("nobody"), "{error}");
+    pod.start(&stayer).await;
+    pod.client.kill("one", libc::SIGKILL, false).await.unwrap();
+    assert_eq!(pod.exit_of("one").await.code, 137);
+    assert_eq!(pod.exit_of("stayer").await.code, 137);
+    let late = beside(&pod, "late", "true", "one");
+    let error = pod.client.create(late.request).await.unwrap_err();
+    assert!(error.to_string().contains("container one is not running"), "{error}");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use berth_reconciler::pod::as_container;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStatus, EnvVar, Pod, PodSpec, PodStatus, Probe, ResourceRequirements,
 };
@@ -43,6 +44,13 @@ pub fn describe(text: &mut Text, pod: &Pod) {
     text.block("Containers", |text| {
         spec.containers.iter().for_each(|c| container(text, c, state_of(states, &c.name)));
     });
+    let ephemeral = spec.ephemeral_containers.as_deref().unwrap_or_default();
+    if !ephemeral.is_empty() {
+        let states = status.ephemeral_container_statuses.as_deref().unwrap_or_default();
+        text.block("Ephemeral Containers", |text| {
+            ephemeral.iter().for_each(|c| container(text, &as_container(c), state_of(states, &c.name)));
+        });
+    }
     conditions(text, &status);
     volumes(text, &spec);
     text.field("QoS Class", status.qos_class.as_deref().unwrap_or("<none>"));

@@ -60,8 +60,13 @@ impl InUse {
         for pod in pods {
             let spec = pod.spec.unwrap_or_default();
             let images = spec.containers.into_iter().chain(spec.init_containers.into_iter().flatten());
+            let ephemeral = spec.ephemeral_containers.into_iter().flatten().map(|c| c.image);
             names.extend(
-                images.filter_map(|c| c.image).filter_map(|image| berth_image::normalize(&image).ok()),
+                images
+                    .map(|c| c.image)
+                    .chain(ephemeral)
+                    .flatten()
+                    .filter_map(|image| berth_image::normalize(&image).ok()),
             );
             let status = pod.status.unwrap_or_default();
             let all = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();

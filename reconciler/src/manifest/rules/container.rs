@@ -47,6 +47,18 @@ pub(crate) fn all_names(spec: &v1::PodSpec) -> Vec<&str> {
     spec.init_containers.iter().flatten().chain(&spec.containers).map(|c| c.name.as_str()).collect()
 }
 
+/// Checks an ephemeral container in a container's form.
+pub(crate) fn check_one(
+    spec: &v1::PodSpec,
+    container: &v1::Container,
+    known: &[&str],
+    node: &Context,
+    path: &FieldPath,
+    issues: &mut Issues,
+) {
+    check(spec, container, false, known, node, path, issues);
+}
+
 fn check(
     spec: &v1::PodSpec,
     container: &v1::Container,
@@ -75,6 +87,14 @@ fn check(
             Some(&policy.restart_policy),
             &["NotRequired", "RestartContainer"],
         );
+        let pod_policy = spec.restart_policy.as_deref();
+        if pod_policy == Some("Never") && policy.restart_policy == "RestartContainer" {
+            issues.invalid(
+                &path.field("restartPolicy"),
+                policy.restart_policy.as_str(),
+                "must be 'NotRequired' when `restartPolicy` is 'Never'",
+            );
+        }
     }
     if let Some(context) = &container.security_context {
         let host_users = spec.host_users != Some(false);
@@ -117,16 +137,17 @@ fn check_restart(container: &v1::Container, init: bool, path: &FieldPath, issues
     if !rules.is_empty() && container.restart_policy.is_none() {
         issues.required(&at, "must specify restartPolicy when restart rules are used");
     }
-    if init && is_sidecar(container) && !rules.is_empty() {
-        issues.forbidden(&at_rules, "restartPolicyRules are not allowed for sidecars");
+    // A sidecar is started again anyway; what it can ask for is that all are.
+    if init && is_sidecar(container) && rules.iter().any(|rule| rule.action != "RestartAllContainers") {
+        issues.forbidden(&at_rules, "a sidecar may have rules with the action RestartAllContainers only");
     }
     if rules.len() > 20 {
         issues.invalid(&at_rules, rules.len() as i64, "must have at most 20 items");
     }
     for (i, rule) in rules.iter().enumerate() {
         let path = at_rules.index(i);
-        // Kubernetes also has RestartAllContainers (alpha), which the planner does not know.
-        issues.one_of(&path.field("action"), Some(&rule.action), &["Restart"]);
+        let actions = ["Restart", "RestartAllContainers"];
+        issues.one_of(&path.field("action"), Some(&rule.action), &actions);
         match &rule.exit_codes {
             None => {
                 issues.required(&path.field("exitCodes"), "must be specified");

@@ -41,6 +41,10 @@ pub(crate) fn check(probe: &v1::Probe, kind: Kind, path: &FieldPath, issues: &mu
     if let Some(tcp) = &probe.tcp_socket {
         check_port(&tcp.port, &path.field("tcpSocket").field("port"), issues);
     }
+    if let Some(detail) = probe.grpc.as_ref().and_then(|grpc| names::port(grpc.port)) {
+        let number = probe.grpc.as_ref().map_or(0, |grpc| grpc.port);
+        issues.invalid(&path.field("grpc").field("port"), number, detail);
+    }
     issues.at_least(&path.field("initialDelaySeconds"), probe.initial_delay_seconds, 0);
     issues.at_least(&path.field("timeoutSeconds"), probe.timeout_seconds, 0);
     issues.at_least(&path.field("periodSeconds"), probe.period_seconds, 0);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1;
 
-use super::{container, names, resources, security, volume};
+use super::{affinity, container, ephemeral, names, resources, security, volume};
 use crate::manifest::Context;
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
@@ -17,6 +17,7 @@ pub(crate) fn check(spec: &v1::PodSpec, context: &Context, issues: &mut Issues) 
     let path = FieldPath::of("spec");
     volume::check_all(spec, &container::all_names(spec), &path.field("volumes"), issues);
     container::check_all(spec, context, issues);
+    ephemeral::check_all(spec, context, issues);
     issues.one_of(
         &path.field("restartPolicy"),
         spec.restart_policy.as_deref(),
@@ -38,6 +39,7 @@ pub(crate) fn check(spec: &v1::PodSpec, context: &Context, issues: &mut Issues) 
     resources::check_overhead(spec, context, &path.field("overhead"), issues);
     check_names(spec, &path, issues);
     check_node(spec, context, &path, issues);
+    affinity::check(spec, context, issues);
     check_runtime(spec, context, &path.field("runtimeClassName"), issues);
     if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
         let reason = "ShareProcessNamespace and HostPID cannot both be enabled";
@@ -121,10 +123,12 @@ fn check_node(spec: &v1::PodSpec, context: &Context, path: &FieldPath, issues: &
         match labels.get(key) {
             Some(label) if label == value => {}
             Some(label) => {
-                issues.invalid(&selector.key(key), value.as_str(), &format!("the node's label is {label:?}"));
+                let detail = format!("the node's label is {label:?}");
+                issues.invalid(&selector.key(key), value.as_str(), &detail).node_affinity();
             }
             None => {
-                issues.invalid(&selector.key(key), value.as_str(), "the node has no such label");
+                let detail = "the node has no such label";
+                issues.invalid(&selector.key(key), value.as_str(), detail).node_affinity();
             }
         }
     }
