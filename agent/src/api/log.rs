@@ -74,7 +74,7 @@ pub fn container_of(api: &Api, target: &Target, params: &Params) -> Result<Strin
     let mains: Vec<&str> = pod.spec.containers.iter().map(|c| c.name.as_str()).collect();
     let inits = &pod.spec.init_containers;
     if let Some(name) = params.get("container") {
-        let mut ephemeral = spec.ephemeral_containers.iter().flatten();
+        let mut ephemeral = pod.spec.ephemeral_containers.iter();
         let known = mains.contains(&name)
             || inits.iter().any(|c| c.name == name)
             || ephemeral.any(|c| c.name == name);
@@ -108,6 +108,8 @@ struct BriefSpec {
     containers: Vec<Named>,
     #[serde(default)]
     init_containers: Vec<Named>,
+    #[serde(default)]
+    ephemeral_containers: Vec<Named>,
 }
 
 #[derive(Default, Deserialize)]
