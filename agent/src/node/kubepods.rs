@@ -120,12 +120,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes the pod's cgroup with its limits.
-    pub fn create(&self, pod: &Pod) -> Result<(), Error> {
-        self.limit(pod, &resources::pod_values(pod.spec()))
-    }
-
-    /// As [`Tree::create`], with these limits. May be repeated with others.
+    /// Makes the pod's cgroup with these limits. May be repeated with others.
     pub fn limit(&self, pod: &Pod, values: &resources::CpuMem) -> Result<(), Error> {
         let mut limits = cgroup_resources(values, self.cfs);
         let pages = huge_pages(&resources::pod_huge_pages(pod.spec()));
