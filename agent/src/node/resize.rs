@@ -110,7 +110,7 @@ pub(super) fn wanted(entry: &Entry, pod: &Pod) -> resources::CpuMem {
 }
 
 /// Makes the pod's cgroup as wide as [`wanted`].
-fn fit(node: &AgentNode, entry: &Entry, pod: &Pod) -> Result<(), cgroup::Error> {
+pub(super) fn fit(node: &AgentNode, entry: &Entry, pod: &Pod) -> Result<(), cgroup::Error> {
     node.kubepods.limit(pod, &wanted(entry, pod))
 }
 
