@@ -85,7 +85,9 @@ impl Backend for Fake {
         dry_run: bool,
     ) -> Result<v1::Pod, ApiError> {
         self.checked(&pod)?;
-        pod["metadata"]["annotations"]["part"] = json!(format!("{part:?}"));
+        if part != Part::Whole {
+            pod["metadata"]["annotations"]["part"] = json!(format!("{part:?}"));
+        }
         let old = self.store.get(Kind::Pod, ns, name).unwrap().value();
         if old["metadata"]["annotations"]["kubernetes.io/config.source"] == "file" {
             return Err(ApiError::forbidden(
