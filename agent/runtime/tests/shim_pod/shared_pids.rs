@@ -70,8 +70,9 @@ async fn a_container_can_see_the_processes_of_one_other_and_ends_with_it() {
     assert!(error.to_string().contains("nobody"), "{error}");
     pod.start(&stayer).await;
     pod.client.kill("one", libc::SIGKILL, false).await.unwrap();
-    assert_eq!(pod.exit_of("one").await.code, 137);
+    // Its first process can go only when all others of its namespace have gone (pid_namespaces(7)).
     assert_eq!(pod.exit_of("stayer").await.code, 137);
+    assert_eq!(pod.exit_of("one").await.code, 137);
     let late = beside(&pod, "late", "true", "one");
     let error = pod.client.create(late.request).await.unwrap_err();
     assert!(error.to_string().contains("container one is not running"), "{error}");
