@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
+use futures::StreamExt as _;
 use http::{HeaderMap, StatusCode, header};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::{Value, json};
@@ -16,6 +17,9 @@ use crate::store::{Kind, Object};
 
 /// Bytes of a request's body that are accepted, as many as the API server takes.
 const MAX_BODY: usize = 3 << 20;
+/// Bytes that are read, and thrown away, of a body that is too large: who still writes when the connection is closed never
+/// sees the answer.
+const MAX_READ: usize = 8 * MAX_BODY;
 
 /// The object that a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -256,11 +260,24 @@ fn content_type(headers: &HeaderMap) -> &str {
     value.split(';').next().unwrap_or_default().trim()
 }
 
-async fn read_body(body: Body) -> Result<bytes::Bytes, ApiError> {
-    axum::body::to_bytes(body, MAX_BODY).await.map_err(|e| {
-        let text = format!("cannot read the body of the request (at most {MAX_BODY} bytes): {e}");
-        ApiError::new(413, "RequestEntityTooLarge", text)
-    })
+async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
+    let mut chunks = body.into_data_stream();
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk =
+            chunk.map_err(|e| ApiError::bad_request(format!("cannot read the body of the request: {e}")))?;
+        length += chunk.len();
+        if length <= MAX_BODY {
+            bytes.extend_from_slice(&chunk);
+        } else if length > MAX_READ {
+            break;
+        }
+    }
+    if length > MAX_BODY {
+        let text = format!("the body of the request is too large, at most {MAX_BODY} bytes are taken");
+        return Err(ApiError::new(413, "RequestEntityTooLarge", text));
+    }
+    Ok(bytes)
 }
 
 async fn read_object(headers: &HeaderMap, body: Body) -> Result<Value, ApiError> {
