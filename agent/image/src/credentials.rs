@@ -75,6 +75,19 @@ impl Credentials {
         Self::from_config_json(&text).map_err(|e| Error::corrupt(file.display().to_string(), e))
     }
 
+    /// As [`Credentials::read`]; a file that is not there holds none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_if_there(file: &Path) -> Result<Self> {
+        match Self::read(file) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            other => other,
+        }
+    }
+
     fn of(auths: BTreeMap<String, Auth>) -> Self {
         Self { entries: auths.iter().filter_map(|(name, auth)| Some((name.clone(), auth.pair()?))).collect() }
     }

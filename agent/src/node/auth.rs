@@ -32,11 +32,9 @@ pub(super) fn credentials(
         }
     }
     let mut pairs = of_pod.for_image(reference);
-    if node_file.exists() {
-        match Credentials::read(node_file) {
-            Ok(of_node) => pairs.extend(of_node.for_image(reference)),
-            Err(error) => tracing::warn!(%error, "registry credentials of the node are not used"),
-        }
+    match Credentials::read_if_there(node_file) {
+        Ok(of_node) => pairs.extend(of_node.for_image(reference)),
+        Err(error) => tracing::warn!(%error, "registry credentials of the node are not used"),
     }
     pairs
 }

@@ -65,42 +65,31 @@ async fn ensure_one(
 async fn pull(node: &AgentNode, pod: &Arc<Pod>, container: &str, reference: &str) -> Result<(), Failure> {
     node.note(pod, false, "Pulling", format!("Pulling image \"{reference}\""), Some(container));
     let begun = Instant::now();
-    let mut last = None;
+    let known = auth::credentials(pod, reference, &node.configs, &node.config.registry_auth_file);
+    let options = PullOptions {
+        auth: None,
+        insecure_registries: node.config.insecure_registries.clone(),
+        certs_dirs: node.config.registry_certs_dirs.clone(),
+        progress: None,
+    };
     // As kubelet: every credential that fits the registry, then none.
-    let mut tries: Vec<Option<(String, String)>> =
-        auth::credentials(pod, reference, &node.configs, &node.config.registry_auth_file)
-            .into_iter()
-            .map(Some)
-            .collect();
-    tries.push(None);
-    for auth in tries {
-        let options = PullOptions {
-            auth,
-            insecure_registries: node.config.insecure_registries.clone(),
-            certs_dirs: node.config.registry_certs_dirs.clone(),
-            progress: None,
-        };
-        match node.images.pull(reference, &options).await {
-            Ok(image) => {
-                let took = begun.elapsed().as_millis();
-                let text = format!(
-                    "Successfully pulled image \"{reference}\" in {took}ms ({took}ms including waiting). Image size: {} bytes.",
-                    image.size
-                );
-                node.note(pod, false, "Pulled", text, Some(container));
-                node.counters.pulls.with_label_values(&["ok"]).inc();
-                return Ok(());
-            }
-            Err(error @ Error::Unauthorized { .. }) => last = Some(error),
-            Err(error) => {
-                last = Some(error);
-                break;
-            }
+    let ways = known.into_iter().map(Some).chain([None]);
+    match node.images.pull_as(reference, ways, &options).await {
+        Ok(image) => {
+            let took = begun.elapsed().as_millis();
+            let text = format!(
+                "Successfully pulled image \"{reference}\" in {took}ms ({took}ms including waiting). Image size: {} bytes.",
+                image.size
+            );
+            node.note(pod, false, "Pulled", text, Some(container));
+            node.counters.pulls.with_label_values(&["ok"]).inc();
+            Ok(())
+        }
+        Err(error) => {
+            node.counters.pulls.with_label_values(&["failed"]).inc();
+            Err(failure(reference, &error))
         }
     }
-    node.counters.pulls.with_label_values(&["failed"]).inc();
-    let error = last.expect("at least one try was made");
-    Err(failure(reference, &error))
 }
 
 fn failure(reference: &str, error: &Error) -> Failure {

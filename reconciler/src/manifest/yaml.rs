@@ -51,16 +51,16 @@ pub(crate) struct Piece {
 /// A `\'` in double quotes is read as `'`, as Kubernetes' own reader does against the letter of YAML.
 pub(crate) fn read(text: &str, first_line: usize) -> Piece {
     let mut text = Cow::Borrowed(text);
-    for _ in 0..MAX_LENIENT_SCALARS {
-        match attempt(&text, first_line) {
-            (piece, None) => return piece,
-            (piece, Some(start)) => match without_escaped_apostrophes(&text, start) {
-                Some(read_leniently) => text = Cow::Owned(read_leniently),
-                None => return piece,
-            },
-        }
+    let mut mended = 0;
+    loop {
+        let (piece, unknown_escape) = attempt(&text, first_line);
+        let start = unknown_escape.filter(|_| mended < MAX_LENIENT_SCALARS);
+        let Some(lenient) = start.and_then(|start| without_escaped_apostrophes(&text, start)) else {
+            return piece;
+        };
+        text = Cow::Owned(lenient);
+        mended += 1;
     }
-    attempt(&text, first_line).0
 }
 
 /// The text without the backslash of each `\'` in the double-quoted scalar that begins at character `start`; nothing if it has none.

@@ -28,6 +28,28 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 }
 
 impl Store {
+    /// [`Store::pull`] with one user name and password after the other, or none where a way is none, until the registry lets
+    /// one in. Without any way it is asked as nobody.
+    ///
+    /// # Errors
+    /// Those of [`Store::pull`]; if nobody is let in, that of the last way.
+    pub async fn pull_as(
+        &self,
+        reference: &str,
+        ways: impl IntoIterator<Item = Option<(String, String)>>,
+        options: &PullOptions,
+    ) -> Result<Image> {
+        let mut ways = ways.into_iter();
+        let mut auth = ways.next().flatten();
+        loop {
+            let result = self.pull(reference, &PullOptions { auth, ..options.clone() }).await;
+            match (result, ways.next()) {
+                (Err(Error::Unauthorized { .. }), Some(next)) => auth = next,
+                (result, _) => return result,
+            }
+        }
+    }
+
     /// Gets the image from its registry. What is here already is not fetched again, concurrent pulls share their work,
     /// and layers that are complete when a pull fails are kept for the next try.
     pub async fn pull(&self, reference: &str, options: &PullOptions) -> Result<Image> {

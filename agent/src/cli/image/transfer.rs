@@ -70,25 +70,19 @@ pub fn pull(store: &Store, args: &PullArgs) -> anyhow::Result<()> {
     };
     let known = match &args.authfile {
         Some(file) => Credentials::read(file)?,
-        None if given.is_none() && Path::new(config::DEFAULT_AUTH_FILE).exists() => {
-            Credentials::read(Path::new(config::DEFAULT_AUTH_FILE))?
-        }
+        None if given.is_none() => Credentials::read_if_there(Path::new(config::DEFAULT_AUTH_FILE))?,
         None => Credentials::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     for reference in &args.images {
-        let options = |auth| PullOptions {
-            auth,
+        let options = PullOptions {
+            auth: None,
             insecure_registries: args.insecure_registry.clone(),
             certs_dirs: args.certs_dir.clone(),
             progress: (!args.quiet).then(progress::reporter),
         };
-        let mut tries = known.for_image(reference).into_iter();
-        let mut result = runtime.block_on(store.pull(reference, &options(given.clone().or(tries.next()))));
-        while let (Err(berth_image::Error::Unauthorized { .. }), Some(next)) = (&result, tries.next()) {
-            result = runtime.block_on(store.pull(reference, &options(Some(next))));
-        }
-        let image = result?;
+        let ways = given.iter().cloned().chain(known.for_image(reference)).map(Some);
+        let image = runtime.block_on(store.pull_as(reference, ways, &options))?;
         let name = image.repo_tags.first().or(image.repo_digests.first()).unwrap_or(reference);
         let text = if args.quiet {
             format!("{}\n", image.id)
