@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use berth_runtime::cgroup::{Cgroups, Driver};
 use berth_runtime::container::seccomp::default_profile;
-use berth_runtime::container::{self, Create, Exec, Stdio, Tie, Timings};
+use berth_runtime::container::{self, Create, Exec, Stdio, Terms, Tie, Timings};
 use berth_runtime::rootfs::Rootfs;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
@@ -127,10 +127,11 @@ fn measure_exec(
     let mut container = container::create(create)?;
     container.start()?;
     let process = process(&["true"])?;
+    let terms = Terms::of_spec(&spec)?;
     for _ in 0..rounds {
         let exec = Exec {
             pid: container.pid,
-            spec: &spec,
+            terms: &terms,
             process: &process,
             stdio: Stdio::default(),
             cgroup: &cgroup,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use berth_reconciler::node::{Failure, Hook, ProbeOutcome};
 use berth_reconciler::pod::Pod;
+use berth_runtime::shim::client::{Feature, RunRequest};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -89,6 +90,31 @@ async fn run_command(
     command: &[String],
     timeout: Duration,
 ) -> Result<(i32, String), String> {
+    let client = entry.client().ok_or("the pod is not running")?;
+    if !client.welcome().has(Feature::Run) {
+        return run_in_steps(entry, instance, command, timeout).await;
+    }
+    let request = RunRequest {
+        container_id: instance.record.id.clone(),
+        command: command.to_vec(),
+        timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+        output_max: BODY_MAX,
+    };
+    let ran = client.run(request).await.map_err(|e| e.to_string())?;
+    ran.code.map(|code| (code, ran.output)).ok_or_else(|| timed_out(command, timeout))
+}
+
+fn timed_out(command: &[String], timeout: Duration) -> String {
+    format!("command timed out: \"{}\" timed out after {}s", command.join(" "), timeout.as_secs())
+}
+
+/// The same with a shim of an earlier release, which lives on when the agent is replaced.
+async fn run_in_steps(
+    entry: &Entry,
+    instance: &Instance,
+    command: &[String],
+    timeout: Duration,
+) -> Result<(i32, String), String> {
     let spec = ExecSpec { command: command.to_vec(), tty: false, stdin: false, size: None };
     let (client, session) = exec::run(entry, instance, &spec).await?;
     let outputs = [session.stdout, session.stderr];
@@ -104,11 +130,7 @@ async fn run_command(
         Err(_) => {
             let _ = client.kill_exec(exec_id, nix::libc::SIGKILL).await;
             let _ = client.wait_exec(exec_id).await;
-            Err(format!(
-                "command timed out: \"{}\" timed out after {}s",
-                command.join(" "),
-                timeout.as_secs()
-            ))
+            Err(timed_out(command, timeout))
         }
     }
 }

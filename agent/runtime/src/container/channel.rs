@@ -123,7 +123,8 @@ impl Channel {
 
     /// What the new process has to say; nothing when it runs its program or is gone.
     pub fn next_report(&self) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
-        let mut buffer = vec![0; MAX_MESSAGE];
+        // As much as there is: most messages are a few bytes, and memory that is touched has to be given back.
+        let mut buffer = vec![0; self.next_length()?];
         let mut control = nix::cmsg_space!([RawFd; 1]);
         let (length, fd) = loop {
             let mut parts = [IoSliceMut::new(&mut buffer)];
@@ -144,6 +145,16 @@ impl Channel {
             return Ok(None);
         }
         Ok(Some((serde_json::from_slice(&buffer[..length])?, fd)))
+    }
+
+    /// Waits for a message and gives its length; 0 for the end.
+    fn next_length(&self) -> io::Result<usize> {
+        loop {
+            match recv(self.raw(), &mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC) {
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
+                other => return Ok(other?),
+            }
+        }
     }
 
     /// Gives the new process an order. It may be gone, which the next report will tell.

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::setsid;
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process};
 
 use super::channel::{Channel, Failure, Report};
 use super::create::{cgroups_of, reap};
@@ -40,13 +40,13 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     let cgroups = &*cgroups_of(driver)?;
     let target =
         pidfd_open(exec.pid).map_err(|e| Error::sys("open", format!("container process {}", exec.pid), e))?;
-    let linux = exec.spec.linux().as_ref();
+    let linux = exec.terms.linux.as_ref();
     let visit = Visit {
-        process: complete(exec.process, exec.spec),
+        process: exec.terms.complete(exec.process),
         stdio: exec.stdio,
         target: target.as_fd().try_clone_to_owned().map_err(|e| Error::sys("copy", "a pidfd", e))?,
         task_files: cgroups.v1_task_files(exec.cgroup)?,
-        filter: Identity::compile(linux.and_then(|l| l.seccomp().as_ref()))?,
+        filter: exec.terms.filter.as_ref(),
         linux,
         tie: exec.tie,
     };
@@ -99,41 +99,6 @@ fn give_up(child: &Child) {
     reap(child.pidfd.as_fd());
 }
 
-/// What an exec leaves open is as in the container's first process.
-fn complete(process: &Process, spec: &Spec) -> Process {
-    let mut process = process.clone();
-    if let Some(first) = spec.process() {
-        if process.capabilities().is_none() {
-            process.set_capabilities(first.capabilities().clone());
-        }
-        if process.rlimits().is_none() {
-            process.set_rlimits(first.rlimits().clone());
-        }
-        if process.no_new_privileges().is_none() {
-            process.set_no_new_privileges(first.no_new_privileges());
-        }
-        if process.oom_score_adj().is_none() {
-            process.set_oom_score_adj(first.oom_score_adj());
-        }
-        if process.apparmor_profile().is_none() {
-            process.set_apparmor_profile(first.apparmor_profile().clone());
-        }
-        if process.selinux_label().is_none() {
-            process.set_selinux_label(first.selinux_label().clone());
-        }
-        if process.scheduler().is_none() {
-            process.set_scheduler(first.scheduler().clone());
-        }
-        if process.io_priority().is_none() {
-            process.set_io_priority(*first.io_priority());
-        }
-        if process.exec_cpu_affinity().is_none() {
-            process.set_exec_cpu_affinity(first.exec_cpu_affinity().clone());
-        }
-    }
-    process
-}
-
 /// Makes the child, on v2 in the container's cgroup. When the container has divided that into smaller ones, no process
 /// may be in it, and the one of the container's first process is taken.
 fn spawn(
@@ -167,7 +132,7 @@ struct Visit<'a> {
     stdio: Stdio,
     target: OwnedFd,
     task_files: Vec<PathBuf>,
-    filter: Option<Filter>,
+    filter: Option<&'a Filter>,
     linux: Option<&'a Linux>,
     tie: Tie,
 }
@@ -197,7 +162,7 @@ impl Visit<'_> {
             // A warning that cannot be delivered is not worth more than the process.
             let _ = channel.report(&Report::Warning(text), None);
         };
-        let mut identity = Identity::of_process(&self.process, self.filter.clone(), &mut warn)?;
+        let mut identity = Identity::of_process(&self.process, self.filter.cloned(), &mut warn)?;
         limits::set_oom_score(0, &self.process, &mut warn)?;
         labels::set_for_exec(&self.process)?;
         let affinity = self.process.exec_cpu_affinity().as_ref();

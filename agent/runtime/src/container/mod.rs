@@ -38,6 +38,7 @@ mod scheduling;
 pub mod seccomp;
 mod sources;
 mod streams;
+mod terms;
 mod time_namespace;
 mod timings;
 mod user_namespace;
@@ -58,6 +59,7 @@ pub(crate) use create::{cgroups, cgroups_of};
 pub use document::Document;
 pub use error::Error;
 pub use mount_options::names as mount_option_names;
+pub use terms::Terms;
 pub use timings::Timings;
 
 use channel::Channel;
@@ -130,8 +132,8 @@ pub struct Container {
 pub struct Exec<'a> {
     /// The container's first process.
     pub pid: i32,
-    /// The spec that the container was made from.
-    pub spec: &'a Spec,
+    /// What the container's spec says of such processes.
+    pub terms: &'a Terms,
     /// What to run.
     pub process: &'a Process,
     /// Its standard streams.

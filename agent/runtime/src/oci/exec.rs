@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::create::{own_stdio, write_pid};
 use super::{Error, Runtime, Status, console, foreground};
-use crate::container::{self, Exec, Stdio, Tie};
+use crate::container::{self, Exec, Stdio, Terms, Tie};
 
 /// How a process is to be started.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,7 +49,9 @@ impl Runtime {
         if !terminal && options.console_socket.is_some() {
             return Err(Error::invalid("--console-socket", "the process has no terminal"));
         }
-        let spec = folder.config()?;
+        let failed =
+            |source| Error::Container { operation: "exec failed: unable to start container process", source };
+        let terms = Terms::of_spec(&folder.config()?).map_err(failed)?;
         let signals = if options.detach { None } else { Some(foreground::Signals::take()?) };
         let cgroup = match &options.sub_cgroup {
             Some(_) if record.cgroup.is_empty() => {
@@ -60,16 +62,13 @@ impl Runtime {
         };
         let started = container::exec(Exec {
             pid: record.pid,
-            spec: &spec,
+            terms: &terms,
             process,
             stdio: if terminal { Stdio::default() } else { own_stdio() },
             cgroup: &cgroup,
             tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate: None },
         })
-        .map_err(|source| Error::Container {
-            operation: "exec failed: unable to start container process",
-            source,
-        })?;
+        .map_err(failed)?;
         self.warnings.extend(started.warnings);
         let mut console = started.console;
         if let (Some(path), Some(master)) =

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::capture::Capture;
 use super::connection::Asker;
 use super::dial;
 use super::execs::{self, Running};
@@ -15,8 +16,8 @@ use super::oom::OomSense;
 use super::pod_init::PodInit;
 use super::proto::{
     Call, CreateRequest, Created, ExecExited, ExecRequest, ExecStarted, FEATURES, Failure, FailureKind,
-    Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome, PROTOCOL_VERSION, Request, Started, Status,
-    Welcome,
+    Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome, PROTOCOL_VERSION, Request, RunRequest, Started,
+    Status, Welcome,
 };
 use super::record::note;
 use super::server::{Ending, Server};
@@ -78,7 +79,9 @@ impl Server {
         if !greeted && !matches!(call, Call::Hello(_)) {
             return Err(failure(FailureKind::Invalid, "the first request must be hello"));
         }
-        if self.ending.is_some() && matches!(call, Call::Create(_) | Call::Start(_) | Call::Exec(_)) {
+        if self.ending.is_some()
+            && matches!(call, Call::Create(_) | Call::Start(_) | Call::Exec(_) | Call::Run(_))
+        {
             return Err(failure(FailureKind::Invalid, "the shim is shutting down"));
         }
         match call {
@@ -89,6 +92,7 @@ impl Server {
             Call::Delete(request) => self.delete(asker, &request.id),
             Call::List {} => done(Outcome::List(self.slots.iter().map(Slot::state).collect())),
             Call::Exec(request) => self.exec(asker, *request),
+            Call::Run(request) => self.run_command(asker, request),
             Call::WaitExec(request) => self.wait_exec(asker, request.exec_id),
             Call::KillExec(request) => self.kill_exec(&request),
             Call::Resize(size) => {
@@ -243,21 +247,36 @@ impl Server {
     }
 
     fn exec(&mut self, asker: Asker, request: ExecRequest) -> Answer {
-        let slot = self.slot(&request.container_id)?;
+        let slot = self.slot_to_enter(&request.container_id)?;
+        let (pid, fds) = execs::start(slot, request)?;
+        let exec_id = self.remember(pid, asker, None);
+        Ok(Some((Outcome::ExecStarted(ExecStarted { exec_id, pid }), fds)))
+    }
+
+    fn run_command(&mut self, asker: Asker, request: RunRequest) -> Answer {
+        let slot = self.slot_to_enter(&request.container_id)?;
+        let (pid, capture) = execs::run(slot, request, asker)?;
+        self.remember(pid, asker, Some(capture));
+        Ok(None)
+    }
+
+    /// A container that takes further processes.
+    fn slot_to_enter(&mut self, id: &str) -> Result<&mut Slot, Failure> {
+        let slot = self.slot(id)?;
         if slot.status != Status::Running {
-            return Err(failure(FailureKind::Invalid, format!("container {} is not running", slot.id)));
+            return Err(failure(FailureKind::Invalid, format!("container {id} is not running")));
         }
         if slot.paused {
-            return Err(failure(FailureKind::Invalid, format!("container {} is paused", slot.id)));
+            return Err(failure(FailureKind::Invalid, format!("container {id} is paused")));
         }
-        let started = execs::start(slot, request);
-        release_memory();
-        let (pid, fds) = started?;
+        Ok(slot)
+    }
+
+    fn remember(&mut self, pid: i32, asker: Asker, capture: Option<Capture>) -> u64 {
         self.last_exec += 1;
-        let exec_id = self.last_exec;
-        let owner = Some(asker.connection);
-        self.execs.push(Running { id: exec_id, pid, owner, code: None, waiters: Vec::new() });
-        Ok(Some((Outcome::ExecStarted(ExecStarted { exec_id, pid }), fds)))
+        let (id, owner) = (self.last_exec, Some(asker.connection));
+        self.execs.push(Running { id, pid, owner, code: None, waiters: Vec::new(), capture });
+        id
     }
 
     fn wait_exec(&mut self, asker: Asker, exec_id: u64) -> Answer {

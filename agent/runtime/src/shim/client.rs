@@ -14,14 +14,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::frame;
 use super::link::{Answer, Link, Order};
 use super::proto::{
-    Attach, Call, ContainerId, ExecId, Feature, Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome,
+    Attach, Call, ContainerId, ExecId, Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome,
     PROTOCOL_VERSION, Request, Resize,
 };
 use crate::sys::terminal;
 
 pub use super::proto::{
-    ContainerState, CreateRequest, Created, Event, ExecRequest, ExitRecord, Failure, FailureKind, Runtime,
-    Started, Status, Welcome,
+    ContainerState, CreateRequest, Created, Event, ExecRequest, ExitRecord, Failure, FailureKind, Feature,
+    Ran, RunRequest, Runtime, Started, Status, Welcome,
 };
 
 /// A connection to a shim. Clones share it.
@@ -304,6 +304,20 @@ impl Client {
         };
         let complete = if tty { session.console.is_some() } else { session.stderr.is_some() };
         if complete { Ok(session) } else { Err(Error::Unexpected { what: "exec" }) }
+    }
+
+    /// Runs a command inside a running container to its end, or kills it when its time is over.
+    ///
+    /// # Errors
+    /// When the container does not run ([`FailureKind::Invalid`]), the program cannot be executed
+    /// ([`FailureKind::StartFailed`]), or the shim is older than [`Feature::Run`] ([`FailureKind::Unsupported`]).
+    pub async fn run(&self, request: RunRequest) -> Result<Ran> {
+        self.needs(Feature::Run, "a command in one call")?;
+        // The shim keeps the time, and is patient itself with what is frozen.
+        match self.shared.ask("run", Call::Run(request), None).await? {
+            (Outcome::Ran(ran), _) => Ok(ran),
+            _ => Err(Error::Unexpected { what: "run" }),
+        }
     }
 
     /// Waits for an exec'ed process and returns its exit code (128 plus the signal's number if a signal ended it). The

@@ -2,18 +2,23 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
-use oci_spec::runtime::{Process, Spec};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, pipe2};
+use oci_spec::runtime::Process;
 
+use super::capture::Capture;
 use super::connection::Asker;
 use super::failure;
-use super::proto::{ExecRequest, Failure, FailureKind};
+use super::proto::{ExecRequest, Failure, FailureKind, RunRequest};
 use super::record::note;
+use super::server::Server;
 use super::slot::{Slot, read_spec};
-use crate::container::{self, Stdio, Tie};
-use crate::sys::shim_process::set_nonblocking;
+use crate::container::{self, Stdio, Terms, Tie};
+use crate::sys::shim_process::{release_memory, set_nonblocking};
 
 /// One process, until its exit code has been fetched or nobody can fetch it any more.
 #[derive(Debug)]
@@ -25,25 +30,63 @@ pub(super) struct Running {
     pub code: Option<i32>,
     /// Who waits for its exit.
     pub waiters: Vec<Asker>,
+    /// It is a command that is run to its end in one call.
+    pub capture: Option<Capture>,
 }
 
 /// Starts a process in the container of `slot`. Returns its process id and the client's ends of its stdio.
-pub(super) fn start(slot: &Slot, request: ExecRequest) -> Result<(i32, Vec<OwnedFd>), Failure> {
+pub(super) fn start(slot: &mut Slot, request: ExecRequest) -> Result<(i32, Vec<OwnedFd>), Failure> {
     let ExecRequest { mut process, tty, stdin, .. } = request;
     process.set_terminal(Some(tty));
-    let spec = read_spec(&slot.bundle)?;
-    let internal = |error: io::Error| failure(FailureKind::Internal, format!("cannot make pipes: {error}"));
     let (stdio, mut fds) =
-        if tty { (Stdio::default(), Vec::new()) } else { pipes(stdin).map_err(internal)? };
+        if tty { (Stdio::default(), Vec::new()) } else { pipes(stdin).map_err(no_pipes)? };
+    let (pid, console) = launch(slot, process, stdio)?;
+    fds.extend(console);
+    for fd in &fds {
+        set_nonblocking(fd).map_err(|error| {
+            failure(FailureKind::Internal, format!("cannot prepare the streams: {error}"))
+        })?;
+    }
+    Ok((pid, fds))
+}
+
+/// Starts a command in the container of `slot` whose output is captured.
+pub(super) fn run(slot: &mut Slot, request: RunRequest, asker: Asker) -> Result<(i32, Capture), Failure> {
+    let timeout = Duration::from_millis(request.timeout_ms);
+    let mut process = terms(slot)?.first().cloned().ok_or_else(|| {
+        failure(FailureKind::Invalid, format!("the specification of {} has no process", slot.id))
+    })?;
+    process.set_args(Some(request.command)).set_terminal(Some(false));
+    let (capture, stdio) = Capture::new(asker, timeout, request.output_max).map_err(no_pipes)?;
+    let (pid, _) = launch(slot, process, stdio)?;
+    Ok((pid, capture))
+}
+
+fn no_pipes(error: io::Error) -> Failure {
+    failure(FailureKind::Internal, format!("cannot make pipes: {error}"))
+}
+
+/// What the container's specification says of further processes; it is read when the first of them comes.
+fn terms(slot: &mut Slot) -> Result<Rc<Terms>, Failure> {
+    if let Some(terms) = &slot.terms {
+        return Ok(terms.clone());
+    }
+    let terms = Terms::of_spec(&read_spec(&slot.bundle)?)
+        .map_err(|error| failure(FailureKind::StartFailed, error.to_string()))?;
+    // The many small pieces of the rest are gone now.
+    release_memory();
+    Ok(slot.terms.insert(Rc::new(terms)).clone())
+}
+
+fn launch(slot: &mut Slot, mut process: Process, stdio: Stdio) -> Result<(i32, Option<OwnedFd>), Failure> {
+    let terms = terms(slot)?;
     if let Some(foreign) = &slot.foreign {
-        complete(&mut process, &spec);
-        let (pid, console) = foreign.exec(&process, stdio)?;
-        fds.extend(console);
-        return nonblocking(fds).map(|fds| (pid, fds));
+        complete(&mut process, &terms);
+        return foreign.exec(&process, stdio);
     }
     let exec = container::Exec {
         pid: slot.container.pid,
-        spec: &spec,
+        terms: &terms,
         process: &process,
         stdio,
         cgroup: &slot.container.cgroup,
@@ -54,22 +97,12 @@ pub(super) fn start(slot: &Slot, request: ExecRequest) -> Result<(i32, Vec<Owned
     for warning in &started.warnings {
         note!("{}: exec: {warning}", slot.id);
     }
-    fds.extend(started.console);
-    nonblocking(fds).map(|fds| (started.pid, fds))
-}
-
-fn nonblocking(fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Failure> {
-    for fd in &fds {
-        set_nonblocking(fd).map_err(|error| {
-            failure(FailureKind::Internal, format!("cannot prepare the streams: {error}"))
-        })?;
-    }
-    Ok(fds)
+    Ok((started.pid, started.console))
 }
 
 /// What an exec leaves open is as in the container's first process; other runtimes would take it for nothing.
-fn complete(process: &mut Process, spec: &Spec) {
-    let Some(first) = spec.process() else { return };
+fn complete(process: &mut Process, terms: &Terms) {
+    let Some(first) = terms.first() else { return };
     if process.capabilities().is_none() {
         process.set_capabilities(first.capabilities().clone());
     }
@@ -97,4 +130,21 @@ fn pipes(stdin: bool) -> io::Result<(Stdio, Vec<OwnedFd>)> {
     stdio.stderr = Some(writer);
     fds.push(reader);
     Ok((stdio, fds))
+}
+
+impl Server {
+    /// Kills the commands whose time is over. Their ends are seen later.
+    pub fn end_late_commands(&mut self) {
+        let now = Instant::now();
+        for exec in &mut self.execs {
+            if let Some(capture) = &mut exec.capture
+                && capture.is_over(now)
+            {
+                // Not reaped yet, so that the numbers are still its own. Where another runtime has started it, it may have no
+                // group of its own, and a group is gone when all have left it.
+                let _ = killpg(Pid::from_raw(exec.pid), Signal::SIGKILL);
+                let _ = kill(Pid::from_raw(exec.pid), Signal::SIGKILL);
+            }
+        }
+    }
 }

@@ -38,6 +38,11 @@ impl Server {
 
     fn exec_exited(&mut self, index: usize, code: i32) {
         let exec = &mut self.execs[index];
+        if let Some(capture) = exec.capture.take() {
+            self.execs.swap_remove(index);
+            let (asker, ran) = capture.finish(code, &mut self.scratch);
+            return self.reply(asker, Outcome::Ran(ran), Vec::new());
+        }
         exec.code = Some(code);
         let waiters = std::mem::take(&mut exec.waiters);
         if waiters.is_empty() {

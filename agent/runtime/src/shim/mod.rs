@@ -3,7 +3,8 @@
 //! The tour: [`spawn`] is how the agent starts one, [`client`] how it talks to it, [`proto`] what they say. [`main`] is
 //! the process itself: `setup` makes it a shim, `server` is its loop (with `calls`, what is asked of it, and `exits`,
 //! what its children do), `slot` one container, `pump` its output, `attach` who looks on, `oom` and `pause` what happens to
-//! it, `pod_init` the PID 1 of a shared PID namespace, `pod_users` the pod's user namespace, `foreign` a runtime in place of the engine, `execs` and `dial` the rest of what it holds. It
+//! it, `pod_init` the PID 1 of a shared PID namespace, `pod_users` the pod's user namespace, `foreign` a runtime in place of the engine, `execs` what is run in containers besides
+//! (with `capture`, the output of a probe), `dial` the rest of what it holds. It
 //! blocks in one `poll` and has no timers, so an idle pod costs no CPU.
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ mod attach;
 #[cfg(feature = "agent")]
 mod binary;
 mod calls;
+mod capture;
 #[cfg(feature = "agent")]
 pub mod client;
 mod connection;

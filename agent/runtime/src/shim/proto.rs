@@ -57,6 +57,8 @@ pub enum Call {
     List {},
     /// Start a process inside a running container.
     Exec(Box<ExecRequest>),
+    /// Run a command inside a running container to its end, within a time (since [`Feature::Run`]).
+    Run(RunRequest),
     /// Answered when the exec'ed process has exited; its result is forgotten then.
     WaitExec(ExecId),
     /// Signal an exec'ed process.
@@ -130,19 +132,22 @@ pub enum Feature {
     Runtime,
     /// [`CreateRequest::pids_of`].
     PidsOf,
+    /// [`Call::Run`].
+    Run,
     /// Something of a newer shim.
     #[serde(other)]
     Unknown,
 }
 
 /// What this build's shim says of itself.
-pub const FEATURES: [Feature; 6] = [
+pub const FEATURES: [Feature; 7] = [
     Feature::PodPids,
     Feature::Pause,
     Feature::OomEvents,
     Feature::AttachEnd,
     Feature::Runtime,
     Feature::PidsOf,
+    Feature::Run,
 ];
 
 /// Names one container.
@@ -256,6 +261,32 @@ pub struct ExecStarted {
     pub pid: i32,
 }
 
+/// See [`Call::Run`]. The process is as the container's first one but for its arguments; its stdin is `/dev/null`. One request
+/// and one answer are all there is to it, so that a probe costs little more than its command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunRequest {
+    /// The container's id.
+    pub container_id: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Milliseconds after which the command is killed, with all processes of its process group.
+    pub timeout_ms: u64,
+    /// So many bytes from the beginning of what it writes are kept; at most [`MAX_OUTPUT`].
+    pub output_max: usize,
+}
+
+/// The most output that [`Call::Run`] keeps, in bytes.
+pub const MAX_OUTPUT: usize = 64 << 10;
+
+/// The answer to [`RunRequest`]. Processes that the command has left behind are not waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ran {
+    /// The exit code; 128 plus the signal's number for a command that a signal ended; none if its time was over.
+    pub code: Option<i32>,
+    /// The beginning of what it wrote to stdout and stderr, in the order in which it did; what is not UTF-8 is replaced.
+    pub output: String,
+}
+
 /// Names an exec'ed process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ExecId {
@@ -361,6 +392,8 @@ pub enum Outcome {
     List(Vec<ContainerState>),
     /// To [`Call::Exec`].
     ExecStarted(ExecStarted),
+    /// To [`Call::Run`].
+    Ran(Ran),
     /// To [`Call::WaitExec`].
     ExecExited(ExecExited),
     /// To [`Call::Attach`].

@@ -64,6 +64,7 @@ enum Token {
     Source(usize, usize),
     Tap(usize, usize, usize),
     Oom(usize),
+    Capture(u64),
     Signals,
     Dial(usize),
     Connection(u64),
@@ -148,6 +149,14 @@ impl Server {
                 self.slots[slot].tidy();
             }
             Token::Oom(slot) => self.look_for_kills(slot, Instant::now()),
+            Token::Capture(id) => {
+                // It has gone when its end was seen first.
+                if let Some(exec) = self.execs.iter_mut().find(|exec| exec.id == id)
+                    && let Some(capture) = &mut exec.capture
+                {
+                    capture.read(&mut self.scratch);
+                }
+            }
             Token::Signals => {
                 while let Ok(Some(_)) = self.signals.read_signal() {}
                 self.reap();
@@ -180,12 +189,19 @@ impl Server {
             tokens.push(Token::Dial(index));
             fds.push(PollFd::new(dial.socket.as_fd(), PollFlags::POLLOUT));
         }
+        let now = Instant::now();
+        for exec in &self.execs {
+            if let Some(pipe) = exec.capture.as_ref().and_then(|capture| capture.watch(now)) {
+                tokens.push(Token::Capture(exec.id));
+                fds.push(PollFd::new(pipe, PollFlags::POLLIN));
+            }
+        }
         tokens.push(Token::Signals);
         fds.push(PollFd::new(self.signals.as_fd(), PollFlags::POLLIN));
         for (index, slot) in self.slots.iter().enumerate() {
             slot_fds(index, slot, &mut tokens, &mut fds);
         }
-        match poll(&mut fds, self.patience()) {
+        match poll(&mut fds, self.patience(now)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -193,19 +209,21 @@ impl Server {
         Ok(tokens.into_iter().zip(ready).filter(|(_, flags)| !flags.is_empty()).collect())
     }
 
-    fn patience(&self) -> PollTimeout {
-        let now = Instant::now();
+    fn patience(&self, now: Instant) -> PollTimeout {
         let ending = self.ending.as_ref().map(|ending| ending.deadline);
         let abandoned = (self.connections.is_empty() && !self.has_live()).then(|| now + ABANDONED_AFTER);
-        let next = self.slots.iter().filter_map(Slot::deadline).chain(ending).chain(abandoned).min();
+        let captures = self.execs.iter().filter_map(|exec| exec.capture.as_ref()?.due(now));
+        let next =
+            self.slots.iter().filter_map(Slot::deadline).chain(captures).chain(ending).chain(abandoned).min();
         let Some(next) = next else { return PollTimeout::NONE };
         let wait = next.saturating_duration_since(now);
         // Rounded up, so that the time has come when it returns.
         PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
     }
 
-    /// What is due by the clock: attached clients that are too slow, and second looks for kills.
+    /// What is due by the clock: commands whose time is over, attached clients that are too slow, and second looks for kills.
     fn keep_time(&mut self) {
+        self.end_late_commands();
         if self.slots.iter().all(|slot| slot.deadline().is_none()) {
             return;
         }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -21,7 +22,7 @@ use super::pump::{Pumped, Source};
 use super::record::{self, note};
 use super::{failure, pod_init};
 use crate::cgroup::Driver;
-use crate::container::{self, Container, Stdio, Tie};
+use crate::container::{self, Container, Stdio, Terms, Tie};
 use crate::log::{Stream, Writer};
 use crate::sys::process::pidfd_kill;
 use crate::sys::shim_process::set_nonblocking;
@@ -57,6 +58,8 @@ pub(super) struct Slot {
     start_time: u64,
     log: Option<Writer>,
     loss_noted: Option<Instant>,
+    /// What further processes have in common, once there was one.
+    pub(super) terms: Option<Rc<Terms>>,
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdin_once: bool,
     pub(super) tty: bool,
@@ -134,6 +137,7 @@ impl Slot {
             paused: false,
             oom: OomSense::default(),
             loss_noted: None,
+            terms: None,
             stdin: ours.stdin,
             start_time: *start_time.as_ref().unwrap_or(&0),
             sources: Vec::new(),

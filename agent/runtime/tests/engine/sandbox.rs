@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use berth_runtime::cgroup::{Cgroups, Driver};
-use berth_runtime::container::{self, Container, Create, Error, Exec, ExecProcess, Stdio, Tie};
+use berth_runtime::container::{self, Container, Create, Error, Exec, ExecProcess, Stdio, Terms, Tie};
 use berth_runtime::rootfs::Rootfs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -187,10 +187,10 @@ impl Sandbox {
         let mut full = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"]});
         full.as_object_mut().unwrap().extend(process.as_object().unwrap().clone());
         let process: Process = serde_json::from_value(full).unwrap();
-        let spec = self.typed_spec();
+        let terms = Terms::of_spec(&self.typed_spec())?;
         container::exec(Exec {
             pid: container.pid,
-            spec: &spec,
+            terms: &terms,
             process: &process,
             stdio: self.stdio("exec-out", "exec-err"),
             cgroup: &self.cgroup,

@@ -248,6 +248,7 @@ fn busybox(rootfs: &Path) {
     for applet in [
         "sh", "sleep", "cat", "echo", "seq", "head", "tail", "hostname", "nc", "stty", "ls", "grep", "true",
         "id", "readlink", "mkdir", "touch", "dd", "kill", "setsid", "ps", "md5sum", "yes", "ip", "tr",
+        "printf",
     ] {
         std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
     }

@@ -10,5 +10,6 @@ mod memory;
 mod output;
 mod paused;
 mod process;
+mod run;
 mod shared_pids;
 mod users;
