@@ -58,51 +58,88 @@ fn op(code: u16, k: u32) -> Instruction {
     Instruction { code, jt: 0, jf: 0, k }
 }
 
+/// The farthest that a conditional jump leads; others lead everywhere.
+const REACH: usize = u8::MAX as usize;
+
 /// The whole program: for each architecture its ranges; others are killed.
 pub fn program(blocks: &[(u32, Vec<Range>)]) -> Vec<Instruction> {
-    let mut program = vec![op(LOAD, ARCH)];
-    for (audit, ranges) in blocks {
-        let tree = tree(ranges);
-        program.push(Instruction { code: JUMP_EQUAL, jt: 1, jf: 0, k: *audit });
-        program.push(op(JUMP, tree.len() as u32 + 1));
-        program.push(op(LOAD, NUMBER));
-        program.extend(tree);
-    }
-    program.push(op(RETURN, libc::SECCOMP_RET_KILL_PROCESS));
-    program
-}
-
-/// Halves the ranges until one is left.
-fn tree(ranges: &[Range]) -> Vec<Instruction> {
-    match ranges {
-        [] => Vec::new(),
-        [one] => leaf(&one.verdict),
-        _ => {
-            let (lower, upper) = ranges.split_at(ranges.len() / 2);
-            let pivot = upper[0].start;
-            let (left, right) = (tree(lower), tree(upper));
-            let mut code = match u8::try_from(left.len()) {
-                Ok(distance) => vec![Instruction { code: JUMP_GREATER_EQUAL, jt: distance, jf: 0, k: pivot }],
-                // Conditional jumps reach 255 instructions, others reach all.
-                Err(_) => vec![
-                    Instruction { code: JUMP_GREATER_EQUAL, jt: 0, jf: 1, k: pivot },
-                    op(JUMP, left.len() as u32),
-                ],
-            };
-            code.extend(left);
-            code.extend(right);
-            code
+    let mut program = Backwards::default();
+    let mut next = program.push(op(RETURN, libc::SECCOMP_RET_KILL_PROCESS));
+    for (audit, ranges) in blocks.iter().rev() {
+        if let Some(entry) = program.tree(ranges) {
+            program.fall_into(entry);
+            program.push(op(LOAD, NUMBER));
+            program.jump(next);
+            next = program.push(Instruction { code: JUMP_EQUAL, jt: 1, jf: 0, k: *audit });
         }
     }
+    program.push(op(LOAD, ARCH));
+    program.0.reverse();
+    program.0
 }
 
-fn leaf(verdict: &Verdict) -> Vec<Instruction> {
-    let mut code = Vec::new();
-    for (conditions, action) in &verdict.conditional {
-        code.extend(rule(conditions, *action));
+/// A program that is written from its end to its beginning. Jumps lead forward only, so that what they lead to is there
+/// already, and most verdicts, which are few and the same again and again, need not be written once more: the kernel
+/// translates the whole program each time that it is installed. Places are counted from the end.
+#[derive(Default)]
+struct Backwards(Vec<Instruction>);
+
+impl Backwards {
+    /// Puts an instruction in front of all others; gives its place.
+    fn push(&mut self, instruction: Instruction) -> usize {
+        self.0.push(instruction);
+        self.0.len() - 1
     }
-    code.push(op(RETURN, verdict.otherwise));
-    code
+
+    /// How many instructions the next one would have to skip.
+    fn distance(&self, place: usize) -> usize {
+        self.0.len() - place - 1
+    }
+
+    fn jump(&mut self, place: usize) -> usize {
+        let distance = self.distance(place) as u32;
+        self.push(op(JUMP, distance))
+    }
+
+    /// Makes the next instruction lead to that place when it does not jump.
+    fn fall_into(&mut self, place: usize) {
+        if self.distance(place) > 0 {
+            self.jump(place);
+        }
+    }
+
+    /// Halves the ranges until one is left. Gives the place to begin at; none without ranges.
+    fn tree(&mut self, ranges: &[Range]) -> Option<usize> {
+        let (lower, upper) = match ranges {
+            [] => return None,
+            [one] => return Some(self.leaf(&one.verdict)),
+            _ => ranges.split_at(ranges.len() / 2),
+        };
+        let (mut yes, mut no) = (self.tree(upper)?, self.tree(lower)?);
+        // Each of these two takes one place more. Behind them both are near.
+        if self.distance(no) >= REACH {
+            no = self.jump(no);
+        }
+        if self.distance(yes) > REACH {
+            yes = self.jump(yes);
+        }
+        let (jt, jf) = (self.distance(yes) as u8, self.distance(no) as u8);
+        Some(self.push(Instruction { code: JUMP_GREATER_EQUAL, jt, jf, k: upper[0].start }))
+    }
+
+    fn leaf(&mut self, verdict: &Verdict) -> usize {
+        let otherwise = op(RETURN, verdict.otherwise);
+        if verdict.conditional.is_empty() {
+            let near = self.0.len().saturating_sub(REACH / 2);
+            let known = self.0[near..].iter().rposition(|other| *other == otherwise);
+            return known.map_or_else(|| self.push(otherwise), |at| near + at);
+        }
+        self.push(otherwise);
+        for (conditions, action) in verdict.conditional.iter().rev() {
+            self.0.extend(rule(conditions, *action).into_iter().rev());
+        }
+        self.0.len() - 1
+    }
 }
 
 /// All conditions, then the verdict. A rule has at most six conditions of six steps, so its jumps are short.
