@@ -6,6 +6,9 @@ use std::sync::OnceLock;
 use k8s_openapi::api::core::v1;
 use serde::{Deserialize, Serialize};
 
+use crate::planner::spec_hash;
+use crate::resources::{QosClass, qos_class};
+
 /// Where a pod comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -27,14 +30,20 @@ pub struct Pod {
     pub object: v1::Pod,
     /// Where it comes from.
     pub source: Source,
-    /// The ephemeral containers as containers, which differ in type only.
+    /// What every look at the pod needs and only a change of the object changes.
     #[serde(skip)]
-    ephemeral: Derived,
+    derived: Derived,
 }
 
 /// What follows from the rest and is made when it is asked for first.
 #[derive(Debug, Default)]
-struct Derived(OnceLock<Vec<v1::Container>>);
+struct Derived {
+    /// The ephemeral containers as containers, which differ in type only.
+    ephemeral: OnceLock<Vec<v1::Container>>,
+    /// Names of containers and the hashes of their specs.
+    hashes: OnceLock<Vec<(String, String)>>,
+    qos: OnceLock<QosClass>,
+}
 
 impl Clone for Derived {
     /// The copy of a pod may be changed, so nothing is taken over.
@@ -52,7 +61,7 @@ impl PartialEq for Pod {
 impl Pod {
     /// A checked object and where it comes from.
     pub fn new(object: v1::Pod, source: Source) -> Pod {
-        Pod { object, source, ephemeral: Derived::default() }
+        Pod { object, source, derived: Derived::default() }
     }
 
     /// `metadata.uid`.
@@ -89,7 +98,7 @@ impl Pod {
     pub fn ephemeral(&self) -> &[v1::Container] {
         match self.spec().ephemeral_containers.as_deref() {
             None | Some([]) => &[],
-            Some(list) => self.ephemeral.0.get_or_init(|| list.iter().map(as_container).collect()),
+            Some(list) => self.derived.ephemeral.get_or_init(|| list.iter().map(as_container).collect()),
         }
     }
 
@@ -98,6 +107,18 @@ impl Pod {
         let mut list = self.spec().ephemeral_containers.iter().flatten();
         let target = list.find(|container| container.name == ephemeral)?.target_container_name.as_deref();
         target.filter(|name| !name.is_empty())
+    }
+
+    /// [`spec_hash`] of the container of that name; empty for a name that is unknown.
+    pub fn hash_of(&self, container: &str) -> &str {
+        let all = || self.all_containers().map(|c| (c.name.clone(), spec_hash(c))).collect();
+        let known: &Vec<_> = self.derived.hashes.get_or_init(all);
+        known.iter().find(|(name, _)| name == container).map_or("", |(_, hash)| hash)
+    }
+
+    /// The pod's QoS class.
+    pub fn qos_class(&self) -> QosClass {
+        *self.derived.qos.get_or_init(|| qos_class(self.spec()))
     }
 
     /// The container of that name, of whichever kind.

@@ -331,6 +331,20 @@ fn planner_kills_a_container_whose_post_start_failed() {
 }
 
 #[test]
+fn planner_heeds_a_failed_post_start_of_a_later_instance_too() {
+    let lifecycle = json!({ "postStart": { "exec": {} }, "preStop": { "exec": {} } });
+    let mut bench = Bench::up(one(json!({ "lifecycle": lifecycle }), json!({})));
+    bench.running("c", 0, 1);
+    assert_eq!(bench.time(2).take(), ["PostStart c-0"]);
+    bench.exited("c", 0, 1, 3, 1);
+    bench.running("c", 1, 4);
+    let actions = bench.time(4).step();
+    bench.fail(&actions[0], "Failed", "exit status 1");
+    assert_eq!(bench.take(), ["PreStop c-1"], "stopped, not hooked again");
+    assert!(bench.event("FailedPostStartHook").is_some());
+}
+
+#[test]
 fn planner_restarts_after_the_liveness_threshold() {
     let probe = json!({ "exec": {}, "periodSeconds": 10, "initialDelaySeconds": 5, "failureThreshold": 2,
         "terminationGracePeriodSeconds": 3 });
@@ -523,4 +537,14 @@ fn planner_ends_an_evicted_pod_as_soon_as_containers_may_be_killed_and_keeps_it_
     );
     bench.seen.sandbox = Sandbox::Absent;
     assert_eq!(bench.plan().actions, [], "it is not started again");
+}
+
+#[test]
+fn planner_grants_the_whole_grace_period_from_when_the_end_is_known() {
+    let mut bench = Bench::up(one(json!({}), json!({ "activeDeadlineSeconds": 100 })));
+    bench.running("c", 0, 1);
+    // The deadline passed while no agent was there.
+    assert_eq!(bench.time(150).take(), ["Stop c-0"]);
+    assert_eq!(bench.time(179).take(), [""; 0]);
+    assert_eq!(bench.time(180).take(), ["Kill c-0"]);
 }

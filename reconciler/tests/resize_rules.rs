@@ -131,6 +131,16 @@ fn resize_that_is_infeasible_is_told_and_not_asked_for_again() {
 }
 
 #[test]
+fn resize_that_replaces_one_in_flight_is_asked_for_once_that_is_refused() {
+    let mut bench = resized(container("1000", "64Mi"));
+    let actions = bench.step();
+    assert_eq!(actions, [Action::Allocate]);
+    bench.pod = one(container("200m", "64Mi"), json!({}));
+    bench.fail(&actions[0], "Infeasible", "the node has 2 CPUs");
+    assert_eq!(bench.take(), ["allocate"], "the refusal was about another wish");
+}
+
+#[test]
 fn resize_that_is_deferred_is_tried_again_with_backoff_and_told_once() {
     let mut bench = resized(container("2", "64Mi"));
     for (now, next) in [(2, 3), (3, 5), (5, 9)] {

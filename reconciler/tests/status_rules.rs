@@ -224,3 +224,18 @@ fn status_shows_resources_and_mounts() {
     let mount = &container.volume_mounts.as_ref().unwrap()[0];
     assert_eq!((mount.read_only, mount.recursive_read_only.as_deref()), (Some(true), Some("Disabled")));
 }
+
+#[test]
+fn status_of_a_pod_whose_sandbox_is_remade_falls_back_only_while_an_init_container_runs() {
+    let spec = json!({
+        "initContainers": [{ "name": "a", "image": "i" }],
+        "containers": [{ "name": "c", "image": "i" }],
+    });
+    let mut bench = Bench::up(pod(spec));
+    bench.exited("c", 0, 3, 9, 137);
+    bench.sandbox(10);
+    bench.running("a", 1, 11);
+    assert_eq!(phase(&bench), "Pending");
+    bench.exited("a", 1, 11, 12, 1);
+    assert_eq!(phase(&bench), "Running", "a failed one that waits does not count, says kubelet");
+}

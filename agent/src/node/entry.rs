@@ -13,7 +13,7 @@ use berth_netplug::Attachment;
 use berth_reconciler::node::{ContainerRecord, ContainerState, Deletion, Eviction, Observation, Sandbox};
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::Client;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -150,6 +150,24 @@ impl Entry {
         self.paused.subscribe()
     }
 
+    /// When a sandbox that is complete now was made: after every instance that is on record, even if the clock was set
+    /// back since. Whether an instance belongs to the sandbox is told by these times.
+    pub fn sandbox_time(&self) -> Timestamp {
+        let state = self.state();
+        let last = state.instances.iter().map(|instance| instance.record.created_at).max();
+        last.map_or_else(Timestamp::now, |last| Timestamp::now().max(just_after(last)))
+    }
+
+    /// When an instance that is recorded now was made: not before the sandbox that it belongs to, and after the last
+    /// restart of all containers.
+    pub fn instance_time(&self, round: Option<Timestamp>) -> Timestamp {
+        let since = match &self.state().sandbox {
+            Sandbox::Ready { created_at, .. } => Some(*created_at),
+            Sandbox::Absent | Sandbox::Dead => None,
+        };
+        since.into_iter().chain(round.map(just_after)).fold(Timestamp::now(), Timestamp::max)
+    }
+
     pub fn is_ready(&self) -> bool {
         matches!(self.state().sandbox, Sandbox::Ready { .. })
     }
@@ -221,6 +239,10 @@ impl Entry {
     }
 }
 
+fn just_after(at: Timestamp) -> Timestamp {
+    at.checked_add(SignedDuration::from_millis(1)).unwrap_or(at)
+}
+
 /// Writes JSON so that a reader sees the old or the new text, never half of one.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_vec(value).map_err(io::Error::other)?;
@@ -239,5 +261,48 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
             tracing::warn!(path = %path.display(), %error, "ignoring a record that cannot be read");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use berth_reconciler::pod::Source;
+
+    use super::*;
+
+    fn entry() -> Entry {
+        let pod = Pod::new(v1::Pod { spec: Some(v1::PodSpec::default()), ..v1::Pod::default() }, Source::Api);
+        Entry::new(PathBuf::from("/nonexistent"), Arc::new(pod))
+    }
+
+    #[test]
+    fn times_on_record_rise_even_if_the_clock_was_set_back() {
+        let entry = entry();
+        let soon = Timestamp::now() + SignedDuration::from_hours(1);
+        assert!(entry.sandbox_time() < soon && entry.instance_time(None) < soon);
+        entry.state().sandbox = Sandbox::Ready { ips: Vec::new(), created_at: soon };
+        assert_eq!(entry.instance_time(None), soon, "it belongs to the sandbox");
+        let later = soon + SignedDuration::from_secs(1);
+        assert!(entry.instance_time(Some(later)) > later, "it is what was started after that exit");
+        let record = ContainerRecord {
+            id: "a".to_owned(),
+            name: "c".to_owned(),
+            attempt: 0,
+            delay: None,
+            spec_hash: String::new(),
+            image: String::new(),
+            image_id: String::new(),
+            created_at: later,
+            state: ContainerState::Created,
+            post_start_done: false,
+            user: None,
+            resources: None,
+            round: None,
+        };
+        let (log_path, cgroup) = (PathBuf::new(), String::new());
+        entry.state().instances.push(Instance { record, stop_signal: 15, log_path, cgroup, pid: None });
+        assert!(entry.sandbox_time() > later, "no instance of an older sandbox is taken for one of this");
     }
 }

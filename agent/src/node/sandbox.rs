@@ -11,7 +11,6 @@ use berth_reconciler::node::{Failure, Sandbox};
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::Client;
 use berth_runtime::shim::{IdRange, SpawnOptions, spawn};
-use jiff::Timestamp;
 
 use super::entry::{Entry, SandboxRecord, write_json};
 use super::kubepods::Tree;
@@ -168,7 +167,7 @@ async fn attach(
 
 /// Believes in the sandbox, on disk first.
 fn complete(entry: &Entry, ips: Vec<IpAddr>, attachment: Option<Attachment>) -> Result<(), Failure> {
-    let created_at = Timestamp::now();
+    let created_at = entry.sandbox_time();
     let record = SandboxRecord { ips: ips.clone(), created_at, attachment: attachment.clone() };
     write_json(&entry.dir.join("sandbox.json"), &record)
         .map_err(|e| failed(format!("write {}: {e}", entry.dir.join("sandbox.json").display())))?;

@@ -306,7 +306,7 @@ impl Assembly<'_> {
                 spec_hash: self.start.spec_hash.clone(),
                 image: self.container.image.clone().unwrap_or_default(),
                 image_id: image.repo_digests.first().unwrap_or(&image.id).clone(),
-                created_at: Timestamp::now(),
+                created_at: self.entry.instance_time(self.start.round),
                 state: ContainerState::Created,
                 post_start_done: false,
                 user: Some(built.user),

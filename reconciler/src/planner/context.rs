@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 
-use crate::node::{ContainerRecord, ContainerState, Deletion, Exit, Observation, Sandbox};
+use crate::node::{ContainerRecord, ContainerState, Deletion, Exit, Hook, Observation, Sandbox};
 use crate::planner::StopCause;
-use crate::planner::action::Key;
+use crate::planner::action::{Key, ProbeKind};
 use crate::planner::memory::Memory;
 use crate::planner::restart::{self, should_restart};
 use crate::pod::Pod;
@@ -119,8 +119,30 @@ impl<'a> Context<'a> {
             || should_restart(self.pod, container, role, exit.code)
     }
 
-    pub fn is_busy(&self, key: Key) -> bool {
-        self.memory.is_busy(&key)
+    pub fn is_busy(&self, key: &Key) -> bool {
+        self.memory.is_busy(key)
+    }
+
+    /// Whether a container's image is being made present.
+    pub fn image_busy(&self, name: &str) -> bool {
+        self.memory.in_flight.iter().any(|key| matches!(key, Key::Image(busy) if busy == name))
+    }
+
+    /// Whether a container's hook runs.
+    pub fn hook_busy(&self, name: &str, hook: Hook) -> bool {
+        let mut keys = self.memory.in_flight.iter();
+        keys.any(|key| matches!(key, Key::Hook(busy, of) if *of == hook && busy == name))
+    }
+
+    /// Whether a container's probe runs.
+    pub fn probe_busy(&self, name: &str, kind: ProbeKind) -> bool {
+        let mut keys = self.memory.in_flight.iter();
+        keys.any(|key| matches!(key, Key::Probe(busy, of) if *of == kind && busy == name))
+    }
+
+    /// Whether a container is being signalled.
+    pub fn stop_busy(&self, name: &str) -> bool {
+        self.memory.in_flight.iter().any(|key| matches!(key, Key::Stop(busy) if busy == name))
     }
 
     /// Whether an instance of that container is being made or removed.
@@ -163,7 +185,8 @@ fn round(pod: &Pod, observed: &Observation) -> Option<Timestamp> {
         let exit = exit_of(record)?;
         let container = pod.container(&record.name)?;
         let all = restart::rule_of(container, exit.code).is_some_and(|rule| rule.action == restart::ALL);
-        all.then_some(exit.finished_at)
+        // Later than all that was before its start, even if the clock was set back since.
+        all.then_some(exit.finished_at.max(record.created_at))
     };
     observed.containers.iter().flat_map(|record| [record.round, triggered(record)]).flatten().max()
 }

@@ -15,8 +15,15 @@ pub(crate) struct End {
     pub succeeded: bool,
     /// `status.reason` and `status.message`.
     pub why: Option<(String, String)>,
-    /// When; what still runs has the pod's grace period from here.
+    /// When.
     pub since: Timestamp,
+}
+
+impl End {
+    /// Whether the node has ended it.
+    pub fn is_eviction(&self) -> bool {
+        self.why.as_ref().is_some_and(|(reason, _)| reason == EVICTED)
+    }
 }
 
 /// `status.reason` of a pod that was active for too long.
@@ -51,8 +58,7 @@ pub(crate) fn end_of(ctx: &Context<'_>) -> Option<End> {
 /// How long what still runs has to end.
 pub(crate) fn grace_of(ctx: &Context<'_>, end: &End) -> Duration {
     let own = Duration::from_secs(u64::try_from(ctx.pod_grace()).unwrap_or(0));
-    let evicted = end.why.as_ref().is_some_and(|(reason, _)| reason == EVICTED);
-    if evicted { own.min(EVICTION_GRACE) } else { own }
+    if end.is_eviction() { own.min(EVICTION_GRACE) } else { own }
 }
 
 /// When `activeDeadlineSeconds` is over.

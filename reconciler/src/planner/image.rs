@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 
 use crate::backoff::{Failed, after};
-use crate::planner::action::{Action, Key, Note, Plan};
+use crate::planner::action::{Action, Note, Plan};
 use crate::planner::context::Context;
 
 /// How long a failed pull is shown as `ErrImagePull` before it becomes `ImagePullBackOff`.
@@ -19,7 +19,7 @@ pub(crate) fn ensure(ctx: &Context<'_>, plan: &mut Plan, container: &v1::Contain
     if memory.is_some_and(|memory| memory.pulled.as_deref() == Some(image)) {
         return true;
     }
-    if ctx.is_busy(Key::Image(container.name.clone())) {
+    if ctx.image_busy(&container.name) {
         if memory.is_some_and(|memory| memory.pulling.as_deref() != Some(image)) {
             plan.push(Action::DropPull { container: container.name.clone() });
         }

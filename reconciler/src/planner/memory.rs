@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 
 use crate::backoff::Failed;
-use crate::node::ProbeOutcome;
+use crate::node::{Deletion, ProbeOutcome};
 use crate::planner::action::{Key, ProbeKind, StopCause};
 use crate::planner::resize::Wanted;
 
@@ -29,6 +29,10 @@ impl Default for Limits {
 #[derive(Clone, Debug)]
 pub struct Memory {
     pub(crate) limits: Limits,
+    /// The latest time that it was told.
+    latest: Timestamp,
+    /// When this agent heard that the pod is to be deleted.
+    pub(crate) deleting_since: Option<Timestamp>,
     /// `status.startTime`: when this node first saw the pod.
     pub(crate) start_time: Timestamp,
     /// Phase, reason and message of a pod that has ended; they never change again.
@@ -37,6 +41,8 @@ pub struct Memory {
     pub(crate) sandbox: Option<Failed>,
     pub(crate) stop_sandbox: Option<Failed>,
     pub(crate) remove_pod: Option<Failed>,
+    /// The resources that the node is being asked for.
+    pub(crate) allocating: Option<Wanted>,
     /// The resources that the pod could not have, and why.
     pub(crate) allocate: Option<(Wanted, Failed)>,
     /// When instances that nobody wants were killed last.
@@ -175,6 +181,8 @@ impl Memory {
     pub fn new(limits: Limits, previous: Option<&v1::PodStatus>, now: Timestamp) -> Memory {
         let mut memory = Memory {
             limits,
+            latest: now,
+            deleting_since: None,
             start_time: previous
                 .and_then(|status| status.start_time.as_ref())
                 .map_or(whole(now), |time| time.0),
@@ -183,6 +191,7 @@ impl Memory {
             sandbox: None,
             stop_sandbox: None,
             remove_pod: None,
+            allocating: None,
             allocate: None,
             strays: BTreeMap::new(),
             removed: false,
@@ -219,6 +228,42 @@ impl Memory {
                 reason: status.reason.clone(),
                 message: status.message.clone(),
             });
+        }
+    }
+
+    /// It is that late now, and the pod is (not) to be deleted. If the clock was set back meanwhile, all that is remembered is set back with it, so that
+    /// nothing waits for as long again.
+    pub fn tick(&mut self, now: Timestamp, deletion: Option<&Deletion>) {
+        let back = self.latest.duration_since(now);
+        self.latest = now;
+        if deletion.is_some() {
+            self.deleting_since.get_or_insert(now);
+        }
+        if !back.is_positive() {
+            return;
+        }
+        let shift = |at: &mut Timestamp| *at = at.checked_sub(back).unwrap_or(*at);
+        let failed = |failed: &mut Failed| {
+            shift(&mut failed.at);
+            if failed.due < Timestamp::MAX {
+                shift(&mut failed.due);
+            }
+        };
+        let steps = [&mut self.sandbox, &mut self.stop_sandbox, &mut self.remove_pod];
+        steps.into_iter().flatten().for_each(failed);
+        self.allocate.iter_mut().for_each(|(_, of)| failed(of));
+        self.strays.values_mut().chain(&mut self.deleting_since).for_each(shift);
+        for container in self.containers.values_mut() {
+            container.create.iter_mut().chain(&mut container.resize).for_each(failed);
+            container.pull.iter_mut().for_each(|(_, of)| failed(of));
+            let Some(instance) = &mut container.instance else { continue };
+            for kind in ProbeKind::ALL {
+                instance.probe_mut(kind).last_begun.iter_mut().for_each(shift);
+            }
+            if let Some(stopping) = &mut instance.stopping {
+                shift(&mut stopping.since);
+                stopping.term_at.iter_mut().chain(&mut stopping.kill_at).for_each(shift);
+            }
         }
     }
 

@@ -66,8 +66,14 @@ pub fn plan(
 /// Stops everything, then removes it.
 fn delete(ctx: &Context<'_>, plan: &mut Plan, deletion: &Deletion) {
     drop_pulls(ctx, plan);
-    let deadline = after(deletion.requested_at, Duration::from_secs(deletion.grace_seconds));
-    let running = stop::stop_all(ctx, plan, Grace { deadline, force: deletion.grace_seconds == 0 });
+    let grace = Duration::from_secs(deletion.grace_seconds);
+    // No longer than from when it was heard of, should the clock have been set back since it was asked for.
+    let begun = ctx.memory.deleting_since.map_or(deletion.requested_at, |s| s.min(deletion.requested_at));
+    let (deadline, force) = (after(begun, grace), deletion.grace_seconds == 0);
+    let running = stop::stop_all(ctx, plan, |_, own| match own {
+        None => Grace { deadline, force },
+        Some(own) => Grace { deadline: deadline.min(own.deadline), force: force || own.force },
+    });
     if !running && !teardown_blocked(ctx) {
         retry(ctx, plan, ctx.memory.remove_pod.as_ref(), Action::RemovePod);
     }
@@ -80,8 +86,18 @@ fn finish(ctx: &Context<'_>, plan: &mut Plan, end: &end::End) {
     if exceeded && !ctx.memory.deadline_noted && ctx.memory.ended.is_none() {
         plan.push(Action::Note(Note::DeadlineExceeded));
     }
-    let grace = end::grace_of(ctx, end);
-    let running = stop::stop_all(ctx, plan, Grace { deadline: after(end.since, grace), force: false });
+    // Whoever learns late of the end (the agent was away, a deadline was moved) grants the whole period all the same.
+    let running = stop::stop_all(ctx, plan, |stopping, own| {
+        let grace = end::grace_of(ctx, end);
+        match own {
+            None => Grace { deadline: after(stopping.since, grace), force: false },
+            Some(own) if end.is_eviction() => {
+                let ends = after(end.since.max(stopping.since), grace);
+                Grace { deadline: own.deadline.min(ends), force: own.force }
+            }
+            Some(own) => own,
+        }
+    });
     if !running && !teardown_blocked(ctx) && ctx.observed.sandbox != Sandbox::Absent {
         retry(ctx, plan, ctx.memory.stop_sandbox.as_ref(), Action::StopSandbox);
     }

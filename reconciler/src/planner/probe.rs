@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1;
 
 use crate::backoff::after;
 use crate::node::{ContainerRecord, ContainerState};
-use crate::planner::action::{Action, Key, Plan, ProbeKind};
+use crate::planner::action::{Action, Plan, ProbeKind};
 use crate::planner::context::Context;
 use crate::planner::memory::InstanceMemory;
 
@@ -29,7 +29,8 @@ pub(crate) fn verdict(container: &v1::Container, instance: Option<&InstanceMemor
 }
 
 /// Plans the probes that are due and wakes for the next. Liveness and readiness wait for startup, all wait for the
-/// `postStart` hook; an instance on its way out is only probed for readiness. A paused pod is not probed at all.
+/// `postStart` hook; an instance on its way out is only probed for readiness. A paused pod is not probed at all. What seems
+/// to have started in the future did so before the clock was set back.
 pub(crate) fn schedule(
     ctx: &Context<'_>,
     plan: &mut Plan,
@@ -41,6 +42,7 @@ pub(crate) fn schedule(
     if ctx.observed.paused || !ctx.post_start_done(container, record) {
         return;
     }
+    let started_at = if started_at > ctx.now { Timestamp::MIN } else { started_at };
     let instance = ctx.memory.instance(&record.name, &record.id);
     let started = ctx.has_started(container, record);
     for kind in ProbeKind::ALL {
@@ -50,7 +52,7 @@ pub(crate) fn schedule(
             ProbeKind::Liveness => started && !stopping,
             ProbeKind::Readiness => started,
         };
-        if !wanted || ctx.is_busy(Key::Probe(record.name.clone(), kind)) {
+        if !wanted || ctx.probe_busy(&record.name, kind) {
             continue;
         }
         let due = due(probe, started_at, instance.and_then(|i| i.probe(kind).last_begun));

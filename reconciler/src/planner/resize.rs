@@ -64,7 +64,7 @@ pub(crate) fn is_stale(ctx: &Context<'_>, container: &v1::Container, record: &Co
 
 /// Asks the node for what the spec wants, if that is not what it has granted.
 pub(crate) fn allocate(ctx: &Context<'_>, plan: &mut Plan) {
-    if !is_pending(ctx) || ctx.is_busy(Key::Resources) {
+    if !is_pending(ctx) || ctx.is_busy(&Key::Resources) {
         return;
     }
     match refusal(ctx) {
@@ -79,7 +79,7 @@ pub(crate) fn allocate(ctx: &Context<'_>, plan: &mut Plan) {
 
 /// Whether the node is being asked just now: what is started meanwhile would have to be changed at once.
 pub(crate) fn is_asking(ctx: &Context<'_>, plan: &Plan) -> bool {
-    ctx.is_busy(Key::Resources) || plan.actions.contains(&Action::Allocate)
+    ctx.is_busy(&Key::Resources) || plan.actions.contains(&Action::Allocate)
 }
 
 fn is_pending(ctx: &Context<'_>) -> bool {
@@ -109,7 +109,7 @@ pub(crate) fn actuate(
     container: &v1::Container,
     record: &ContainerRecord,
 ) {
-    if !is_stale(ctx, container, record) || ctx.is_busy(Key::Resources) {
+    if !is_stale(ctx, container, record) || ctx.is_busy(&Key::Resources) {
         return;
     }
     if let Some(failed) = failure(ctx, container).filter(|failed| ctx.now < failed.due) {
@@ -167,9 +167,15 @@ fn describe(resources: &v1::ResourceRequirements) -> String {
 }
 
 impl Memory {
+    /// The node is being asked for what the pod wants now.
+    pub(super) fn allocating(&mut self, pod: &Pod) {
+        self.allocating = Some(wanted(pod));
+    }
+
     /// The node has refused. What it can never give is not asked for again until the spec changes.
     pub(super) fn not_allocated(&mut self, pod: &Pod, failure: &Failure, now: Timestamp) -> Option<PodEvent> {
-        let wanted = wanted(pod);
+        // The pod may want something else by now.
+        let wanted = self.allocating.take().unwrap_or_else(|| wanted(pod));
         let previous = self.allocate.take().filter(|(of, _)| *of == wanted).map(|(_, failed)| failed);
         let known = previous.as_ref().is_some_and(|failed| failed.failure == *failure);
         let mut failed = Failed::again(previous.as_ref(), failure.clone(), Backoff::RETRY, now);

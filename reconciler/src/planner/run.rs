@@ -10,11 +10,11 @@ use crate::node::{ContainerRecord, ContainerState, Hook, Sandbox, StartContainer
 use crate::planner::action::{Action, Key, Note, Plan, StopCause};
 use crate::planner::context::{Context, Role, exit_of, init_role, post_start};
 use crate::planner::memory::PostStart;
-use crate::planner::{image, probe, resize, spec_hash, stop};
+use crate::planner::{image, probe, resize, stop};
 
 /// Plans a pod that is to run.
 pub(crate) fn run(ctx: &Context<'_>, plan: &mut Plan) {
-    if ctx.is_busy(Key::Pod) || ctx.observed.sandbox == Sandbox::Dead && any_instance_busy(ctx) {
+    if ctx.is_busy(&Key::Pod) || ctx.observed.sandbox == Sandbox::Dead && any_instance_busy(ctx) {
         return prefetch(ctx, plan);
     }
     match ctx.observed.sandbox {
@@ -159,7 +159,7 @@ fn watch(
     }
     let hook = instance.map_or(PostStart::Pending, |instance| instance.post_start);
     let can_change = matches!(role, Role::Sidecar | Role::Main);
-    let cause = if can_change && record.spec_hash != spec_hash(container) {
+    let cause = if can_change && record.spec_hash != ctx.pod.hash_of(&container.name) {
         Some(StopCause::SpecChanged)
     } else if resize::needs_restart(ctx, container, record) {
         Some(StopCause::Resized)
@@ -176,7 +176,7 @@ fn watch(
     }
     resize::actuate(ctx, plan, container, record);
     if !ctx.post_start_done(container, record) {
-        if !ctx.is_busy(Key::Hook(record.name.clone(), Hook::PostStart)) {
+        if !ctx.hook_busy(&record.name, Hook::PostStart) {
             let (container, id) = (record.name.clone(), record.id.clone());
             plan.push(Action::RunHook { container, id, hook: Hook::PostStart });
         }
@@ -194,10 +194,7 @@ fn start(
     newest: Option<&ContainerRecord>,
     held: bool,
 ) -> bool {
-    let hash = spec_hash(container);
-    let resources = resize::allocated(ctx, container).clone();
-    let (name, round) = (container.name.clone(), ctx.round);
-    let mut order = StartContainer { name, attempt: 0, delay: None, spec_hash: hash, resources, round };
+    let (mut attempt, mut delay) = (0, None);
     if let Some((record, exit)) = newest.and_then(|record| Some((record, exit_of(record)?))) {
         let of_old_sandbox = ctx.current(&container.name).is_none();
         let before_mains = matches!(role, Role::Init | Role::Sidecar);
@@ -205,14 +202,14 @@ fn start(
         if !runs_again {
             return false;
         }
-        order.attempt = record.attempt.saturating_add(1);
+        attempt = record.attempt.saturating_add(1);
         if let Some((_, due)) = crash_wait(ctx, container, record) {
             note_backing_off(ctx, plan, record);
             plan.wake(due);
             return false;
         }
         if same_as_before(ctx, container, record) {
-            order.delay = Some(crash_delay(record, ctx.memory.limits.max_restart_period));
+            delay = Some(crash_delay(record, ctx.memory.limits.max_restart_period));
         }
     }
     if let Some(due) = create_retry(ctx, container) {
@@ -220,10 +217,17 @@ fn start(
         return false;
     }
     if !image::ensure(ctx, plan, container) {
-        return ctx.is_busy(Key::Image(container.name.clone())) || image::wanted_now(plan, container);
+        return ctx.image_busy(&container.name) || image::wanted_now(plan, container);
     }
     if !held && !ctx.observed.paused && !resize::is_asking(ctx, plan) {
-        plan.push(Action::StartContainer(order));
+        plan.push(Action::StartContainer(StartContainer {
+            name: container.name.clone(),
+            attempt,
+            delay,
+            spec_hash: ctx.pod.hash_of(&container.name).to_owned(),
+            resources: resize::allocated(ctx, container).clone(),
+            round: ctx.round,
+        }));
     }
     true
 }
@@ -235,7 +239,8 @@ fn create_retry(ctx: &Context<'_>, container: &v1::Container) -> Option<Timestam
 }
 
 /// The CrashLoopBackOff that stands before the instance after `record`: its length and its end. A container whose spec
-/// or resources were changed is started at once.
+/// or resources were changed is started at once; so is one that seems to have ended in the future, because the clock was
+/// set back since and nobody knows how long ago it was.
 pub(crate) fn crash_wait(
     ctx: &Context<'_>,
     container: &v1::Container,
@@ -244,12 +249,13 @@ pub(crate) fn crash_wait(
     let exit = exit_of(record)?;
     let delay = crash_delay(record, ctx.memory.limits.max_restart_period);
     let due = after(exit.finished_at, delay);
-    (ctx.now < due && same_as_before(ctx, container, record)).then_some((delay, due))
+    let set_back = ctx.now < exit.finished_at && after(ctx.now, delay * 2) < due;
+    (ctx.now < due && !set_back && same_as_before(ctx, container, record)).then_some((delay, due))
 }
 
 /// Whether the next instance is to be what `record` was: only then is there a back-off between them.
 fn same_as_before(ctx: &Context<'_>, container: &v1::Container, record: &ContainerRecord) -> bool {
-    record.spec_hash == spec_hash(container) && !resize::is_stale(ctx, container, record)
+    record.spec_hash == ctx.pod.hash_of(&container.name) && !resize::is_stale(ctx, container, record)
 }
 
 fn note_backing_off(ctx: &Context<'_>, plan: &mut Plan, record: &ContainerRecord) {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1;
 
 use crate::backoff::after;
 use crate::node::{ContainerRecord, Hook, StopSignal};
-use crate::planner::action::{Action, Key, Note, Plan, StopCause};
+use crate::planner::action::{Action, Note, Plan, StopCause};
 use crate::planner::context::{Context, Role, pre_stop};
 use crate::planner::memory::Stopping;
 use crate::planner::probe;
@@ -73,7 +73,7 @@ pub(crate) fn step(
             let (container, id) = (record.name.clone(), record.id.clone());
             plan.push(Action::RunHook { container, id, hook: Hook::PreStop });
         }
-        if !stopping.pre_stop_begun || ctx.is_busy(Key::Hook(record.name.clone(), Hook::PreStop)) {
+        if !stopping.pre_stop_begun || ctx.hook_busy(&record.name, Hook::PreStop) {
             return plan.wake(grace.deadline);
         }
     }
@@ -92,7 +92,7 @@ fn signal_at(
 ) {
     if ctx.now < at {
         plan.wake(at);
-    } else if !ctx.is_busy(Key::Stop(record.name.clone())) {
+    } else if !ctx.stop_busy(&record.name) {
         plan.push(Action::StopContainer { container: record.name.clone(), id: record.id.clone(), signal });
     }
 }
@@ -122,8 +122,13 @@ fn note_slow(
 }
 
 /// Stops everything that runs: main containers (and init containers) at once, sidecars after them in reverse order.
-/// Readiness is probed until the end. Returns whether something still runs.
-pub(crate) fn stop_all(ctx: &Context<'_>, plan: &mut Plan, grace: Grace) -> bool {
+/// Readiness is probed until the end. `grace` tells how long an instance has; it is given what that one had already if
+/// it is being stopped for a reason of its own. Returns whether something still runs.
+pub(crate) fn stop_all(
+    ctx: &Context<'_>,
+    plan: &mut Plan,
+    grace: impl Fn(&Stopping, Option<Grace>) -> Grace,
+) -> bool {
     let containers: Vec<_> = ctx.containers().collect();
     let mut running = kill_strays(ctx, plan);
     for (index, (container, role)) in containers.iter().enumerate() {
@@ -143,11 +148,8 @@ pub(crate) fn stop_all(ctx: &Context<'_>, plan: &mut Plan, grace: Grace) -> bool
             }));
             continue;
         };
-        let own = own_grace(ctx, container, stopping);
-        let grace = match stopping.cause {
-            StopCause::PodEnds => grace,
-            _ => Grace { deadline: grace.deadline.min(own.deadline), force: grace.force || own.force },
-        };
+        let own = (stopping.cause != StopCause::PodEnds).then(|| own_grace(ctx, container, stopping));
+        let grace = grace(stopping, own);
         let turn = *role != Role::Sidecar
             || stopping.cause != StopCause::PodEnds
             || !containers[index + 1..].iter().any(holds);

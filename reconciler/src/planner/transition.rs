@@ -35,8 +35,10 @@ impl Memory {
                 self.container_mut(container).pulling = None;
                 self.in_flight.remove(&Key::Image(container.clone()));
             }
-            Action::RunHook { container, id, hook: Hook::PreStop } => {
-                if let Some(stopping) = &mut self.instance_mut(container, id).stopping {
+            Action::RunHook { container, id, hook } => {
+                // From here on what is remembered of the container is about this instance.
+                let stopping = &mut self.instance_mut(container, id).stopping;
+                if let (Hook::PreStop, Some(stopping)) = (hook, stopping) {
                     stopping.pre_stop_begun = true;
                 }
             }
@@ -46,6 +48,7 @@ impl Memory {
             Action::StopContainer { container, id, signal } => {
                 self.signalled(container, id, *signal, now);
             }
+            Action::Allocate => self.allocating(pod),
             Action::Note(note) => return self.note(pod, note, now),
             _ => {}
         }
@@ -166,7 +169,7 @@ impl Memory {
             Action::RunHook { container, id, hook: Hook::PostStart } => {
                 self.post_start(container, id, PostStart::Done);
             }
-            Action::Allocate => self.allocate = None,
+            Action::Allocate => (self.allocating, self.allocate) = (None, None),
             Action::ResizeContainer { container, .. } => self.container_mut(container).resize = None,
             Action::StopSandbox => self.stop_sandbox = None,
             Action::RemovePod => self.removed = true,

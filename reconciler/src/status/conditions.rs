@@ -52,7 +52,7 @@ pub(super) fn conditions(
     let before = previous.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let mut conditions: Vec<_> =
         before.iter().filter(|condition| !OWN.contains(&condition.type_.as_str())).cloned().collect();
-    let sandbox = matches!(ctx.observed.sandbox, Sandbox::Ready { .. }) && !ctx.is_busy(Key::Pod);
+    let sandbox = matches!(ctx.observed.sandbox, Sandbox::Ready { .. }) && !ctx.is_busy(&Key::Pod);
     let containers = containers_ready(phase, statuses);
     let ready = ready(ctx, &containers, &conditions);
     let verdicts =

@@ -19,7 +19,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::node::{Deletion, Observation, Sandbox};
 use crate::planner::{Context, Memory};
 use crate::pod::Pod;
-use crate::resources::qos_class;
 
 /// What a status says that is neither the pod's nor its containers'.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,7 +50,7 @@ pub fn pod_status(
         host_ips: host_ips(facts),
         pod_ip: ips.first().map(|ip| ip.ip.clone()),
         pod_ips: (!ips.is_empty()).then_some(ips),
-        qos_class: Some(qos_class(pod.spec()).as_str().to_owned()),
+        qos_class: Some(pod.qos_class().as_str().to_owned()),
         start_time: Some(time(memory.start_time)),
         observed_generation: pod.object.metadata.generation,
         ..v1::PodStatus::default()

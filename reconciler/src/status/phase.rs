@@ -51,18 +51,20 @@ pub(super) fn phase(ctx: &Context<'_>) -> Phase {
     Phase::plain("Running")
 }
 
-/// Whether init containers still stand before the main containers.
+/// Whether init containers still stand before the main containers: those that have not begun, and those that run. As
+/// in a kubelet, one that has failed and waits for its next attempt does not count; the main containers that have
+/// never been started do.
 fn init_pending(ctx: &Context<'_>) -> bool {
     let initialised = ctx.mains().iter().any(|c| {
         if ctx.sandbox_since().is_some() { ctx.current(&c.name) } else { ctx.newest(&c.name) }.is_some()
     });
-    ctx.containers().any(|(container, role)| match role {
-        Role::Init => {
-            ctx.newest(&container.name).and_then(exit_of).is_none_or(|exit| exit.code != 0) && !initialised
-        }
-        Role::Sidecar => !initialised && !ctx.started(container),
-        Role::Main | Role::Ephemeral => false,
-    })
+    let ended = |name: &str| ctx.newest(name).is_some_and(|record| exit_of(record).is_some());
+    !initialised
+        && ctx.containers().any(|(container, role)| match role {
+            Role::Init => !ended(&container.name),
+            Role::Sidecar => !ended(&container.name) && !ctx.started(container),
+            Role::Main | Role::Ephemeral => false,
+        })
 }
 
 fn last_exit<'a>(ctx: &Context<'a>, name: &str) -> Option<&'a crate::node::Exit> {

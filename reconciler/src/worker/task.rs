@@ -47,6 +47,7 @@ impl<'a, N: Node> Task<'a, N> {
             let desired = self.slot.take();
             let observed = self.node.observe(desired.pod.uid()).await;
             let now = (self.options.clock)();
+            self.memory.tick(now, desired.deletion.as_ref());
             if desired.config_changed {
                 self.memory.config_changed(now);
             }
