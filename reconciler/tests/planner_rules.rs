@@ -7,7 +7,7 @@ mod planner_fixture;
 use std::time::Duration;
 
 use berth_reconciler::node::{Eviction, Sandbox};
-use berth_reconciler::planner::{Action, spec_hash};
+use berth_reconciler::planner::{Action, Limits, Memory, spec_hash};
 use planner_fixture::{Bench, at, delay, one, pod};
 use serde_json::{Value, json};
 
@@ -547,4 +547,93 @@ fn planner_grants_the_whole_grace_period_from_when_the_end_is_known() {
     assert_eq!(bench.time(150).take(), ["Stop c-0"]);
     assert_eq!(bench.time(179).take(), [""; 0]);
     assert_eq!(bench.time(180).take(), ["Kill c-0"]);
+}
+
+#[test]
+fn planner_caps_the_crash_backoff_at_what_the_node_says() {
+    let mut bench = plain();
+    let limits = Limits { max_restart_period: Duration::from_secs(15) };
+    bench.memory = Memory::new(limits, None, at(0));
+    bench.exited("c", 4, 1, 2, 1).delay = Some(Duration::from_secs(10));
+    assert_eq!(bench.time(3).take(), [""; 0]);
+    assert_eq!(bench.wake(), Some(17), "15 s from its end, not 20");
+}
+
+#[test]
+fn planner_grants_a_probes_own_grace_period() {
+    for (kind, field) in [("Liveness", "livenessProbe"), ("Startup", "startupProbe")] {
+        let probe = json!({ "exec": {}, "periodSeconds": 5, "failureThreshold": 1, "terminationGracePeriodSeconds": 7 });
+        let mut bench = Bench::up(one(json!({ field: probe }), json!({})));
+        bench.running("c", 0, 1);
+        let actions = bench.time(1).step();
+        assert_eq!(actions.len(), 1, "{kind}");
+        bench.probed(&actions[0], false);
+        assert_eq!(bench.take(), ["Stop c-0"], "{kind}");
+        assert_eq!(bench.time(7).take(), [""; 0], "{kind}");
+        assert_eq!(bench.time(8).take(), ["Kill c-0"], "{kind}");
+    }
+}
+
+#[test]
+fn planner_counts_consecutive_results_only() {
+    let probe = json!({ "exec": {}, "periodSeconds": 1, "failureThreshold": 2, "successThreshold": 2 });
+    let mut bench = Bench::up(one(json!({ "readinessProbe": probe }), json!({})));
+    bench.running("c", 0, 0);
+    let mut ready = Vec::new();
+    for (second, result) in [true, false, true, true, false, true, false, false].into_iter().enumerate() {
+        let actions = bench.time(i64::try_from(second).unwrap() + 1).step();
+        bench.probed(&actions[0], result);
+        ready.push(bench.status(None).container_statuses.unwrap()[0].ready);
+    }
+    assert_eq!(ready, [false, false, false, true, true, true, true, false]);
+}
+
+#[test]
+fn planner_force_deletes_without_hook_or_stop_signal() {
+    let lifecycle = json!({ "preStop": { "exec": {} } });
+    let containers =
+        json!([{ "name": "c", "image": "i", "lifecycle": lifecycle }, { "name": "d", "image": "i" }]);
+    let sidecar = json!([{ "name": "s", "image": "i", "restartPolicy": "Always" }]);
+    let mut bench = Bench::up(pod(json!({ "initContainers": sidecar, "containers": containers })));
+    for name in ["s", "c", "d"] {
+        bench.running(name, 0, 1);
+    }
+    bench.delete(5, 0);
+    assert_eq!(bench.time(5).take(), ["Kill s-0", "Kill c-0", "Kill d-0"], "all at once");
+    for name in ["s", "c", "d"] {
+        bench.exited(name, 0, 1, 5, 137);
+    }
+    assert_eq!(bench.take(), ["remove pod"]);
+}
+
+#[test]
+fn planner_stops_all_main_containers_at_once() {
+    let containers = json!([{ "name": "c", "image": "i" }, { "name": "d", "image": "i" }]);
+    let mut bench = Bench::up(pod(json!({ "containers": containers })));
+    bench.running("c", 0, 1);
+    bench.running("d", 0, 1);
+    bench.delete(5, 30);
+    assert_eq!(bench.time(5).take(), ["Stop c-0", "Stop d-0"]);
+    bench.exited("c", 0, 1, 6, 143);
+    assert_eq!(bench.time(7).take(), [""; 0], "nothing goes before the other has ended");
+}
+
+#[test]
+fn planner_tells_events_in_kubelets_words() {
+    let hooks = json!({ "lifecycle": { "preStop": { "exec": {} } } });
+    let mut bench = Bench::new(one(hooks, json!({})));
+    let actions = bench.step();
+    bench.fail(&actions[0], "FailedMount", "configmap \"web\" not found");
+    assert_eq!(bench.event("FailedMount"), Some("configmap \"web\" not found"));
+    bench.fail(&actions[1], "InvalidImageName", "couldn't parse image name");
+    assert_eq!(bench.event("InspectFailed"), Some("couldn't parse image name"));
+    assert_eq!(bench.event("Failed"), Some("Error: InvalidImageName"));
+    bench.sandbox(1);
+    bench.running("c", 0, 1);
+    bench.delete(5, 30);
+    let actions = bench.time(5).step();
+    assert_eq!(bench.event("Killing"), Some("Stopping container c"));
+    bench.fail(&actions[0], "Failed", "exit status 1");
+    assert_eq!(bench.event("FailedPreStopHook"), Some("PreStopHook failed: exit status 1"));
+    assert_eq!(bench.take(), ["Stop c-0"], "a failed hook stops nothing");
 }

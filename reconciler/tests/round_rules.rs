@@ -84,7 +84,7 @@ fn ephemeral_containers_have_statuses_of_their_own() {
     let status = bench.status(None);
     let ephemeral = &status.ephemeral_container_statuses.as_ref().unwrap()[0];
     assert!(ephemeral.state.as_ref().unwrap().running.is_some());
-    assert!(!ephemeral.ready);
+    assert_eq!((ephemeral.ready, ephemeral.started), (false, None), "nobody asks that of them");
     assert_eq!(status.container_statuses.as_ref().unwrap().len(), 1);
     let ready = status.conditions.unwrap().into_iter().find(|c| c.type_ == "Ready").unwrap();
     assert_eq!(ready.status, "True", "they do not count");

@@ -6,7 +6,7 @@ mod planner_fixture;
 
 use std::time::Duration;
 
-use berth_reconciler::node::Sandbox;
+use berth_reconciler::node::{Eviction, Sandbox};
 use berth_reconciler::planner::{Limits, Memory};
 use k8s_openapi::api::core::v1;
 use planner_fixture::{Bench, at, one, pod};
@@ -144,6 +144,8 @@ fn status_of_ended_pods_is_final() {
         next.memory = Memory::new(Limits::default(), Some(&status), at(99));
         assert_eq!(next.status(Some(&status)).phase.as_deref(), Some(expected));
         assert_eq!(next.plan().actions, []);
+        let kept = next.status(Some(&status)).container_statuses;
+        assert_eq!(kept, status.container_statuses, "even if the machine has forgotten them");
     }
 }
 
@@ -238,4 +240,106 @@ fn status_of_a_pod_whose_sandbox_is_remade_falls_back_only_while_an_init_contain
     assert_eq!(phase(&bench), "Pending");
     bench.exited("a", 1, 11, 12, 1);
     assert_eq!(phase(&bench), "Running", "a failed one that waits does not count, says kubelet");
+}
+
+#[test]
+fn status_of_a_pod_that_ended_in_a_backoff_shows_how_its_containers_ended() {
+    let mut bench = Bench::up(one(json!({}), json!({ "activeDeadlineSeconds": 100 })));
+    bench.exited("c", 3, 90, 95, 7).delay = Some(Duration::from_secs(40));
+    assert_eq!(waiting(&bench.time(96).status(None)).0, "CrashLoopBackOff");
+    let status = bench.time(100).status(None);
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref()),
+        (Some("Failed"), Some("DeadlineExceeded"))
+    );
+    let state = main_status(&status).state.as_ref().unwrap();
+    assert_eq!(
+        state.terminated.as_ref().map(|t| (t.exit_code, t.reason.as_deref())),
+        Some((7, Some("Error")))
+    );
+}
+
+#[test]
+fn status_of_a_container_that_never_ran_in_a_pod_that_ended_is_unknown() {
+    let fields = json!({ "activeDeadlineSeconds": 100 });
+    let mut bench = Bench::up(one(json!({}), fields));
+    let status = bench.time(100).status(None);
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    let terminated = main_status(&status).state.as_ref().unwrap().terminated.clone().unwrap();
+    assert_eq!((terminated.exit_code, terminated.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
+    // Containers whose turn never came are left as they were.
+    let spec = json!({ "activeDeadlineSeconds": 100, "initContainers": [{ "name": "a", "image": "i" }],
+        "containers": [{ "name": "c", "image": "i" }] });
+    let mut bench = Bench::up(pod(spec));
+    bench.exited("a", 0, 1, 90, 1);
+    let status = bench.time(100).status(None);
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    assert_eq!(waiting(&status).0, "PodInitializing");
+}
+
+#[test]
+fn status_of_an_evicted_pod_has_the_condition_disruption_target_for_ever() {
+    let mut bench = Bench::up(one(json!({}), json!({})));
+    bench.running("c", 0, 1);
+    let message = "The node was low on resource: memory. ".to_owned();
+    bench.seen.evicted = Some(Eviction { message: message.clone(), since: at(60) });
+    let during = bench.time(60).status(None);
+    let target = condition(&during, "DisruptionTarget");
+    assert_eq!((target.status.as_str(), target.reason.as_deref()), ("True", Some("TerminationByKubelet")));
+    assert_eq!(target.message, Some(message));
+    bench.exited("c", 0, 1, 61, 137);
+    let after = bench.time(90).status(Some(&during));
+    assert_eq!(condition(&after, "DisruptionTarget"), target, "with its time");
+    bench.seen.evicted = None;
+    assert_eq!(condition(&bench.status(Some(&after)), "DisruptionTarget"), target);
+}
+
+#[test]
+fn status_before_any_probe_is_ready_only_without_a_readiness_probe() {
+    let probe = json!({ "exec": {}, "initialDelaySeconds": 60, "periodSeconds": 5 });
+    for (field, expected) in
+        [("livenessProbe", (true, true)), ("readinessProbe", (false, true)), ("startupProbe", (false, false))]
+    {
+        let mut bench = Bench::up(one(json!({ field: probe }), json!({})));
+        bench.running("c", 0, 1);
+        let status = bench.time(2).status(None);
+        let container = main_status(&status);
+        assert_eq!((container.ready, container.started == Some(true)), expected, "{field}");
+    }
+}
+
+#[test]
+fn status_of_conditions_names_the_generation_they_are_about() {
+    let mut bench = Bench::up(one(json!({}), json!({})));
+    bench.pod.object.metadata.generation = Some(7);
+    let status = bench.status(None);
+    assert_eq!(status.observed_generation, Some(7));
+    let of_all = status.conditions.unwrap();
+    assert!(of_all.iter().all(|condition| condition.observed_generation == Some(7)), "{of_all:?}");
+}
+
+#[test]
+fn status_of_a_terminated_pod_follows_its_exits_while_it_is_deleted() {
+    for (code, expected) in [(0, "Succeeded"), (143, "Failed")] {
+        let mut bench = Bench::up(one(json!({}), json!({})));
+        bench.exited("c", 0, 1, 5, code);
+        assert_eq!(phase(&bench), "Running", "it is to be started again");
+        bench.delete(6, 30);
+        assert_eq!(phase(&bench), expected, "it will not be any more");
+    }
+}
+
+#[test]
+fn status_counts_a_sidecar_that_still_runs_as_running() {
+    let spec = json!({
+        "restartPolicy": "Never",
+        "initContainers": [{ "name": "s", "image": "i", "restartPolicy": "Always" }],
+        "containers": [{ "name": "c", "image": "i" }],
+    });
+    let mut bench = Bench::up(pod(spec));
+    bench.running("s", 0, 1);
+    bench.exited("c", 0, 2, 3, 0);
+    assert_eq!(phase(&bench), "Running");
+    bench.exited("s", 0, 1, 4, 143);
+    assert_eq!(phase(&bench), "Succeeded", "how a sidecar ends does not matter");
 }

@@ -14,6 +14,9 @@ const OWN: [&str; 5] =
 /// There, and true, only while the pod is paused.
 pub const PAUSED: &str = "berth.dev/Paused";
 
+/// There, and true, once the node has decided to end the pod.
+const DISRUPTION_TARGET: &str = "DisruptionTarget";
+
 /// There, and true, while the node does not give a pod the resources that it asks for.
 const RESIZE_PENDING: &str = "PodResizePending";
 /// There, and true, while running containers are brought to the resources that the node has granted.
@@ -67,6 +70,12 @@ pub(super) fn conditions(
     for progress in resize_progress(ctx) {
         let (type_, verdict) = resizing(&progress);
         conditions.push(condition(ctx, type_, verdict, before));
+    }
+    let known = conditions.iter().any(|condition| condition.type_ == DISRUPTION_TARGET);
+    if let Some(eviction) = ctx.observed.evicted.as_ref().filter(|_| !known) {
+        let message = Some(eviction.message.clone());
+        let verdict = Verdict { message, ..Verdict::because(true, "TerminationByKubelet") };
+        conditions.push(condition(ctx, DISRUPTION_TARGET, verdict, before));
     }
     if ctx.observed.paused {
         let message = Some("the pod's processes are frozen; `berth resume pod` lets them go on".to_owned());

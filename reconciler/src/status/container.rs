@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1;
 use super::time;
 use crate::node::{ContainerRecord, ContainerState, Exit, LinuxUser};
 use crate::planner::{
-    Context, Role, allocated, crash_wait, exit_of, is_running, pod_label, pull_backing_off_from, pull_failure,
+    Context, Role, allocated, crash_wait, end_of, exit_of, is_running, pod_label, pull_backing_off_from,
+    pull_failure,
 };
 
 /// The scheme of a container ID.
@@ -67,7 +68,8 @@ fn status(
             Role::Ephemeral => false,
         },
         restart_count: attempt.max(before.map_or(0, |status| status.restart_count)),
-        started: Some(started),
+        // Nobody asks it of an ephemeral container.
+        started: (role != Role::Ephemeral).then_some(started),
         state: Some(state),
         last_state: Some(last_state),
         resources: newest.map(|record| actual(ctx, container, record).clone()),
@@ -76,6 +78,31 @@ fn status(
         volume_mounts: volume_mounts(container),
         user: newest.and_then(|record| record.user.as_ref()).map(user),
         ..v1::ContainerStatus::default()
+    }
+}
+
+impl Statuses {
+    /// The pod has ended. A main container of which nothing is on record any more ended as was said before; one that
+    /// never got to run will not, and is shown as a kubelet shows it.
+    pub fn close(&mut self, previous: Option<&v1::PodStatus>) {
+        let before: &[v1::ContainerStatus] =
+            previous.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+        let has_ended = |s: &v1::ContainerStatus| s.state.as_ref().is_some_and(|s| s.terminated.is_some());
+        for status in self.main.iter_mut().filter(|status| !has_ended(status)) {
+            if let Some(before) = before.iter().find(|before| before.name == status.name && has_ended(before))
+            {
+                *status = before.clone();
+                continue;
+            }
+            let state = status.state.get_or_insert_default();
+            let terminated = v1::ContainerStateTerminated {
+                exit_code: 137,
+                reason: Some("ContainerStatusUnknown".to_owned()),
+                message: Some("The container could not be located when the pod was terminated".to_owned()),
+                ..v1::ContainerStateTerminated::default()
+            };
+            *state = v1::ContainerState { terminated: Some(terminated), ..v1::ContainerState::default() };
+        }
     }
 }
 
@@ -124,7 +151,9 @@ fn states(
         }
         Some((record, ContainerState::Exited(exit))) => {
             let ended = terminated(record, exit);
-            let again = ctx.deletion.is_none() && ctx.restarts(container, role, record, exit);
+            let again = ctx.deletion.is_none()
+                && end_of(ctx).is_none()
+                && ctx.restarts(container, role, record, exit);
             match failure(ctx, container, Some(record)).filter(|_| again) {
                 Some(waits) => (waits, ended),
                 None => (ended, last),

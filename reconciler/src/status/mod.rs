@@ -39,7 +39,10 @@ pub fn pod_status(
 ) -> v1::PodStatus {
     let ctx = Context::new(pod, deletion, observed, memory, now);
     let phase = phase::phase(&ctx);
-    let statuses = container::Statuses::new(&ctx, previous);
+    let mut statuses = container::Statuses::new(&ctx, previous);
+    if matches!(phase.name, "Succeeded" | "Failed") && phase::initialised(&ctx) {
+        statuses.close(previous);
+    }
     let ips = pod_ips(observed, previous);
     let mut status = v1::PodStatus {
         phase: Some(phase.name.to_owned()),

@@ -1,5 +1,7 @@
 //! The phase.
 
+use k8s_openapi::api::core::v1;
+
 use crate::planner::{Context, Role, end_of, exit_of, is_running};
 
 /// Phase with reason and message.
@@ -49,6 +51,18 @@ pub(super) fn phase(ctx: &Context<'_>) -> Phase {
         return Phase::plain(ended(stopped == succeeded));
     }
     Phase::plain("Running")
+}
+
+/// Whether the main containers' turn has come, ever: one has begun, or there is nothing before them that has not ended
+/// well.
+pub(super) fn initialised(ctx: &Context<'_>) -> bool {
+    let done = |container: &v1::Container, role| match role {
+        Role::Init => ctx.newest(&container.name).and_then(exit_of).is_some_and(|exit| exit.code == 0),
+        Role::Sidecar => ctx.newest(&container.name).is_some(),
+        Role::Main | Role::Ephemeral => true,
+    };
+    ctx.mains().iter().any(|main| ctx.newest(&main.name).is_some())
+        || ctx.containers().all(|(container, role)| done(container, role))
 }
 
 /// Whether init containers still stand before the main containers: those that have not begun, and those that run. As
