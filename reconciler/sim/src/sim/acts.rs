@@ -98,7 +98,8 @@ impl World {
         }
         let after_round = start.round.map(|round| round + SignedDuration::from_millis(1));
         let record = ContainerRecord {
-            id: format!("{:064x}", self.next_id),
+            // What differs comes first: these are compared all the time.
+            id: format!("{:08x}{:056}", self.next_id, 0),
             name: start.name.clone(),
             attempt: start.attempt,
             delay: start.delay,

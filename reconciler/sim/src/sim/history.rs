@@ -387,9 +387,9 @@ impl History {
     }
 }
 
-/// The end of an instance's ID.
+/// What differs between the IDs of instances.
 pub(super) fn short(id: &str) -> &str {
-    id.trim_start_matches('0')
+    id.get(..8).unwrap_or(id).trim_start_matches('0')
 }
 
 /// An action in a few words.
