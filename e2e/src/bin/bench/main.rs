@@ -5,6 +5,7 @@
 //! and CPU time (schedstat, cgroups). Only what a start is made of comes from the agent's own histograms.
 
 mod cycles;
+mod floor;
 mod many;
 mod measure;
 mod podman;
@@ -23,6 +24,9 @@ fn main() -> Result<()> {
     let given: Vec<String> = std::env::args().skip(1).collect();
     if given.first().is_some_and(|word| word == cycles::WORD) {
         return cycles::measure(&given[1..]);
+    }
+    if given.first().is_some_and(|word| word == floor::WORD) {
+        return floor::measure(&given[1..]);
     }
     let (mut runs, mut peers, mut only) = (30, true, Vec::new());
     let mut words = given.into_iter();
