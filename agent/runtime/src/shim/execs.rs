@@ -20,6 +20,9 @@ use super::slot::{Slot, read_spec};
 use crate::container::{self, Stdio, Terms, Tie};
 use crate::sys::shim_process::{release_memory, set_nonblocking};
 
+/// So many different warnings of a container are remembered; only processes that differ bring more.
+const MAX_WARNED: usize = 16;
+
 /// One process, until its exit code has been fetched or nobody can fetch it any more.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -94,8 +97,14 @@ fn launch(slot: &mut Slot, mut process: Process, stdio: Stdio) -> Result<(i32, O
     };
     let started =
         container::exec(exec).map_err(|error| failure(FailureKind::StartFailed, error.to_string()))?;
-    for warning in &started.warnings {
-        note!("{}: exec: {warning}", slot.id);
+    for warning in started.warnings {
+        // Once: a probe has the same ones each time.
+        if !slot.warned.contains(&warning) {
+            note!("{}: exec: {warning}", slot.id);
+            if slot.warned.len() < MAX_WARNED {
+                slot.warned.push(warning);
+            }
+        }
     }
     Ok((started.pid, started.console))
 }

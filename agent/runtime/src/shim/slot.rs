@@ -60,6 +60,8 @@ pub(super) struct Slot {
     loss_noted: Option<Instant>,
     /// What further processes have in common, once there was one.
     pub(super) terms: Option<Rc<Terms>>,
+    /// What was noted already of those that could not have all that was asked for.
+    pub(super) warned: Vec<String>,
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdin_once: bool,
     pub(super) tty: bool,
@@ -138,6 +140,7 @@ impl Slot {
             oom: OomSense::default(),
             loss_noted: None,
             terms: None,
+            warned: Vec::new(),
             stdin: ours.stdin,
             start_time: *start_time.as_ref().unwrap_or(&0),
             sources: Vec::new(),

@@ -135,3 +135,16 @@ async fn many_at_once_keep_their_own_times() {
     }
     until_alone(&pod).await;
 }
+
+#[tokio::test]
+async fn what_a_machine_refuses_is_noted_once() {
+    let pod = Pod::new().await;
+    let mut container = pod.program("one", &["sleep", "1000"]);
+    container.spec["process"]["oomScoreAdj"] = json!(-999);
+    pod.start(&container).await;
+    for _ in 0..3 {
+        pod.client.run(request(&["true"], LONG)).await.unwrap();
+    }
+    let notes = pod.notes();
+    assert!(notes.matches("one: exec:").count() <= 1, "{notes}");
+}
