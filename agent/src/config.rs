@@ -125,7 +125,7 @@ struct File {
 pub struct Runtime {
     /// The program.
     pub path: PathBuf,
-    /// Words before its command, such as `--systemd-cgroup`.
+    /// Words before its command, such as `--debug`.
     #[serde(default)]
     pub args: Vec<String>,
     /// What a pod of this runtime costs beside its containers: `overhead.podFixed` of a RuntimeClass.
@@ -389,7 +389,7 @@ impl Config {
             log_dir,
             log_links,
             cgroup_parent: check_cgroup_parent(&parent)?,
-            cgroup_driver: cgroup_driver(file.cgroup_driver.as_deref(), &file.runtimes)?,
+            cgroup_driver: cgroup_driver(file.cgroup_driver.as_deref())?,
             node_name,
             node_ip: args.node_ip.or(file.node_ip),
             read_only: read_only_address(read_only.as_deref())?,
@@ -531,11 +531,13 @@ fn check_sysctls(patterns: Vec<String>) -> anyhow::Result<Vec<String>> {
     Ok(patterns)
 }
 
-fn cgroup_driver(name: Option<&str>, runtimes: &Option<BTreeMap<String, Runtime>>) -> anyhow::Result<Driver> {
+fn cgroup_driver(name: Option<&str>) -> anyhow::Result<Driver> {
     match name {
         None | Some("cgroupfs") => Ok(Driver::Cgroupfs),
-        Some("systemd") if runtimes.as_ref().is_some_and(|r| !r.is_empty()) => {
-            bail!("cgroupDriver: systemd does not go together with `runtimes`")
+        if runtime.args.iter().any(|word| word == "--systemd-cgroup") {
+            bail!(
+                "runtimes.{name}.args: --systemd-cgroup is given with cgroupDriver: systemd, and only then"
+            );
         }
         Some("systemd") => Ok(Driver::Systemd),
         Some(other) => bail!("cgroupDriver: {other:?} is neither cgroupfs nor systemd"),
@@ -644,17 +646,37 @@ mod tests {
 
     #[test]
     fn the_cgroup_driver() {
-        let driver = |name: &str, runtimes| {
-            let file = File { cgroup_driver: Some(name.to_owned()), runtimes, ..File::default() };
-            let args = AgentArgs { node_name: Some("n".into()), ..AgentArgs::default() };
-            Config::merge(&args, file).map(|c| c.cgroup_driver).map_err(|e| e.to_string())
+        let driver = |name: &str| {
+            let file = File { cgroup_driver: Some(name.to_owned()), ..File::default() };
+            merged(file).map(|c| c.cgroup_driver).map_err(|e| e.to_string())
         };
-        assert_eq!(driver("systemd", None), Ok(Driver::Systemd));
-        assert_eq!(driver("cgroupfs", None), Ok(Driver::Cgroupfs));
-        assert!(driver("inherited", None).unwrap_err().contains("cgroupDriver"));
-        let sh = Runtime { path: "/bin/sh".into(), args: Vec::new(), overhead: BTreeMap::new() };
-        let error = driver("systemd", Some(BTreeMap::from([("x".to_owned(), sh)]))).unwrap_err();
-        assert!(error.contains("cgroupDriver") && error.contains("runtimes"), "{error}");
+        assert_eq!(driver("systemd"), Ok(Driver::Systemd));
+        assert_eq!(driver("cgroupfs"), Ok(Driver::Cgroupfs));
+        assert!(driver("inherited").unwrap_err().contains("cgroupDriver"));
+    }
+
+    #[test]
+    fn runtimes_are_programs_that_the_driver_of_cgroups_is_told_to() {
+        let runtime = |path: &str, word: &str| {
+            let one = Runtime { path: path.into(), args: vec![word.to_owned()], overhead: BTreeMap::new() };
+            let cgroup_driver = Some("systemd".to_owned());
+            merged(File {
+                cgroup_driver,
+                runtimes: Some(BTreeMap::from([("x".to_owned(), one)])),
+                ..File::default()
+            })
+            .map(|c| c.runtimes["x"].args.clone())
+            .map_err(|e| e.to_string())
+        };
+        assert_eq!(runtime("/bin/sh", "--debug").unwrap(), ["--debug"]);
+        for (path, word, said) in [
+            ("/bin/sh", "--systemd-cgroup", "runtimes.x.args: --systemd-cgroup is given with cgroupDriver"),
+            ("sh", "-x", "runtimes.x.path: \"sh\" is not an absolute path"),
+            ("/no/sh", "-x", "runtimes.x.path: /no/sh is not there"),
+        ] {
+            let error = runtime(path, word).unwrap_err();
+            assert!(error.starts_with(said), "{error}");
+        }
     }
 
     #[test]

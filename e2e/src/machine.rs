@@ -103,6 +103,13 @@ impl Machine {
         Ok(machine)
     }
 
+    /// A command that shares only the machine's network: whom it talks to outside knows its PIDs.
+    pub fn network_command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.inside.pid.to_string(), "-n", "--"]).arg(program.as_ref());
+        command
+    }
+
     /// A command on the machine.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         enter(self.inside.pid, program.as_ref())

@@ -131,9 +131,18 @@ impl Node {
 
     // ---- the agent ----
 
-    /// The words that start the agent.
+    /// An agent with this node's settings that has only the network of the machine, in place of [`Node::start_agent`]'s: its
+    /// PIDs mean the same to systemd. Who starts it ends it.
+    pub fn outer_agent(&self) -> Command {
+        self.with_settings(self.machine.network_command(tools::berth()))
+    }
+
     fn agent_command(&self) -> Command {
-        let mut command = self.machine.command(tools::berth());
+        self.with_settings(self.machine.command(tools::berth()))
+    }
+
+    /// The words that start the agent.
+    fn with_settings(&self, mut command: Command) -> Command {
         command.arg("agent");
         for (flag, path) in [
             ("--config", "config.yaml"),

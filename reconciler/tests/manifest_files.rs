@@ -211,7 +211,6 @@ const MISTAKES: &[(&str, &[&str])] = &[
     (
         "  runtimeClassName: Kata\n  hostUsers: false\n  shareProcessNamespace: true\n  hostPID: true\n  containers: [{name: c, image: i}]\n",
         &[
-            "5: spec.runtimeClassName: Forbidden: when `hostUsers` is false (only Berth's own runtime makes user namespaces for pods)",
             "5: spec.runtimeClassName: Invalid value: \"Kata\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
             "7: spec.shareProcessNamespace: Invalid value: \"true\": ShareProcessNamespace and HostPID cannot both be enabled",
             "8: spec.hostPID: Forbidden: when `hostUsers` is false",

@@ -92,8 +92,8 @@ impl Tree {
         }
     }
 
-    /// Whether [`Hold`] must make the cgroups of containers.
-    pub fn wants_holding(&self) -> bool {
+    /// Whether systemd makes the cgroups of containers: [`Hold`] asks for those of our own engine, and it is told the limits.
+    pub fn has_scopes(&self) -> bool {
         self.driver == Driver::Systemd
     }
 

@@ -46,7 +46,7 @@ async fn in_tree(
     pod: &Arc<Pod>,
     work: impl FnOnce(&Tree, &Pod) -> Result<(), berth_runtime::cgroup::Error> + Send + 'static,
 ) -> Result<(), berth_runtime::cgroup::Error> {
-    if !node.kubepods.wants_holding() {
+    if !node.kubepods.has_scopes() {
         return work(&node.kubepods, pod);
     }
     let (tree, pod) = (node.kubepods.clone(), pod.clone());

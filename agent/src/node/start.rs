@@ -99,6 +99,8 @@ async fn launch(
     let created = client.create(prepared.request.clone()).await.map_err(|e| create_error(e.to_string()))?;
     if let Some(hold) = hold {
         hold.release().await;
+    }
+    if node.kubepods.has_scopes() {
         let (tree, path, limits) =
             (node.kubepods.clone(), prepared.instance.cgroup.clone(), prepared.limits.clone());
         blocking(move || tree.tell(&path, limits)).await.map_err(|e| create_error(e.to_string()))?;
@@ -116,9 +118,9 @@ async fn launch(
     }
 }
 
-/// Where systemd makes the cgroups of containers: has it make this one's.
+/// Where systemd makes the cgroups of containers: has it make this one's. Another runtime asks for its own.
 async fn hold_scope(node: &AgentNode, prepared: &Prepared) -> Result<Option<Hold>, Failure> {
-    if !node.kubepods.wants_holding() {
+    if !node.kubepods.has_scopes() || prepared.request.runtime.is_some() {
         return Ok(None);
     }
     let held = Hold::scope(&prepared.instance.cgroup).await;

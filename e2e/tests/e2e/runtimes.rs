@@ -88,6 +88,149 @@ fn terminals_and_failures(name: &str) {
     node.wait_event("b", "/no/such/program").unwrap();
 }
 
+/// A folder of the host, memory, a file of a ConfigMap and subPaths, for a pod whose users are nobody on the host.
+fn with_users(name: &str, host: &std::path::Path) -> String {
+    format!(
+        "apiVersion: v1
+kind: ConfigMap
+metadata: {{ name: settings }}
+data: {{ key: value }}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{ name: u }}
+spec:
+  hostUsers: false
+  runtimeClassName: {name}
+  terminationGracePeriodSeconds: 1
+  securityContext: {{ fsGroup: 2000, sysctls: [{{ name: net.ipv4.ip_unprivileged_port_start, value: \"7\" }}] }}
+  volumes:
+    - {{ name: data, emptyDir: {{}} }}
+    - {{ name: memory, emptyDir: {{ medium: Memory }} }}
+    - {{ name: settings, configMap: {{ name: settings }} }}
+    - {{ name: host, hostPath: {{ path: {host}, type: Directory }} }}
+  containers:
+    - name: main
+      image: {image}
+      imagePullPolicy: Never
+      command: [sh, -c, 'echo started; echo made > /data/one; exec sleep 1000000']
+      securityContext: {{ readOnlyRootFilesystem: false }}
+      volumeMounts:
+        - {{ name: data, mountPath: /data }}
+        - {{ name: data, mountPath: /deep, subPath: sub/folder }}
+        - {{ name: memory, mountPath: /memory }}
+        - {{ name: settings, mountPath: /settings }}
+        - {{ name: settings, mountPath: /one-file, subPath: key }}
+        - {{ name: host, mountPath: /host, readOnly: true }}
+    - name: other
+      image: {image}
+      imagePullPolicy: Never
+      command: [sh, -c, 'exec sleep 1000000']
+      securityContext: {{ runAsUser: 1000, runAsGroup: 3000 }}
+      volumeMounts: [{{ name: data, mountPath: /data }}]
+",
+        host = host.display(),
+        image = berth_e2e::manifest::IMAGE
+    )
+}
+
+fn a_pod_has_users_of_its_own(name: &str) {
+    let node = node();
+    let host = node.path("shared");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("file"), "").unwrap();
+    std::os::unix::fs::chown(host.join("file"), Some(1234), Some(4321)).unwrap();
+    node.apply("u.yaml", &with_users(name, &host)).unwrap();
+    let pod = node.wait_running(&["u"]).unwrap().remove("u").unwrap();
+    node.wait_log(&pod, "started").unwrap();
+    let inside = |container: &str, line: &str| {
+        let words = ["exec", "u-n1", "-c", container, "--", "sh", "-c", line];
+        node.berth(&words).unwrap().ok().unwrap().trim().to_owned()
+    };
+    let pids = node.pids(pod.uid()).unwrap();
+    let owners: Vec<String> = pids
+        .iter()
+        .map(|pid| node.machine().shell(&format!("stat -c '%u %g' /proc/{pid}")).unwrap().trim().to_owned())
+        .collect();
+    let first = 0x7000_0000_u32;
+    assert!(owners.contains(&format!("{first} {first}")), "{owners:?}");
+    assert!(owners.contains(&format!("{} {}", first + 1000, first + 3000)), "{owners:?}");
+    let namespace = "readlink /proc/self/ns/user";
+    assert_eq!(inside("main", namespace), inside("other", namespace));
+    assert_ne!(inside("main", namespace), node.machine().shell(namespace).unwrap().trim());
+    assert_eq!(inside("main", "id -u; stat -c %u:%g / /bin/busybox"), "0\n0:0\n0:0");
+    assert_eq!(inside("main", "touch /new; stat -c %u /new /dev/mqueue /dev/shm /etc/hosts"), "0\n0\n0\n0");
+    assert_eq!(inside("main", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start"), "7");
+    // Files have their owners, inside and on the disk.
+    inside("other", "echo x > /data/two");
+    assert_eq!(inside("main", "stat -c %u:%g /data/one /data/two /memory"), "0:2000\n1000:2000\n0:2000");
+    let data = node.path(&format!("root/volumes/{}/data", pod.uid()));
+    let owner =
+        |file: &str| std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(data.join(file)).unwrap());
+    assert_eq!((owner("one"), owner("two")), (0, 1000));
+    assert_eq!(inside("main", "stat -c %u:%g /host/file"), "1234:4321");
+    assert_eq!(inside("main", "touch /host/new 2>/dev/null || echo refused"), "refused");
+    inside("main", "echo deep > /deep/file; echo y > /memory/y");
+    assert_eq!(inside("main", "cat /data/sub/folder/file /settings/key; cat /one-file"), "deep\nvaluevalue");
+    let mounts = node.machine().shell("cat /proc/mounts").unwrap();
+    assert!(!mounts.contains("overlay") && !mounts.contains("runtime/mounts"), "{mounts}");
+    node.remove("u.yaml").unwrap();
+    node.wait_gone("u").unwrap();
+}
+
+/// What a privileged container mounts in a volume is there for others, and for the host.
+fn mounts_reach_the_host(name: &str) {
+    let node = node();
+    let host = node.path("shared");
+    node.machine()
+        .shell(&format!("mkdir {0} && mount -t tmpfs t {0} && mount --make-shared {0}", host.display()))
+        .unwrap();
+    let volume = format!("volumes: [{{ name: h, hostPath: {{ path: {} }} }}]", host.display());
+    let class = format!("runtimeClassName: {name}");
+    let mount =
+        |mode: &str| format!("volumeMounts: [{{ name: h, mountPath: /h, mountPropagation: {mode} }}]");
+    let giver = Builder::new("giver")
+        .shell("mkdir /h/in && mount -t tmpfs t /h/in && touch /h/in/seen && echo up; exec sleep 1000000")
+        .with("securityContext: { privileged: true }")
+        .with(&mount("Bidirectional"))
+        .with_pod(&volume)
+        .with_pod(&class);
+    let taker = Builder::new("taker").shell("exec sleep 1000000").with(&mount("HostToContainer"));
+    let taker = taker.with_pod(&volume).with_pod(&class);
+    node.apply("taker.yaml", &taker.yaml()).unwrap();
+    node.wait_running(&["taker"]).unwrap();
+    node.apply("giver.yaml", &giver.yaml()).unwrap();
+    let found = node.wait_running(&["giver"]).unwrap().remove("giver").unwrap();
+    node.wait_log(&found, "up").unwrap();
+    assert_eq!(node.machine().shell(&format!("ls {}/in", host.display())).unwrap().trim(), "seen");
+    assert_eq!(node.exec("taker", &["ls", "/h/in"]).unwrap().ok().unwrap().trim(), "seen");
+    for pod in ["giver", "taker"] {
+        node.remove(&format!("{pod}.yaml")).unwrap();
+    }
+    node.wait("they are gone", Duration::from_secs(30), |pods| pods.is_empty()).unwrap();
+    node.machine().shell(&format!("umount {0}/in && umount {0}", host.display())).unwrap();
+}
+
+#[test]
+fn crun_shows_the_host_what_is_mounted_in_a_volume() {
+    mounts_reach_the_host("crun");
+}
+
+#[test]
+fn runc_shows_the_host_what_is_mounted_in_a_volume() {
+    mounts_reach_the_host("runc");
+}
+
+#[test]
+fn crun_joins_a_pods_users() {
+    a_pod_has_users_of_its_own("crun");
+}
+
+#[test]
+fn runc_joins_a_pods_users() {
+    a_pod_has_users_of_its_own("runc");
+}
+
 #[test]
 fn crun_runs_a_pod() {
     a_pod_lives("crun");

@@ -203,7 +203,6 @@ fn what_does_not_go_together_is_refused_by_field() {
         ("hostNetwork: true", "spec.hostNetwork: Forbidden: when `hostUsers` is false"),
         ("hostPID: true", "spec.hostPID: Forbidden: when `hostUsers` is false"),
         ("hostIPC: true", "spec.hostIPC: Forbidden: when `hostUsers` is false"),
-        ("runtimeClassName: crun", "spec.runtimeClassName: Forbidden: when `hostUsers` is false"),
     ] {
         let file = node.path("bad.yaml");
         let pod = Builder::new("a").shell("true").with_pod("hostUsers: false").with_pod(line);

@@ -35,6 +35,7 @@ pub use details::{
 pub use error::Error;
 pub use oom::OomWatch;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Pressure, Psi, Stats};
+pub use systemd::scope_words;
 #[cfg(feature = "agent")]
 pub use systemd::slice_path;
 pub use weight::CpuWeight;

@@ -37,6 +37,7 @@ mod root_mount;
 mod scheduling;
 pub mod seccomp;
 mod sources;
+mod staged;
 mod streams;
 mod terms;
 mod time_namespace;
@@ -59,6 +60,7 @@ pub(crate) use create::{cgroups, cgroups_of};
 pub use document::Document;
 pub use error::Error;
 pub use mount_options::names as mount_option_names;
+pub(crate) use staged::Staged;
 pub use terms::Terms;
 pub use timings::Timings;
 
@@ -171,12 +173,6 @@ impl Container {
         let (warnings, timings) = (Vec::new(), Timings::default());
         Container { pid, pidfd, console, cgroup, warnings, timings, channel: None }
     }
-}
-
-/// Mounts a root file system for another runtime, at `rootfs` in `bundle`, in the mount namespace of the caller, which
-/// must be its own.
-pub(crate) fn mount_root(rootfs: &Rootfs, bundle: &Path) -> Result<(), Error> {
-    root_mount::mount_root(rootfs, bundle, None, None).map(drop)
 }
 
 /// Makes a user namespace with the same map for users and groups; nobody is in it.

@@ -2,8 +2,8 @@
 //!
 //! The runtime is called in place of the engine, by the command line that all of them share. It and what it starts are
 //! below the shim, which is their subreaper: it stays the parent that learns of every exit. The runtime sees the root
-//! file system mounted in a mount namespace of its own, which ends with the call; the container keeps its copy, and
-//! nothing of it is in the host's mount table.
+//! file system, and mounts that it could not make (see [`Staged`]), in a mount namespace of its own, which ends with the
+//! call; the container keeps its copy, and nothing of it is in the host's mount table.
 
 use std::ffi::CString;
 use std::fs;
@@ -20,8 +20,8 @@ use oci_spec::runtime::{Process, Spec};
 use super::failure;
 use super::proto::{Failure, FailureKind, Runtime};
 use super::record::note;
-use crate::cgroup::Cgroups;
-use crate::container::{self, Container, Stdio};
+use crate::cgroup::{self, Cgroups};
+use crate::container::{self, Container, Staged, Stdio};
 use crate::rootfs::Rootfs;
 use crate::sys::process::{self, Child, Clone3, Program, pidfd_kill, pidfd_open};
 use crate::sys::{cstring, shim_io};
@@ -39,6 +39,8 @@ pub(super) struct Foreign {
     id: String,
     /// The runtime's own bundle, below the container's: `config.json`, the mount point, its state, log and pid files.
     dir: PathBuf,
+    /// `linux.cgroupsPath` in the form that makes it ask systemd for the cgroup, where the pod's is systemd's.
+    scope: Option<String>,
 }
 
 /// A container to be made.
@@ -56,13 +58,13 @@ struct Call<'a> {
     words: Vec<String>,
     stdio: Stdio,
     /// Mount this before.
-    rootfs: Option<&'a Rootfs>,
+    mounts: Option<(&'a Rootfs, Staged)>,
 }
 
 impl Call<'_> {
     fn of(words: &[&str]) -> Call<'static> {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
-        Call { words, stdio: Stdio::default(), rootfs: None }
+        Call { words, stdio: Stdio::default(), mounts: None }
     }
 }
 
@@ -75,7 +77,8 @@ impl Foreign {
     pub fn create(runtime: &Runtime, order: Order<'_>) -> Result<(Foreign, Container), Failure> {
         let dir = order.bundle.join("runtime");
         let cgroup = cgroup_of(order.spec);
-        let made = Foreign { runtime: runtime.clone(), id: order.id.to_owned(), dir };
+        let scope = cgroup.as_deref().and_then(cgroup::scope_words);
+        let made = Foreign { runtime: runtime.clone(), id: order.id.to_owned(), dir, scope };
         match made.try_create(order) {
             Ok(container) => Ok((made, container)),
             Err(failure) => {
@@ -95,7 +98,7 @@ impl Foreign {
         let Some(cgroup) = cgroup_of(order.spec) else {
             return Err(failure(FailureKind::Invalid, "linux.cgroupsPath: another runtime needs it"));
         };
-        self.write_config(&order)?;
+        let staged = self.write_config(&order)?;
         let console = order.tty.then(|| self.console()).transpose()?;
         let mut call = Call::of(&["create", "--bundle", ".", "--pid-file", "pid"]);
         if console.is_some() {
@@ -103,7 +106,7 @@ impl Foreign {
         }
         call.words.push(self.id.clone());
         call.stdio = order.stdio;
-        call.rootfs = Some(order.rootfs);
+        call.mounts = Some((order.rootfs, staged));
         self.call(call).map_err(|reason| internal("create the container", reason))?;
         let pid = self.read_pid("pid")?;
         let pidfd = pidfd_open(pid).map_err(|e| internal("open the container's pidfd", e))?;
@@ -111,8 +114,8 @@ impl Foreign {
         Ok(Container::of_other_runtime(pid, pidfd, console, cgroup))
     }
 
-    /// The container's specification, with what only this place knows.
-    fn write_config(&self, order: &Order<'_>) -> Result<(), Failure> {
+    /// Writes the container's specification, with what only this place knows; gives the mounts that it relies on.
+    fn write_config(&self, order: &Order<'_>) -> Result<Staged, Failure> {
         let mut spec = order.spec.clone();
         // Nothing in it is newer, and older runtimes refuse versions that they do not know.
         spec.set_version(OCI_VERSION.to_owned());
@@ -145,8 +148,16 @@ impl Foreign {
             );
             process.set_oom_score_adj(Some(own));
         }
+        let staged = Staged::take_from(&mut spec, &self.dir);
+        if let (Some(scope), Some(linux)) = (&self.scope, spec.linux_mut()) {
+            linux.set_cgroups_path(Some(scope.into()));
+            // Its limits would be in one more cgroup inside, where nobody else looks for them.
+            let crun = ("run.oci.systemd.subgroup".to_owned(), String::new());
+            spec.annotations_mut().get_or_insert_default().extend([crun]);
+        }
         let text = serde_json::to_vec(&spec).map_err(|e| internal("write config.json", e))?;
-        fs::write(self.dir.join("config.json"), text).map_err(|e| internal("write config.json", e))
+        fs::write(self.dir.join("config.json"), text).map_err(|e| internal("write config.json", e))?;
+        Ok(staged)
     }
 
     /// Lets the container run.
@@ -210,7 +221,7 @@ impl Foreign {
         let _ = fs::remove_file(&log);
         let program = self.program(&call.words).map_err(|e| e.to_string())?;
         let path = cstring(&self.runtime.path).map_err(|e| e.to_string())?;
-        let flags = if call.rootfs.is_some() { libc::CLONE_NEWNS as u64 } else { 0 };
+        let flags = if call.mounts.is_some() { libc::CLONE_NEWNS as u64 } else { 0 };
         let child = Clone3 { flags, cgroup: None }
             .spawn(|| run(&self.dir, &path, &program, &call))
             .map_err(|e| format!("{}: {e}", self.runtime.path.display()))?;
@@ -234,6 +245,9 @@ impl Foreign {
         }
         for word in ["--root", "state", "--log", "log.json", "--log-format", "json"] {
             all.push(cstring(word)?);
+        }
+        if self.scope.is_some() {
+            all.push(cstring("--systemd-cgroup")?);
         }
         for word in words {
             all.push(cstring(word)?);
@@ -298,8 +312,8 @@ fn run(dir: &Path, path: &CString, program: &Program, call: &Call<'_>) {
 
 fn prepare(dir: &Path, call: &Call<'_>) -> Result<(), String> {
     process::reset_signals();
-    if let Some(rootfs) = call.rootfs {
-        container::mount_root(rootfs, dir).map_err(|e| e.to_string())?;
+    if let Some((rootfs, staged)) = &call.mounts {
+        staged.mount(rootfs, dir).map_err(|e| e.to_string())?;
     }
     container::give_streams(&call.stdio).map_err(|e| e.to_string())?;
     nix::unistd::chdir(dir).map_err(|e| format!("enter {}: {e}", dir.display()))

@@ -202,7 +202,7 @@ pub struct CreateRequest {
 pub struct Runtime {
     /// The program.
     pub path: PathBuf,
-    /// Words before the command, such as `--systemd-cgroup`.
+    /// Words before the command, such as `--debug`. `--systemd-cgroup` is added for a cgroup that is a scope in a slice.
     #[serde(default)]
     pub args: Vec<String>,
 }

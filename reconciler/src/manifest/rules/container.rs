@@ -74,7 +74,6 @@ fn check(
     env::check(spec, container, known, path, issues);
     let volumes: Vec<_> = spec.volumes.iter().flatten().map(|v| v.name.as_str()).collect();
     volume::check_mounts(container, &volumes, path, issues);
-    volume::check_runtime(spec, container, path, issues);
     check_probes(spec, container, init, path, issues);
     if let Some(resources) = &container.resources {
         resources::check(resources, &path.field("resources"), issues);

@@ -62,11 +62,6 @@ pub(crate) fn check_users(spec: &v1::PodSpec, path: &FieldPath, issues: &mut Iss
             issues.forbidden(&path.field(field), "when `hostUsers` is false");
         }
     }
-    if spec.runtime_class_name.as_deref().is_some_and(|name| !name.is_empty()) {
-        issues
-            .forbidden(&path.field("runtimeClassName"), "when `hostUsers` is false")
-            .hint("only Berth's own runtime makes user namespaces for pods");
-    }
 }
 
 /// Checks a container's security context.

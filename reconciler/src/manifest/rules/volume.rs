@@ -299,28 +299,6 @@ pub(crate) fn check_mounts(
     }
 }
 
-/// What a `subPath` leads to is handed to the container as a descriptor, which only Berth's own runtime takes: a path could be
-/// exchanged by another container before another runtime follows it.
-pub(crate) fn check_runtime(
-    spec: &v1::PodSpec,
-    container: &v1::Container,
-    path: &FieldPath,
-    issues: &mut Issues,
-) {
-    if spec.runtime_class_name.as_deref().unwrap_or_default().is_empty() {
-        return;
-    }
-    for (i, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let path = path.field("volumeMounts").index(i);
-        for (field, sub) in [("subPath", &mount.sub_path), ("subPathExpr", &mount.sub_path_expr)] {
-            if sub.as_deref().is_some_and(|sub| !sub.is_empty()) {
-                let detail = "is not supported with a runtimeClassName, only with the node's own runtime";
-                issues.forbidden(&path.field(field), detail);
-            }
-        }
-    }
-}
-
 fn check_mount_path(mount_path: &str, path: &FieldPath, issues: &mut Issues) {
     if mount_path.is_empty() {
         issues.required(path, "");

@@ -23,6 +23,8 @@ use oci_spec::runtime::LinuxResources;
 
 use super::{CpuWeight, Error, Version};
 use bus::{Connection, Failure, Whose};
+pub use names::scope_words;
+#[cfg(feature = "agent")]
 pub use names::slice_path;
 use names::unit_of;
 

@@ -62,6 +62,7 @@ pub fn folders(slice: &str) -> Option<String> {
 
 /// The path of the slice that has one word more than its parent at each level; a dash in a word becomes an underscore, as
 /// kubelet has it. Empty words are left out.
+#[cfg(any(feature = "agent", test))]
 pub fn slice_path(words: &[&str]) -> String {
     let words: Vec<String> = words.iter().filter(|w| !w.is_empty()).map(|w| w.replace('-', "_")).collect();
     (1..=words.len()).map(|n| format!("/{}.slice", words[..n].join("-"))).collect()
@@ -74,10 +75,29 @@ pub fn unit_of(path: &str) -> Option<(&str, &str)> {
     (unit.ends_with(".scope") || unit.ends_with(".slice")).then_some((slice, unit))
 }
 
+/// The `linux.cgroupsPath` of a scope's path for a runtime that is to ask systemd for it, `slice:prefix:name`. Nothing for
+/// another path.
+pub fn scope_words(path: &str) -> Option<String> {
+    let (slice, unit) = unit_of(path)?;
+    let (prefix, name) = unit.strip_suffix(".scope")?.split_once('-')?;
+    path.ends_with(&format!("/{slice}/{unit}")).then(|| format!("{slice}:{prefix}:{name}"))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_scope_for_another_runtime() {
+        let path = slice_path(&["kubepods", "pod1-2"]) + "/berth-a1.scope";
+        let words = scope_words(&path).unwrap();
+        assert_eq!(words, "kubepods-pod1_2.slice:berth:a1");
+        assert_eq!(path_of("x", Some(&words), Whose::System).unwrap(), path);
+        for other in ["/kubepods/pod1/a1", "/a.slice", "/kubepods/x-y.scope", "/x-y.scope"] {
+            assert_eq!(scope_words(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn paths_and_back() {
