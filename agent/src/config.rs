@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use berth_reconciler::memory_qos::MemoryQos;
 use berth_reconciler::quantity::Quantity;
 use berth_runtime::cgroup::Driver;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
@@ -98,6 +99,9 @@ struct File {
     single_process_oom_kill: Option<bool>,
     memory_swap: Option<MemorySwap>,
     fail_swap_on: Option<bool>,
+    feature_gates: Option<BTreeMap<String, bool>>,
+    memory_throttling_factor: Option<f64>,
+    memory_reservation_policy: Option<String>,
     cpu_manager_policy: Option<String>,
     memory_manager_policy: Option<String>,
     topology_manager_policy: Option<String>,
@@ -188,6 +192,28 @@ fn check_managers(file: &File) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// MemoryQoS as kubelet's settings describe it: nothing without its feature gate.
+fn check_memory_qos(file: &File) -> anyhow::Result<Option<MemoryQos>> {
+    let gates = file.feature_gates.iter().flatten();
+    if let Some((other, _)) = gates.clone().find(|(name, _)| *name != "MemoryQoS") {
+        bail!("featureGates: {other} is not known: only MemoryQoS is");
+    }
+    let throttling = file.memory_throttling_factor.unwrap_or(0.9);
+    if !(throttling > 0.0 && throttling <= 1.0) {
+        bail!("memoryThrottlingFactor: must be greater than 0 and at most 1.0, is {throttling}");
+    }
+    let tiered = match file.memory_reservation_policy.as_deref() {
+        None | Some("" | "None") => false,
+        Some("TieredReservation") => true,
+        Some(other) => bail!("memoryReservationPolicy: {other:?} is not None or TieredReservation"),
+    };
+    let on = gates.clone().any(|(_, on)| *on);
+    if tiered && !on {
+        bail!("memoryReservationPolicy: needs the feature gate MemoryQoS");
+    }
+    Ok(on.then_some(MemoryQos { throttling, tiered }))
 }
 
 fn check_swap(file: &File) -> anyhow::Result<SwapBehavior> {
@@ -319,6 +345,8 @@ pub struct Config {
     pub group_oom_kill_wanted: bool,
     /// Who may swap.
     pub swap: SwapBehavior,
+    /// Which memory is kept and who is slowed down (cgroup v2 only); none: nobody.
+    pub memory_qos: Option<MemoryQos>,
     /// Unsafe sysctls that pods may set: names, or prefixes with `*` at their end.
     pub unsafe_sysctls: Vec<String>,
     /// Folder of the seccomp profiles of type Localhost.
@@ -353,7 +381,7 @@ impl Config {
 
     fn merge(args: &AgentArgs, file: File) -> anyhow::Result<Self> {
         check_managers(&file)?;
-        let (cfs, swap) = (Cfs::check(&file)?, check_swap(&file)?);
+        let (cfs, swap, memory_qos) = (Cfs::check(&file)?, check_swap(&file)?, check_memory_qos(&file)?);
         let manifests = if args.manifests.is_empty() {
             file.manifests
                 .or(file.static_pod_path.map(|p| vec![p]))
@@ -418,6 +446,7 @@ impl Config {
             runtimes: check_runtimes(file.runtimes.unwrap_or_default())?,
             cfs,
             swap,
+            memory_qos,
             single_process_oom_kill: file.single_process_oom_kill.unwrap_or(false),
             group_oom_kill_wanted: file.single_process_oom_kill == Some(false),
             unsafe_sysctls: check_sysctls(file.allowed_unsafe_sysctls.unwrap_or_default())?,
@@ -508,6 +537,11 @@ fn check_runtimes(runtimes: BTreeMap<String, Runtime>) -> anyhow::Result<BTreeMa
         if !runtime.path.is_file() {
             bail!("runtimes.{name}.path: {} is not there", runtime.path.display());
         }
+        if runtime.args.iter().any(|word| word == "--systemd-cgroup") {
+            bail!(
+                "runtimes.{name}.args: --systemd-cgroup is given with cgroupDriver: systemd, and only then"
+            );
+        }
         for (resource, amount) in &runtime.overhead {
             let field = format!("runtimes.{name}.overhead.{resource}");
             if !["cpu", "memory"].contains(&resource.as_str()) {
@@ -534,11 +568,6 @@ fn check_sysctls(patterns: Vec<String>) -> anyhow::Result<Vec<String>> {
 fn cgroup_driver(name: Option<&str>) -> anyhow::Result<Driver> {
     match name {
         None | Some("cgroupfs") => Ok(Driver::Cgroupfs),
-        if runtime.args.iter().any(|word| word == "--systemd-cgroup") {
-            bail!(
-                "runtimes.{name}.args: --systemd-cgroup is given with cgroupDriver: systemd, and only then"
-            );
-        }
         Some("systemd") => Ok(Driver::Systemd),
         Some(other) => bail!("cgroupDriver: {other:?} is neither cgroupfs nor systemd"),
     }
@@ -761,6 +790,38 @@ mod tests {
         let error =
             merged(File { cpu_manager_policy: Some("static".into()), ..File::default() }).unwrap_err();
         assert_eq!(error.to_string(), "cpuManagerPolicy: \"static\" is not supported: only none is");
+    }
+
+    #[test]
+    fn memory_qos_has_a_gate_a_factor_and_a_policy() {
+        let qos = |on: Option<bool>, factor: Option<f64>, policy: Option<&str>| {
+            merged(File {
+                feature_gates: on.map(|on| BTreeMap::from([("MemoryQoS".to_owned(), on)])),
+                memory_throttling_factor: factor,
+                memory_reservation_policy: policy.map(str::to_owned),
+                ..File::default()
+            })
+            .map(|c| c.memory_qos)
+            .map_err(|e| e.to_string())
+        };
+        assert_eq!(qos(None, None, None), Ok(None));
+        assert_eq!(qos(Some(false), Some(0.5), Some("None")), Ok(None));
+        assert_eq!(qos(Some(true), None, None), Ok(Some(MemoryQos { throttling: 0.9, tiered: false })));
+        let tiered = Some("TieredReservation");
+        assert_eq!(qos(Some(true), Some(1.0), tiered), Ok(Some(MemoryQos { throttling: 1.0, tiered: true })));
+        for (on, factor, policy, said) in [
+            (Some(true), Some(0.0), None, "memoryThrottlingFactor: must be"),
+            (Some(true), Some(1.1), None, "memoryThrottlingFactor: must be"),
+            (Some(true), Some(f64::NAN), None, "memoryThrottlingFactor: must be"),
+            (Some(true), None, Some("All"), "memoryReservationPolicy: \"All\" is not"),
+            (None, None, tiered, "memoryReservationPolicy: needs the feature gate MemoryQoS"),
+        ] {
+            let error = qos(on, factor, policy).unwrap_err();
+            assert!(error.starts_with(said), "{error}");
+        }
+        let feature_gates = Some(BTreeMap::from([("NodeSwap".to_owned(), true)]));
+        let error = merged(File { feature_gates, ..File::default() }).unwrap_err().to_string();
+        assert_eq!(error, "featureGates: NodeSwap is not known: only MemoryQoS is");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod env;
 pub mod envfile;
 pub mod folder;
 pub mod manifest;
+pub mod memory_qos;
 pub mod node;
 pub mod planner;
 pub mod pod;

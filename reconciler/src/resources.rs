@@ -52,6 +52,8 @@ pub struct CpuMem {
     pub quota: Option<i64>,
     /// CFS period in microseconds.
     pub period: u64,
+    /// Memory request in bytes, 0 for none: what [`crate::memory_qos`] goes by.
+    pub memory_request: u64,
     /// Memory limit in bytes; none: no limit.
     pub memory_limit: Option<u64>,
 }
@@ -63,6 +65,7 @@ impl CpuMem {
             shares: self.shares.max(other.shares),
             quota: self.quota.zip(other.quota).map(|(a, b)| a.max(b)),
             period: self.period,
+            memory_request: self.memory_request.max(other.memory_request),
             memory_limit: self.memory_limit.zip(other.memory_limit).map(|(a, b)| a.max(b)),
         }
     }
@@ -222,10 +225,12 @@ pub fn container_values(spec: &v1::PodSpec, container: &v1::Container) -> CpuMem
     let limit = |name| nonzero(limits(container), name).or_else(|| nonzero(pods, name));
     let cpu_limit = limit("cpu").map_or(0, |q| unsigned(q.milli()));
     let request = amount(requests(container), "cpu").map_or(cpu_limit, |q| unsigned(q.milli()));
+    let memory = amount(requests(container), "memory").or_else(|| nonzero(limits(container), "memory"));
     CpuMem {
         shares: cpu_shares(request),
         quota: cpu_quota(cpu_limit),
         period: CPU_PERIOD,
+        memory_request: memory.map_or(0, |q| unsigned(q.value())),
         memory_limit: limit("memory").map(|q| unsigned(q.value())).filter(|bytes| *bytes > 0),
     }
 }
@@ -238,10 +243,12 @@ pub fn pod_values(spec: &v1::PodSpec) -> CpuMem {
     };
     let limit = pod_limits(spec);
     let best_effort = qos_class(spec) == QosClass::BestEffort;
+    let request = pod_requests(spec);
     CpuMem {
-        shares: if best_effort { MIN_SHARES } else { cpu_shares(pod_requests(spec).cpu_milli) },
+        shares: if best_effort { MIN_SHARES } else { cpu_shares(request.cpu_milli) },
         quota: cpu_quota(limit.cpu_milli).filter(|_| limited("cpu")),
         period: CPU_PERIOD,
+        memory_request: request.memory,
         memory_limit: Some(limit.memory).filter(|bytes| *bytes > 0 && limited("memory")),
     }
 }

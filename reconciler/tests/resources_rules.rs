@@ -92,7 +92,9 @@ fn shares_quota_and_weights() {
 #[test]
 fn a_missing_request_takes_the_limit() {
     let s = one(json!({"limits": {"cpu": "500m", "memory": "64Mi"}}));
-    let expected = CpuMem { shares: 512, quota: Some(50_000), period: 100_000, memory_limit: Some(64 << 20) };
+    let memory = 64 << 20;
+    let (quota, memory_limit) = (Some(50_000), Some(memory));
+    let expected = CpuMem { shares: 512, quota, period: 100_000, memory_request: memory, memory_limit };
     assert_eq!(container_values(&s, &s.containers[0]), expected);
     assert_eq!(pod_values(&s), expected);
     assert_eq!(qos_class(&s), QosClass::Guaranteed);
@@ -127,11 +129,17 @@ fn pod_limits_need_a_limit_in_every_container() {
         {"name": "b", "resources": {"limits": {"cpu": "1"}, "requests": {"memory": "1Mi"}}}]}));
     assert_eq!(
         pod_values(&s),
-        CpuMem { shares: 2048, quota: Some(200_000), period: 100_000, memory_limit: None }
+        CpuMem {
+            shares: 2048,
+            quota: Some(200_000),
+            period: 100_000,
+            memory_request: (1 << 30) + (1 << 20),
+            memory_limit: None
+        }
     );
     assert_eq!(
         pod_values(&one(json!({}))),
-        CpuMem { shares: 2, quota: None, period: 100_000, memory_limit: None }
+        CpuMem { shares: 2, quota: None, period: 100_000, memory_request: 0, memory_limit: None }
     );
 }
 

@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail};
+use berth_reconciler::memory_qos::{MemoryQos, Setting};
 use berth_reconciler::pod::Pod;
 use berth_reconciler::resources::{self, QosClass};
 use berth_runtime::cgroup::{Cgroups, CpuWeight, Driver, Error, Version, slice_path};
@@ -30,8 +31,48 @@ pub(super) struct Tree {
     parent: String,
     pids_limit: Option<i64>,
     cfs: Cfs,
-    /// Processor shares of the burstable pods; their sum is the tier's share.
-    burstable: Mutex<HashMap<String, u64>>,
+    memory_qos: Option<MemoryQos>,
+    /// What each pod asks for: the tiers above get the sums.
+    asks: Mutex<HashMap<String, Ask>>,
+}
+
+/// What a pod's cgroup asks of those above it.
+#[derive(Clone, Copy, Debug)]
+struct Ask {
+    class: QosClass,
+    /// Processor shares.
+    shares: u64,
+    /// Bytes of memory requested.
+    memory: u64,
+}
+
+/// What all pods ask for together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sums {
+    /// Processor shares of the Burstable pods.
+    shares: u64,
+    /// Bytes that the Burstable pods request.
+    burstable: u64,
+    /// Bytes that the Guaranteed pods request.
+    guaranteed: u64,
+}
+
+impl Sums {
+    fn of(asks: &HashMap<String, Ask>) -> Sums {
+        let sum = |class: QosClass, of: fn(&Ask) -> u64| {
+            asks.values().filter(|ask| ask.class == class).map(of).fold(0, u64::saturating_add)
+        };
+        Sums {
+            shares: sum(QosClass::Burstable, |ask| ask.shares).clamp(MIN_SHARES, MAX_SHARES),
+            burstable: sum(QosClass::Burstable, |ask| ask.memory),
+            guaranteed: sum(QosClass::Guaranteed, |ask| ask.memory),
+        }
+    }
+}
+
+/// `linux.resources.unified` of some files.
+pub(super) fn unified(settings: Vec<Setting>) -> Value {
+    settings.into_iter().map(|(file, value)| (file.to_owned(), Value::String(value))).collect()
 }
 
 /// The word that all paths begin with, below the configured parent.
@@ -54,6 +95,7 @@ fn typed(value: Value) -> LinuxResources {
 
 impl Tree {
     pub fn new(cgroups: Cgroups, config: &Config) -> Self {
+        let memory_qos = config.memory_qos.filter(|_| cgroups.version() == Version::V2);
         Self {
             // Pods and tiers get the weights that a kubelet gives them, containers those of newer runtimes.
             cgroups: cgroups.with_cpu_weight(CpuWeight::Linear).with_driver(config.cgroup_driver),
@@ -61,7 +103,8 @@ impl Tree {
             parent: config.cgroup_parent.clone(),
             pids_limit: config.pod_pids_limit,
             cfs: config.cfs,
-            burstable: Mutex::default(),
+            memory_qos,
+            asks: Mutex::default(),
         }
     }
 
@@ -130,11 +173,13 @@ impl Tree {
         if let Some(limit) = self.pids_limit {
             limits["pids"] = json!({ "limit": limit });
         }
-        self.cgroups.create(&self.pod(pod), &typed(limits))?;
-        if resources::qos_class(pod.spec()) == QosClass::Burstable {
-            self.share(pod.uid(), Some(values.shares))?;
+        let class = resources::qos_class(pod.spec());
+        if let Some(qos) = &self.memory_qos {
+            limits["unified"] = unified(qos.pod(class, values.memory_request));
         }
-        Ok(())
+        // Those above must have it first for the pod to have it.
+        self.ask(pod.uid(), Some(Ask { class, shares: values.shares, memory: values.memory_request }))?;
+        self.cgroups.create(&self.pod(pod), &typed(limits))
     }
 
     /// Kills what runs in the pod's cgroup.
@@ -148,25 +193,33 @@ impl Tree {
     /// Kills what runs in the pod's cgroup and removes it; can be repeated.
     pub fn remove(&self, pod: &Pod) -> Result<(), Error> {
         self.cgroups.remove(&self.pod(pod))?;
-        if resources::qos_class(pod.spec()) == QosClass::Burstable {
-            self.share(pod.uid(), None)?;
-        }
-        Ok(())
+        self.ask(pod.uid(), None)
     }
 
-    /// Records a burstable pod's shares and sets the tier's to the sum of all.
-    fn share(&self, uid: &str, shares: Option<u64>) -> Result<(), Error> {
-        let mut all = self.burstable.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = tier_shares(&all);
-        match shares {
-            Some(shares) => all.insert(uid.to_owned(), shares),
+    /// Records what a pod asks for and gives the tiers the sums of all.
+    fn ask(&self, uid: &str, ask: Option<Ask>) -> Result<(), Error> {
+        let mut all = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = Sums::of(&all);
+        match ask {
+            Some(ask) => all.insert(uid.to_owned(), ask),
             None => all.remove(uid),
         };
-        let after = tier_shares(&all);
-        if after == before {
+        let after = Sums::of(&all);
+        if let Some(qos) = self
+            .memory_qos
+            .filter(|_| (after.burstable, after.guaranteed) != (before.burstable, before.guaranteed))
+        {
+            let files = unified(qos.root(after.guaranteed, after.burstable));
+            self.cgroups.update(&self.path(&[ROOT]), &typed(json!({ "unified": files })))?;
+        }
+        if (after.shares, after.burstable) == (before.shares, before.burstable) {
             return Ok(());
         }
-        self.cgroups.update(&self.tier(QosClass::Burstable), &typed(json!({"cpu": {"shares": after}})))
+        let mut limits = json!({"cpu": {"shares": after.shares}});
+        if let Some(qos) = &self.memory_qos {
+            limits["unified"] = unified(qos.burstable_tier(after.burstable));
+        }
+        self.cgroups.update(&self.tier(QosClass::Burstable), &typed(limits))
     }
 
     /// Removes the cgroups of pods that nobody knows; gives their names.
@@ -213,10 +266,6 @@ impl Tree {
         }
         self.cgroups.remove(parent)
     }
-}
-
-fn tier_shares(pods: &HashMap<String, u64>) -> u64 {
-    pods.values().sum::<u64>().clamp(MIN_SHARES, MAX_SHARES)
 }
 
 /// A process that keeps a container's scope until the container is in it. It ends with this, or with the agent.

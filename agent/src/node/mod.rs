@@ -154,7 +154,7 @@ impl AgentNode {
         })
     }
 
-    /// Checks `singleProcessOOMKill` against the machine.
+    /// Checks `singleProcessOOMKill`, and the feature gate MemoryQoS, against the machine.
     ///
     /// # Errors
     /// When it is false on cgroup v1, where the kernel knows nothing else.
@@ -163,6 +163,9 @@ impl AgentNode {
             anyhow::bail!(
                 "singleProcessOOMKill: must not be false on cgroup v1, which cannot kill a container as a whole"
             );
+        }
+        if self.config.memory_qos.is_some() && self.cgroups.version() == Version::V1 {
+            tracing::warn!("featureGates.MemoryQoS has no effect: it needs cgroup v2");
         }
         Ok(())
     }

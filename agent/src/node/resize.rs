@@ -11,7 +11,8 @@ use k8s_openapi::api::core::v1;
 
 use super::AgentNode;
 use super::entry::{Entry, write_json};
-use crate::oci::cgroup_resources;
+use super::kubepods::unified;
+use crate::oci::{cgroup_resources, memory_qos};
 
 type Resources = BTreeMap<String, v1::ResourceRequirements>;
 
@@ -142,6 +143,8 @@ pub(super) fn resize_container(
     if values.memory_limit.is_some() {
         limits["memory"]["checkBeforeUpdate"] = true.into();
     }
+    let v2 = node.cgroups.version() == cgroup::Version::V2;
+    limits["unified"] = unified(memory_qos(&node.config, v2, pod, &values, node.facts.memory));
     let limits = serde_json::from_value(limits).map_err(|e| failed(format!("resources of {name}: {e}")))?;
     node.cgroups
         .update(&instance.cgroup, &limits)

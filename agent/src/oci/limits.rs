@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use berth_reconciler::memory_qos::Setting;
 use berth_reconciler::pod::Pod;
 use berth_reconciler::quantity::Quantity;
-use berth_reconciler::resources::{self, QosClass};
+use berth_reconciler::resources::{self, CpuMem, QosClass};
 use k8s_openapi::api::core::v1;
 use serde_json::{Map, Value, json};
 
 use super::Inputs;
-use crate::config::SwapBehavior;
+use crate::config::{Config, SwapBehavior};
 
 const POOLS: &str = "/sys/kernel/mm/hugepages";
 
@@ -68,11 +69,27 @@ pub(super) fn unified(inputs: &Inputs<'_>) -> Map<String, Value> {
         let bytes = swap_limit(inputs.pod, inputs.container, inputs.config.swap, swap);
         files.insert("memory.swap.max".into(), json!(bytes.to_string()));
     }
+    let values = resources::container_values(inputs.pod.spec(), inputs.container);
+    for (file, value) in
+        memory_qos(inputs.config, inputs.cgroup_v2, inputs.pod, &values, inputs.memory_capacity)
+    {
+        files.insert(file.to_owned(), json!(value));
+    }
     if inputs.cgroup_v2 && inputs.config.single_process_oom_kill {
         files.insert("memory.oom.group".into(), json!("0"));
     }
     files
 }
+
+/// What MemoryQoS sets in the cgroup of a container with these values; nothing on cgroup v1. All of the node's memory, so many
+/// bytes, can be allocated.
+pub fn memory_qos(config: &Config, cgroup_v2: bool, pod: &Pod, values: &CpuMem, memory: u64) -> Vec<Setting> {
+    let Some(qos) = config.memory_qos.filter(|_| cgroup_v2) else { return Vec::new() };
+    qos.container(resources::qos_class(pod.spec()), values, memory, PAGE)
+}
+
+/// The smallest page; where they are larger, the kernel rounds down to its own.
+const PAGE: u64 = 4096;
 
 /// Bytes that a container may swap, as in kubelet's `swap_util.go`: with LimitedSwap a Burstable container's share of the
 /// machine's swap is its request's share of the machine's memory, and everybody else has none.

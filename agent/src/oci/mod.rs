@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Cfs, Config};
 
-pub use limits::{Swap, huge_pages};
+pub use limits::{Swap, huge_pages, memory_qos};
 pub use mounts::{MountSource, SubPathError};
 pub use user::read_in_layers;
 

@@ -211,6 +211,52 @@ fn smoke_how_a_container_ends_for_want_of_memory_is_a_setting() {
     }
 }
 
+/// On cgroup v1 it has no effect, of which the agent warns.
+#[test]
+fn smoke_memory_is_kept_and_throttled_if_the_node_says_so() {
+    const MI: u64 = 1 << 20;
+    let settings = "featureGates: { MemoryQoS: true }\nmemoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: 0.5\n";
+    let node = node_with(settings);
+    let pod = |name: &str, resources: &str| {
+        let yaml =
+            Builder::new(name).shell("exec sleep 1000000").with(&format!("resources: {resources}")).yaml();
+        node.apply(&format!("{name}.yaml"), &yaml).unwrap();
+        node.wait_running(&[name]).unwrap().remove(name).unwrap()
+    };
+    let burstable = pod("b", "{ requests: { memory: 16Mi }, limits: { memory: 64Mi } }");
+    let guaranteed = pod("g", "{ limits: { cpu: 100m, memory: 32Mi } }");
+    if !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        assert!(node.agent_log().contains("MemoryQoS has no effect"), "{}", node.agent_log());
+        return;
+    }
+    let none = pod("e", "{}");
+    let value = |pod: &Pod, tier: &str, below: &str, file: &str| {
+        cgroup_file(&node, pod, tier, below, "-", &format!("@/memory.{file}"))
+    };
+    let all =
+        |pod: &Pod, tier: &str, below: &str| ["min", "low", "high"].map(|file| value(pod, tier, below, file));
+    let text = |mi: u64| (mi * MI).to_string();
+    let (zero, max) = ("0".to_owned(), "max".to_owned());
+    let own = container_folder(&burstable);
+    assert_eq!(all(&burstable, "/burstable", &own), [zero.clone(), text(16), text(40)]);
+    assert_eq!(all(&burstable, "/burstable", ""), [zero.clone(), text(16), max.clone()]);
+    let own = container_folder(&guaranteed);
+    assert_eq!(all(&guaranteed, "", &own), [text(32), zero.clone(), max.clone()]);
+    assert_eq!(all(&guaranteed, "", ""), [text(32), zero.clone(), max.clone()]);
+    let own = container_folder(&none);
+    let [min, low, high] = all(&none, "/besteffort", &own);
+    assert_eq!((min, low), (zero.clone(), zero.clone()));
+    let machine = node.machine().shell("grep MemTotal /proc/meminfo").unwrap();
+    let half: u64 = machine.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024 / 2;
+    assert_eq!(high, (half / 4096 * 4096).to_string());
+    // Those above have what those below have, while they have it.
+    assert_eq!(all(&burstable, "/burstable", "/.."), [zero.clone(), text(16), max.clone()]);
+    assert_eq!(all(&guaranteed, "", "/.."), [text(48), text(16), max.clone()]);
+    node.remove("b.yaml").unwrap();
+    node.wait_gone("b").unwrap();
+    assert_eq!(all(&guaranteed, "", "/.."), [text(32), zero, max]);
+}
+
 const PROFILE: &str = "profile berth-test flags=(attach_disconnected,mediate_deleted) { file, capability, network, signal, deny /secret rw, }";
 
 /// Runs on a kernel without AppArmor, too, where the pod must be refused; the VM's kernel has it.
