@@ -10,9 +10,10 @@ mod ownership;
 mod payload;
 mod publish;
 pub mod usage;
+mod walk;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use berth_reconciler::env::{Facts, Lookup};
 use berth_reconciler::node::Failure;
@@ -23,6 +24,8 @@ use k8s_openapi::api::core::v1;
 
 /// Where the volumes of one pod lie.
 #[derive(Clone, Debug)]
+pub use walk::remove_tree;
+
 pub struct Folders {
     /// Folder for data on disk: `<root>/volumes/<uid>`.
     pub data: PathBuf,
@@ -198,12 +201,4 @@ pub fn tear_down(folders: &Folders) -> Result<(), String> {
         }
     }
     first
-}
-
-/// `rm -rf`; a missing folder is fine.
-pub fn remove_tree(dir: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -10,8 +10,10 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{Gid, fchownat};
+
+use super::walk::Walk;
 
 /// Read and write for the group, and set-group-ID and search on folders: what is made there later is the group's, too.
 const FILE: u32 = 0o660;
@@ -22,26 +24,38 @@ const FOLDER: u32 = 0o2770;
 ///
 /// # Errors
 /// The first file that could not be changed.
-pub fn hand_over(root: &Path, group: u32, on_mismatch: bool) -> io::Result<()> {
+pub fn hand_over(path: &Path, group: u32, on_mismatch: bool) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let root = openat(AT_FDCWD, root, flags, Mode::empty())?;
+    let root = openat(AT_FDCWD, path, flags, Mode::empty())?;
     let stat = fstat(&root)?;
     if on_mismatch && stat.st_gid == group && stat.st_mode & FOLDER == FOLDER {
         return Ok(());
     }
-    change(root.as_fd(), &stat, group)
-}
-
-/// What is in a folder comes before the folder: if this is cut short, the folder still shows that it is to be done again.
-fn change(file: BorrowedFd<'_>, stat: &FileStat, group: u32) -> io::Result<()> {
-    let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
-    if kind == SFlag::S_IFDIR {
-        for entry in std::fs::read_dir(through(file))? {
-            let Some(child) = open_child(file, &entry?.file_name())? else { continue };
-            let stat = fstat(&child)?;
-            change(child.as_fd(), &stat, group)?;
+    if let Some(mut walk) = Walk::at(path)?.map(Walk::across_mounts) {
+        loop {
+            while let Some(name) = walk.next_name() {
+                // What is in a folder comes before the folder: if this is cut short, the folder still shows that it is to be
+                // done again.
+                if walk.descend(&name)? {
+                    continue;
+                }
+                if let Some(child) = open_child(walk.folder()?, &name)? {
+                    change(child.as_fd(), group)?;
+                }
+            }
+            if walk.depth() == 1 {
+                break;
+            }
+            change(walk.folder()?, group)?;
+            walk.ascend()?;
         }
     }
+    change(root.as_fd(), group)
+}
+
+fn change(file: BorrowedFd<'_>, group: u32) -> io::Result<()> {
+    let stat = fstat(file)?;
+    let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
     fchownat(file, "", None, Some(Gid::from_raw(group)), AtFlags::AT_EMPTY_PATH)?;
     let wanted = match kind {
         SFlag::S_IFLNK => return Ok(()),

@@ -1,16 +1,15 @@
 //! What files take of the disk.
 //!
-//! Containers write while this counts, so no path is followed: every folder is opened by its name in the open folder above
-//! it, and a file with several names counts once.
+//! Containers write while this counts, see [`Walk`]. A file with several names counts once.
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::FileStat;
+
+use super::walk::{Walk, is_folder, look};
 
 /// `st_blocks` is in these (inode(7)).
 const BLOCK: u64 = 512;
@@ -20,17 +19,11 @@ const BLOCK: u64 = 512;
 /// # Errors
 /// What keeps a folder from being read.
 pub fn of(path: &Path) -> io::Result<u64> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let root = match openat(AT_FDCWD, path, flags, Mode::empty()) {
-        Ok(root) => root,
-        Err(Errno::ENOENT) => return Ok(0),
-        Err(error) => return Err(error.into()),
-    };
-    let stat = fstat(&root)?;
+    let Some(stat) = look(AT_FDCWD, path.as_os_str())? else { return Ok(0) };
     let mut count = Count { device: stat.st_dev, seen: HashSet::new(), bytes: 0 };
     count.add(&stat);
-    if is_folder(&stat) {
-        count.folder(root.as_fd())?;
+    if let Some(walk) = Walk::at(path)?.filter(|_| is_folder(&stat)) {
+        count.tree(walk)?;
     }
     Ok(count.bytes)
 }
@@ -49,40 +42,30 @@ impl Count {
         }
     }
 
-    fn folder(&mut self, folder: BorrowedFd<'_>) -> io::Result<()> {
-        for entry in std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()))? {
-            let name = entry?.file_name();
-            let stat = match fstatat(folder, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                // Gone meanwhile.
-                Err(Errno::ENOENT) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            if stat.st_dev != self.device {
-                continue;
+    fn tree(&mut self, mut walk: Walk) -> io::Result<()> {
+        loop {
+            while let Some(name) = walk.next_name() {
+                let Some(stat) = look(walk.folder()?, &name)? else { continue };
+                if stat.st_dev != self.device {
+                    continue;
+                }
+                self.add(&stat);
+                if is_folder(&stat) {
+                    walk.descend(&name)?;
+                }
             }
-            self.add(&stat);
-            if !is_folder(&stat) {
-                continue;
-            }
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            match openat(folder, name.as_os_str(), flags, Mode::empty()) {
-                Ok(child) => self.folder(child.as_fd())?,
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
-                Err(error) => return Err(error.into()),
+            // An error is a folder that was moved away: it is found where it is now, or next time.
+            if let Ok(None) = walk.ascend() {
+                return Ok(());
             }
         }
-        Ok(())
     }
-}
-
-fn is_folder(stat: &FileStat) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::walk::tests::nest;
     use super::*;
 
     #[test]
@@ -102,5 +85,16 @@ mod tests {
         std::fs::File::create(tree.join("hole")).unwrap().set_len(1 << 30).unwrap();
         assert!(of(&tree).unwrap() - empty < 3 << 19);
         assert_eq!(of(&dir.path().join("none")).unwrap(), 0);
+        assert_eq!(of(&outside.join("big")).unwrap(), 4 << 20, "a file");
+    }
+
+    /// However deep a container hides it.
+    #[test]
+    fn files_in_a_tree_of_any_depth_count() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let tree = dir.path().join("tree");
+        nest(&tree, 2_000);
+        assert!(of(&tree).unwrap() >= 8192);
+        crate::volumes::remove_tree(&tree).unwrap();
     }
 }
