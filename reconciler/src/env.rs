@@ -335,7 +335,7 @@ pub fn field_ref(pod: &Pod, facts: &Facts, path: &str) -> Result<String, EnvErro
 }
 
 /// The value of a `resourceFieldRef` in units of its divisor, rounded up; `container` is used when the reference names none.
-/// A limit that is not set is what the node can give.
+/// A limit that is not set is the pod's, and what that does not limit either is what the node can give.
 pub fn resource_ref(
     pod: &Pod,
     container: &str,
@@ -350,9 +350,11 @@ pub fn resource_ref(
         return Err(unknown());
     }
     let limit = resources::amount(resources::limits(container), resource).filter(|q| !q.is_zero());
+    let pods = resources::pod_level(pod.spec()).and_then(|pods| pods.limits.as_ref());
+    let pods = resources::amount(pods, resource).filter(|q| !q.is_zero());
     let capped = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let amount = match list {
-        "limits" => limit.unwrap_or_else(|| match resource {
+        "limits" => limit.or(pods).unwrap_or_else(|| match resource {
             "cpu" => Quantity::from_milli(capped(facts.allocatable_cpu_milli)),
             "memory" => Quantity::from_value(capped(facts.allocatable_memory)),
             "ephemeral-storage" => Quantity::from_value(capped(facts.allocatable_ephemeral_storage)),

@@ -3,7 +3,7 @@
 //! The formulas are kubelet's (`pkg/kubelet/cm/helpers_linux.go`, `pkg/kubelet/qos/policy.go`,
 //! `component-helpers/resource/helpers.go`). Everything here takes a checked pod and is pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
@@ -143,6 +143,11 @@ pub fn requests(container: &v1::Container) -> Option<&BTreeMap<String, ApiQuanti
 /// `resources.limits` of a container.
 pub fn limits(container: &v1::Container) -> Option<&BTreeMap<String, ApiQuantity>> {
     container.resources.as_ref()?.limits.as_ref()
+}
+
+/// Whether a pod may ask for a resource as a whole.
+pub fn is_pod_level(name: &str) -> bool {
+    matches!(name, "cpu" | "memory") || name.starts_with("hugepages-")
 }
 
 /// What the pod asks for as a whole (`spec.resources`), which counts instead of its containers' sums.
@@ -366,23 +371,67 @@ fn pod_memory_per_container(spec: &v1::PodSpec) -> u64 {
     pods.saturating_sub(container_requests(spec).memory) / count
 }
 
-/// The huge pages that a container may use, by the size of a page in bytes.
-pub fn huge_pages(container: &v1::Container) -> BTreeMap<u64, u64> {
-    limits(container)
-        .into_iter()
+/// The limits of huge pages in a list, by the size of a page in bytes: their names and how many bytes.
+pub(crate) fn page_limits(list: Option<&BTreeMap<String, ApiQuantity>>) -> BTreeMap<u64, (&str, u64)> {
+    list.into_iter()
         .flatten()
         .filter_map(|(name, amount)| {
             let size = unsigned(Quantity::parse(name.strip_prefix("hugepages-")?).ok()?.value());
             let bytes = unsigned(Quantity::of(amount).ok()?.value());
-            (size > 0).then_some((size, bytes))
+            (size > 0).then_some((size, (name.as_str(), bytes)))
         })
         .collect()
 }
 
-/// The huge pages that all containers of a pod may use at its peak, by the size of a page in bytes.
+fn pages(list: Option<&BTreeMap<String, ApiQuantity>>) -> BTreeMap<u64, u64> {
+    page_limits(list).into_iter().map(|(size, (_, bytes))| (size, bytes)).collect()
+}
+
+/// The huge pages that a container may use, by the size of a page in bytes; without limits of its own the pod's.
+pub fn huge_pages(spec: &v1::PodSpec, container: &v1::Container) -> BTreeMap<u64, u64> {
+    let mut all = pages(pod_level(spec).and_then(|pods| pods.limits.as_ref()));
+    all.extend(pages(limits(container)));
+    all
+}
+
+/// The size in bytes of the pages of an emptyDir with this medium; none for another one than `HugePages` and
+/// `HugePages-<size>`.
+///
+/// # Errors
+/// What kubelet says when no container asks for such pages, or `HugePages` leaves open which (`empty_dir.go`).
+pub fn page_size_of_medium(medium: &str, spec: &v1::PodSpec) -> Result<Option<u64>, String> {
+    let Some(rest) = medium.strip_prefix("HugePages") else { return Ok(None) };
+    let containers = all_containers(spec).map(limits);
+    let lists = containers.chain([pod_level(spec).and_then(|pods| pods.limits.as_ref())]);
+    let asked: BTreeSet<u64> = lists.flat_map(|list| pages(list).into_keys()).collect();
+    let missing = || {
+        format!(
+            "medium {medium}: hugePages storage requested, but there is no resource request for huge pages"
+        )
+    };
+    if rest.is_empty() {
+        let mut sizes = asked.into_iter();
+        return match (sizes.next(), sizes.next()) {
+            (None, _) => Err(missing()),
+            (size, None) => Ok(size),
+            _ => {
+                Err(format!("medium: {medium} can't be used if container requests multiple huge page sizes"))
+            }
+        };
+    }
+    let size = rest.strip_prefix('-').and_then(|size| Quantity::parse(size).ok());
+    match size.map(|size| unsigned(size.value())).filter(|size| *size > 0) {
+        None => Err(format!("medium {medium}: its size is not one of a page, such as 2Mi")),
+        Some(size) if asked.contains(&size) => Ok(Some(size)),
+        Some(_) => Err(missing()),
+    }
+}
+
+/// The huge pages that all containers of a pod may use at its peak, by the size of a page in bytes; or what the pod says as a
+/// whole.
 pub fn pod_huge_pages(spec: &v1::PodSpec) -> BTreeMap<u64, u64> {
     let add = |mut sum: BTreeMap<u64, u64>, container: &v1::Container| {
-        for (size, bytes) in huge_pages(container) {
+        for (size, bytes) in pages(limits(container)) {
             let entry = sum.entry(size).or_default();
             *entry = entry.saturating_add(bytes);
         }
@@ -397,6 +446,7 @@ pub fn pod_huge_pages(spec: &v1::PodSpec) -> BTreeMap<u64, u64> {
             *entry = bytes.max(*entry);
         }
     }
+    all.extend(pages(pod_level(spec).and_then(|pods| pods.limits.as_ref())));
     all
 }
 

@@ -252,6 +252,22 @@ fn every_resource_with_divisors() {
 }
 
 #[test]
+fn a_limit_of_the_pod_comes_before_what_the_node_can_give() {
+    let object = json!({"metadata": {"name": "p"}, "spec": {
+        "resources": {"limits": {"cpu": "3", "memory": "64Mi"}},
+        "containers": [{"name": "c", "resources": {"limits": {"cpu": "1500m"}}}]}});
+    let pod = Pod::new(serde_json::from_value(object).unwrap(), Source::Api);
+    let resource = |resource: &str| {
+        let selector = serde_json::from_value(json!({"resource": resource})).unwrap();
+        resource_ref(&pod, "c", &selector, &facts()).unwrap()
+    };
+    assert_eq!(resource("limits.cpu"), "2", "its own");
+    assert_eq!(resource("limits.memory"), (64 << 20).to_string(), "the pod's");
+    assert_eq!(resource("limits.ephemeral-storage"), (10_u64 << 30).to_string(), "the node's");
+    assert_eq!(resource("requests.memory"), "0", "requests have no such default");
+}
+
+#[test]
 fn strict_expansion_wants_every_variable() {
     let env = pairs(&[("A", "a")]);
     assert_eq!(expand_strict("x/$(A)", &env).unwrap(), "x/a");

@@ -259,7 +259,49 @@ fn huge_pages_are_the_peak_by_size() {
         "containers": [c("a", "4Mi"), {"name": "b", "resources": {"limits": {"hugepages-1Gi": "1Gi", "memory": "1Gi"}}}],
     }));
     assert_eq!(pod_huge_pages(&s).into_iter().collect::<Vec<_>>(), [(2 << 20, 18 << 20), (1 << 30, 1 << 30)]);
-    assert_eq!(huge_pages(&s.containers[1]).into_iter().collect::<Vec<_>>(), [(1 << 30, 1 << 30)]);
+    assert_eq!(huge_pages(&s, &s.containers[1]).into_iter().collect::<Vec<_>>(), [(1 << 30, 1 << 30)]);
+}
+
+#[test]
+fn huge_pages_of_the_pod_are_its_containers() {
+    let s = spec(json!({
+        "resources": {"limits": {"hugepages-2Mi": "8Mi", "memory": "1Gi"}},
+        "containers": [
+            {"name": "a", "resources": {"limits": {"hugepages-2Mi": "4Mi", "memory": "1Gi"}}},
+            {"name": "b"},
+        ],
+    }));
+    let all = |list: std::collections::BTreeMap<u64, u64>| list.into_iter().collect::<Vec<_>>();
+    assert_eq!(all(pod_huge_pages(&s)), [(2 << 20, 8 << 20)]);
+    assert_eq!(all(huge_pages(&s, &s.containers[0])), [(2 << 20, 4 << 20)], "its own");
+    assert_eq!(all(huge_pages(&s, &s.containers[1])), [(2 << 20, 8 << 20)], "the pod's");
+}
+
+#[test]
+fn a_medium_of_huge_pages_has_the_size_that_is_asked_for() {
+    let c = |limits: serde_json::Value| json!({"name": "c", "resources": {"limits": limits}});
+    let two = c(json!({"hugepages-2Mi": "4Mi", "memory": "1Gi"}));
+    let both = c(json!({"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi", "memory": "1Gi"}));
+    let of = |medium: &str, pod: serde_json::Value| page_size_of_medium(medium, &spec(pod));
+    let one = |container: &serde_json::Value| json!({"containers": [container]});
+    assert_eq!(of("HugePages", one(&two)), Ok(Some(2 << 20)));
+    assert_eq!(of("HugePages-2Mi", one(&both)), Ok(Some(2 << 20)));
+    assert_eq!(of("HugePages-1Gi", one(&both)), Ok(Some(1 << 30)));
+    let init = json!({"initContainers": [two], "containers": [{"name": "d"}]});
+    assert_eq!(of("HugePages", init), Ok(Some(2 << 20)), "init containers count");
+    let pods = json!({"resources": {"limits": {"hugepages-2Mi": "2Mi"}}, "containers": [{"name": "d"}]});
+    assert_eq!(of("HugePages-2Mi", pods), Ok(Some(2 << 20)), "and the pod's own");
+    assert_eq!(of("Memory", one(&two)), Ok(None));
+    for (medium, container, said) in [
+        ("HugePages", json!({"name": "c"}), "there is no resource request for huge pages"),
+        ("HugePages-1Gi", two.clone(), "there is no resource request for huge pages"),
+        ("HugePages", both, "can't be used if container requests multiple huge page sizes"),
+        ("HugePages-x", two.clone(), "its size is not one of a page"),
+        ("HugePages2Mi", two, "its size is not one of a page"),
+    ] {
+        let error = of(medium, one(&container)).unwrap_err();
+        assert!(error.contains(said) && error.contains(medium), "{error}");
+    }
 }
 
 #[test]
@@ -320,10 +362,29 @@ fn resources_of_the_pod_must_hold_those_of_its_containers() {
             "spec.resources.limits[ephemeral-storage]: Unsupported value",
         ),
         (
+            json!({"limits": {"hugepages-2Mi": "2Mi", "memory": "1Gi"}, "requests": {"hugepages-2Mi": "4Mi"}}),
+            "spec.resources.requests[hugepages-2Mi]: Invalid value: \"4Mi\": must be equal to hugepages-2Mi limit of 2Mi",
+        ),
+        (
             json!({"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}),
             "spec.resources.requests[cpu]: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
         ),
     ] {
         assert!(errors(pods.clone()).contains(said), "{pods}: {}", errors(pods.clone()));
     }
+    // What a pod cannot ask for as a whole is said once, whether a container could or nobody.
+    for name in ["pids", "ephemeral-storage"] {
+        let said = errors(json!({"limits": {name: "100", "memory": "1Gi"}}));
+        assert_eq!(said.matches(&format!("limits[{name}]")).count(), 1, "{said}");
+        assert!(!said.contains("; "), "{said}");
+    }
+    let pages = json!({"limits": {"hugepages-2Mi": "2Mi", "memory": "1Gi"}});
+    assert_eq!(errors(pages.clone()), "");
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"resources": pages,
+        "containers": [{"name": "c", "image": "i", "resources": {"limits": {"hugepages-2Mi": "4Mi", "memory": "64Mi"}}}]}});
+    let errors = check_pod(&pod, &Context::default()).unwrap_err();
+    assert!(
+        errors[0].to_string().contains("spec.resources.limits[hugepages-2Mi]: Invalid value"),
+        "{errors:?}"
+    );
 }

@@ -18,6 +18,20 @@ pub fn mount(dir: &Path, bytes: Option<u64>) -> io::Result<()> {
     mount_fs(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options.as_str())).map_err(io::Error::from)
 }
 
+/// Mounts huge pages of `page` bytes each on `dir`, limited to `bytes` when given.
+///
+/// # Errors
+/// What mount(2) says; `EINVAL` when the kernel has no pages of that size.
+pub fn mount_huge(dir: &Path, page: u64, bytes: Option<u64>) -> io::Result<()> {
+    let mut options = format!("mode=1777,pagesize={page}");
+    if let Some(bytes) = bytes {
+        options.push_str(&format!(",size={bytes}"));
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount_fs(Some("hugetlbfs"), dir, Some("hugetlbfs"), flags, Some(options.as_str()))
+        .map_err(io::Error::from)
+}
+
 /// Whether anything is mounted on `dir`.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use super::Inputs;
 use crate::config::{Config, SwapBehavior};
 
+const CGROUPS: &str = "/sys/fs/cgroup";
 const POOLS: &str = "/sys/kernel/mm/hugepages";
 
 /// The machine's memory and swap, in bytes.
@@ -25,9 +26,16 @@ pub struct Swap {
 }
 
 /// `linux.resources.hugepageLimits`: what is asked for, and nothing of the other sizes that the machine has pages of.
-/// A size without any page, now or when one is wanted, needs no limit.
+/// A size without any page, now or when one is wanted, needs no limit. On a machine whose control groups do not count huge pages
+/// there are no limits but its pools, as with containerd.
 pub fn huge_pages(asked: &BTreeMap<u64, u64>) -> Vec<Value> {
-    limits_of(asked, &pools(Path::new(POOLS)))
+    if counted(Path::new(CGROUPS)) { limits_of(asked, &pools(Path::new(POOLS))) } else { Vec::new() }
+}
+
+/// Whether there is a hugetlb controller, of v1 or v2.
+fn counted(cgroups: &Path) -> bool {
+    let v2 = std::fs::read_to_string(cgroups.join("cgroup.controllers")).unwrap_or_default();
+    cgroups.join("hugetlb").is_dir() || v2.split_whitespace().any(|name| name == "hugetlb")
 }
 
 fn limits_of(asked: &BTreeMap<u64, u64>, pools: &BTreeMap<u64, u64>) -> Vec<Value> {
@@ -130,6 +138,19 @@ mod tests {
         ]);
         assert_eq!(json!(limits_of(&asked, &pools)), wanted);
         assert!(limits_of(&BTreeMap::new(), &BTreeMap::from([(2 << 20, 0)])).is_empty());
+    }
+
+    #[test]
+    fn a_machine_that_does_not_count_huge_pages_does_not_limit_them() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!counted(dir.path()));
+        std::fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        assert!(!counted(dir.path()));
+        std::fs::write(dir.path().join("cgroup.controllers"), "cpu hugetlb\n").unwrap();
+        assert!(counted(dir.path()));
+        std::fs::remove_file(dir.path().join("cgroup.controllers")).unwrap();
+        std::fs::create_dir(dir.path().join("hugetlb")).unwrap();
+        assert!(counted(dir.path()));
     }
 
     #[test]

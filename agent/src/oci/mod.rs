@@ -219,7 +219,7 @@ fn sysctls(pod: &Pod) -> Option<Value> {
 fn resources_of(inputs: &Inputs<'_>, privileged: bool) -> Value {
     let values = resources::container_values(inputs.pod.spec(), inputs.container);
     let mut resources = cgroup_resources(&values, inputs.config.cfs);
-    let pages = limits::huge_pages(&resources::huge_pages(inputs.container));
+    let pages = limits::huge_pages(&resources::huge_pages(inputs.pod.spec(), inputs.container));
     if !pages.is_empty() {
         resources["hugepageLimits"] = Value::Array(pages);
     }

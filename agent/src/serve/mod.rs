@@ -123,6 +123,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         overheads: config.overheads(),
         unsafe_sysctls: config.unsafe_sysctls.clone(),
         app_armor: Some(crate::apparmor::enabled()),
+        selinux: Some(std::path::Path::new("/sys/fs/selinux/enforce").exists()),
         running: false,
     };
 

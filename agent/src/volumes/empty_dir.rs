@@ -4,22 +4,29 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use berth_reconciler::node::Failure;
+use berth_runtime::tmpfs;
 
 use super::failed;
 
-/// Makes the folder of an emptyDir, a file system of that many bytes in memory if `memory` says so; can be repeated.
+/// What an emptyDir lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Medium {
+    /// The node's disk.
+    Disk,
+    /// Memory, so many bytes of it; 0 for the kernel's own limit.
+    Memory(u64),
+    /// Huge pages of so many bytes each, and all of them.
+    HugePages { page: u64, bytes: Option<u64> },
+}
+
+/// Makes the folder of an emptyDir; can be repeated.
 ///
 /// # Errors
 /// `FailedMount` with the volume's name.
-pub(super) fn make(
-    name: &str,
-    memory: Option<u64>,
-    path: &Path,
-    fs_group: Option<u32>,
-) -> Result<(), Failure> {
-    let mounted = || berth_runtime::tmpfs::is_mounted(path).map_err(|e| failed(name, e));
+pub(super) fn make(name: &str, medium: Medium, path: &Path, fs_group: Option<u32>) -> Result<(), Failure> {
+    let mounted = || tmpfs::is_mounted(path).map_err(|e| failed(name, e));
     // After a reboot the folder is still there, but the memory is not.
-    if path.exists() && (memory.is_none() || mounted()?) {
+    if path.exists() && (medium == Medium::Disk || mounted()?) {
         return Ok(());
     }
     let hand_over = |path: &Path| -> std::io::Result<()> {
@@ -32,9 +39,9 @@ pub(super) fn make(
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
     };
     let make = || -> std::io::Result<()> {
-        if let Some(bytes) = memory {
+        if medium != Medium::Disk {
             std::fs::create_dir_all(path)?;
-            berth_runtime::tmpfs::mount(path, Some(bytes).filter(|b| *b > 0))?;
+            mount(medium, path)?;
             return hand_over(path);
         }
         // It appears with its permissions: an agent that is killed in between leaves none without. A volume's name has no
@@ -44,5 +51,16 @@ pub(super) fn make(
         hand_over(&staged)?;
         std::fs::rename(&staged, path)
     };
-    make().map_err(|e| failed(name, e))
+    make().map_err(|e| match medium {
+        Medium::HugePages { page, .. } => failed(name, format!("huge pages of {page} bytes: {e}")),
+        _ => failed(name, e),
+    })
+}
+
+fn mount(medium: Medium, path: &Path) -> std::io::Result<()> {
+    match medium {
+        Medium::Disk => Ok(()),
+        Medium::Memory(bytes) => tmpfs::mount(path, Some(bytes).filter(|b| *b > 0)),
+        Medium::HugePages { page, bytes } => tmpfs::mount_huge(path, page, bytes),
+    }
 }

@@ -18,14 +18,16 @@ use std::path::PathBuf;
 use berth_reconciler::env::{Facts, Lookup};
 use berth_reconciler::node::Failure;
 use berth_reconciler::pod::Pod;
+use berth_reconciler::quantity::Quantity;
 use berth_reconciler::resources;
 use claims::{Attached, Claims};
+use empty_dir::Medium;
 use k8s_openapi::api::core::v1;
+
+pub use walk::remove_tree;
 
 /// Where the volumes of one pod lie.
 #[derive(Clone, Debug)]
-pub use walk::remove_tree;
-
 pub struct Folders {
     /// Folder for data on disk: `<root>/volumes/<uid>`.
     pub data: PathBuf,
@@ -116,10 +118,8 @@ fn set_up_one(
     }
     if let Some(empty) = &volume.empty_dir {
         let path = folders.data.join(name);
-        let allocatable = sources.facts.allocatable_memory;
-        let size = resources::memory_volume_size(empty.size_limit.as_ref(), pod.spec(), allocatable);
-        let memory = (empty.medium.as_deref() == Some("Memory")).then_some(size);
-        empty_dir::make(name, memory, &path, fs_group)?;
+        let medium = medium(empty, pod, sources.facts).map_err(|e| failed(name, e))?;
+        empty_dir::make(name, medium, &path, fs_group)?;
         return Ok(path);
     }
     if claims::claim_of(pod, volume).is_some() {
@@ -140,6 +140,19 @@ fn set_up_one(
         payload::collect(pod, volume, sources.facts, sources.lookup).map_err(|e| failed(name, e))?;
     publish::publish(&path, &payload, fs_group).map_err(|e| failed(name, e))?;
     Ok(path)
+}
+
+fn medium(empty: &v1::EmptyDirVolumeSource, pod: &Pod, facts: &Facts) -> Result<Medium, String> {
+    let limit = empty.size_limit.as_ref();
+    let medium = empty.medium.as_deref().unwrap_or_default();
+    if medium == "Memory" {
+        let size = resources::memory_volume_size(limit, pod.spec(), facts.allocatable_memory);
+        return Ok(Medium::Memory(size));
+    }
+    let Some(page) = resources::page_size_of_medium(medium, pod.spec())? else { return Ok(Medium::Disk) };
+    let limit = limit.and_then(|limit| Quantity::of(limit).ok());
+    let bytes = limit.and_then(|limit| u64::try_from(limit.value()).ok()).filter(|bytes| *bytes > 0);
+    Ok(Medium::HugePages { page, bytes })
 }
 
 /// Whether a container mounts a volume.

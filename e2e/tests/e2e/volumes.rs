@@ -366,3 +366,41 @@ fn a_read_only_mount_is_read_only_to_its_depth_when_that_is_asked_for() {
     node.wait("they are gone", SOON, |pods| pods.is_empty()).unwrap();
     node.machine().shell(&format!("umount {at}/below")).unwrap();
 }
+
+/// The machine need not have any huge pages to mount them; it has sizes, and one that no machine has is named.
+#[test]
+fn an_empty_dir_may_be_of_huge_pages() {
+    let node = Node::start().unwrap();
+    let pod = |name: &str, size: &str, medium: &str| {
+        Builder::new(name)
+            .shell("exec sleep 1000000")
+            .with("volumeMounts: [{ name: v, mountPath: /huge }]")
+            .with(&format!("resources: {{ limits: {{ hugepages-{size}: {size}, memory: 64Mi }} }}"))
+            .with_pod("securityContext: { fsGroup: 2000 }")
+            .with_pod(&format!("volumes: [{{ name: v, emptyDir: {{ medium: {medium}, sizeLimit: 4Mi }} }}]"))
+            .yaml()
+    };
+    let sizes: Vec<String> = std::fs::read_dir("/sys/kernel/mm/hugepages")
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    if sizes.contains(&"hugepages-2048kB".to_owned()) {
+        node.apply("a.yaml", &pod("a", "2Mi", "HugePages")).unwrap();
+        node.apply("b.yaml", &pod("b", "2Mi", "HugePages-2Mi")).unwrap();
+        node.wait_running(&["a", "b"]).unwrap();
+        for name in ["a", "b"] {
+            let line = node.exec(name, &["grep", " /huge ", "/proc/mounts"]).unwrap().ok().unwrap();
+            assert!(line.contains(" hugetlbfs ") && line.contains("pagesize=2M,size=4194304"), "{line}");
+            let owner = node.exec(name, &["stat", "-c", "%g %a", "/huge"]).unwrap().ok().unwrap();
+            assert_eq!(owner.trim(), "2000 2777");
+        }
+        for name in ["a", "b"] {
+            node.remove(&format!("{name}.yaml")).unwrap();
+            node.wait_gone(name).unwrap();
+        }
+    }
+    node.apply("c.yaml", &pod("c", "3Mi", "HugePages-3Mi")).unwrap();
+    let event = node.wait_event("c", "huge pages of 3145728 bytes").unwrap();
+    assert!(event.contains("volume \"v\""), "{event}");
+}

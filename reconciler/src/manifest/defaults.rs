@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use super::Context;
 use crate::pod::as_container;
 use crate::quantity::Quantity;
+use crate::resources::is_pod_level;
 
 /// Fills in what the pod leaves open.
 pub(crate) fn pod(pod: &mut v1::Pod) {
@@ -57,7 +58,8 @@ fn pod_resources(spec: &mut v1::PodSpec) {
             requests.entry(name.to_owned()).or_insert_with(|| sum.to_api());
         }
     }
-    for (name, limit) in limits.iter().filter(|(_, limit)| Quantity::of(limit).is_ok()) {
+    let good = |(name, limit): &(&String, &ApiQuantity)| is_pod_level(name) && Quantity::of(limit).is_ok();
+    for (name, limit) in limits.iter().filter(good) {
         requests.entry(name.clone()).or_insert_with(|| limit.clone());
     }
 }

@@ -87,6 +87,8 @@ pub struct Context {
     pub unsafe_sysctls: Vec<String>,
     /// Whether the kernel has AppArmor. None: not checked.
     pub app_armor: Option<bool>,
+    /// Whether the kernel has SELinux; where it has not, labels mean nothing, as to every runtime. None: not checked.
+    pub selinux: Option<bool>,
     /// The pod runs already: it may have ephemeral containers.
     pub running: bool,
 }

@@ -168,11 +168,13 @@ fn pod(node: &Node, context: &Context, from_api: bool) -> (Option<Object>, Vec<I
     }
     let named = pod.spec.is_some();
     defaults::pod(&mut pod);
+    rules::apparmor::fill_in(&mut pod);
     if let Some(spec) = pod.spec.as_mut().filter(|_| named) {
         defaults::overhead(spec, context);
     }
     rules::meta::check(&pod.metadata, from_api, &mut issues);
     if let Some(spec) = pod.spec.as_ref().filter(|_| named) {
+        rules::apparmor::check(pod.metadata.annotations.as_ref(), spec, &mut issues);
         rules::spec::check(spec, context, &mut issues);
     }
     namespace(&mut pod.metadata);

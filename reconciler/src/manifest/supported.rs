@@ -122,14 +122,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("VolumeMount", &["mountPath", "mountPropagation", "name", "readOnly", "recursiveReadOnly", "subPath", "subPathExpr"]),
     ("SecurityContext", &[
         "allowPrivilegeEscalation", "appArmorProfile", "capabilities", "privileged", "procMount", "readOnlyRootFilesystem", "runAsGroup",
-        "runAsNonRoot", "runAsUser", "seccompProfile",
+        "runAsNonRoot", "runAsUser", "seLinuxOptions", "seccompProfile",
     ]),
     ("PodSecurityContext", &[
-        "appArmorProfile", "fsGroup", "fsGroupChangePolicy", "runAsGroup", "runAsNonRoot", "runAsUser", "seccompProfile", "supplementalGroups",
+        "appArmorProfile", "fsGroup", "fsGroupChangePolicy", "runAsGroup", "runAsNonRoot", "runAsUser", "seLinuxChangePolicy", "seLinuxOptions",
+        "seccompProfile", "supplementalGroups",
         "supplementalGroupsPolicy", "sysctls",
     ]),
     ("Capabilities", &["add", "drop"]),
     ("AppArmorProfile", &[ALL]),
+    ("SELinuxOptions", &[ALL]),
     ("SeccompProfile", &["localhostProfile", "type"]),
     ("Sysctl", &[ALL]),
     ("Volume", &[
@@ -222,10 +224,7 @@ const REFUSED: &[Refused] = &[
         "tcpSocket hooks are not supported (nor by a kubelet)",
         Some("use httpGet or exec"),
     ),
-    refused("SecurityContext", "seLinuxOptions", "SELinux labels are not supported", REMOVE),
     refused("SecurityContext", "windowsOptions", "Berth runs Linux containers only", REMOVE),
-    refused("PodSecurityContext", "seLinuxOptions", "SELinux labels are not supported", REMOVE),
-    refused("PodSecurityContext", "seLinuxChangePolicy", "SELinux labels are not supported", REMOVE),
     refused("PodSecurityContext", "windowsOptions", "Berth runs Linux containers only", REMOVE),
     refused(
         "Volume",

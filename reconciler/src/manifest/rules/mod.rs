@@ -2,6 +2,7 @@
 //! are filled in.
 
 pub(crate) mod affinity;
+pub(crate) mod apparmor;
 pub(crate) mod claim;
 pub(crate) mod container;
 pub(crate) mod data;

@@ -9,7 +9,7 @@ use crate::manifest::Context;
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
 use crate::quantity::Quantity;
-use crate::resources::{amount, limits, pod_requests};
+use crate::resources::{amount, is_pod_level, limits, page_limits, pod_huge_pages, pod_requests};
 
 /// Checks requests and limits of a container.
 pub(crate) fn check(resources: &v1::ResourceRequirements, path: &FieldPath, issues: &mut Issues) {
@@ -127,20 +127,37 @@ pub(crate) fn check_overhead(spec: &v1::PodSpec, node: &Context, path: &FieldPat
     }
 }
 
+/// Checks that the pod's huge pages, whose limits and requests are equal, hold its containers'.
+fn check_pod_pages(
+    alone: &v1::PodSpec,
+    resources: &v1::ResourceRequirements,
+    path: &FieldPath,
+    issues: &mut Issues,
+) {
+    let pods = page_limits(resources.limits.as_ref());
+    for (size, sum) in pod_huge_pages(alone) {
+        let Some((name, bytes)) = pods.get(&size).filter(|(_, bytes)| *bytes < sum) else { continue };
+        let detail = format!("must be greater than or equal to aggregate container requests of {sum}");
+        issues.invalid(&path.key(name), bytes.to_string().as_str(), &detail);
+    }
+}
+
 /// Checks `spec.resources`, what the pod asks for as a whole: it must hold what its containers ask for.
 pub(crate) fn check_pod(spec: &v1::PodSpec, path: &FieldPath, issues: &mut Issues) {
     let Some(resources) = &spec.resources else { return };
-    check(resources, path, issues);
-    for (field, list) in [("limits", &resources.limits), ("requests", &resources.requests)] {
-        for name in
-            list.iter().flat_map(BTreeMap::keys).filter(|name| !["cpu", "memory"].contains(&name.as_str()))
-        {
-            issues.not_supported(&path.field(field).key(name), name, &["cpu", "memory"]);
+    let mut resources = resources.clone();
+    for (field, list) in [("limits", &mut resources.limits), ("requests", &mut resources.requests)] {
+        for name in list.iter().flat_map(BTreeMap::keys).filter(|name| !is_pod_level(name)) {
+            let supported = ["cpu", "memory", "hugepages-*"];
+            issues.not_supported(&path.field(field).key(name), name, &supported);
         }
+        list.iter_mut().for_each(|list| list.retain(|name, _| is_pod_level(name)));
     }
+    check(&resources, path, issues);
     let alone = v1::PodSpec { resources: None, overhead: None, ..spec.clone() };
     let sum = pod_requests(&alone);
     let given = |list: &Option<BTreeMap<String, ApiQuantity>>, name: &str| amount(list.as_ref(), name);
+    check_pod_pages(&alone, &resources, &path.field("limits"), issues);
     for (name, sum) in sum.quantities() {
         if let Some(asked) = given(&resources.requests, name).filter(|asked| *asked < sum) {
             let detail = format!("must be greater than or equal to aggregate container requests of {sum}");

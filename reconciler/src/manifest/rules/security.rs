@@ -47,6 +47,12 @@ pub(crate) fn check_pod(
     if let Some(profile) = &context.app_armor_profile {
         check_app_armor(profile, node, &path.field("appArmorProfile"), issues);
     }
+    check_selinux(context.se_linux_options.as_ref(), node, &path.field("seLinuxOptions"), issues);
+    issues.one_of(
+        &path.field("seLinuxChangePolicy"),
+        context.se_linux_change_policy.as_deref(),
+        &["MountOption", "Recursive"],
+    );
     sysctls::check(spec, context, &node.unsafe_sysctls, &path.field("sysctls"), issues);
 }
 
@@ -85,6 +91,7 @@ pub(crate) fn check_container(
     if let Some(profile) = &context.seccomp_profile {
         check_seccomp(profile, &path.field("seccompProfile"), issues);
     }
+    check_selinux(context.se_linux_options.as_ref(), node, &path.field("seLinuxOptions"), issues);
     let capabilities = context.capabilities.clone().unwrap_or_default();
     for (field, list) in [("add", &capabilities.add), ("drop", &capabilities.drop)] {
         for (i, name) in list.iter().flatten().enumerate() {
@@ -122,6 +129,22 @@ pub(crate) fn check_container(
 fn check_id(id: Option<i64>, path: &FieldPath, issues: &mut Issues) {
     if let Some(id) = id.filter(|id| !(0..=i64::from(i32::MAX)).contains(id)) {
         issues.invalid(path, id, "must be between 0 and 2147483647, inclusive");
+    }
+}
+
+/// Where the kernel has no SELinux there is nothing to label, and runtimes leave labels out. Where it has, a container must not run
+/// with less than it was given.
+fn check_selinux(
+    options: Option<&v1::SELinuxOptions>,
+    node: &Context,
+    path: &FieldPath,
+    issues: &mut Issues,
+) {
+    let given = options.is_some_and(|options| *options != v1::SELinuxOptions::default());
+    if given && node.selinux == Some(true) {
+        issues
+            .forbidden(path, "labels are not supported on a node whose kernel has SELinux")
+            .hint("remove the field, or boot the node without SELinux");
     }
 }
 
@@ -181,5 +204,50 @@ fn check_app_armor(profile: &v1::AppArmorProfile, node: &Context, path: &FieldPa
         (other, _) => {
             issues.not_supported(&path.field("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::manifest::{Context, check_pod};
+
+    fn errors(pods: Value, own: Value, selinux: Option<bool>) -> Vec<String> {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
+            "securityContext": pods, "containers": [{"name": "c", "image": "i", "securityContext": own}]}});
+        let errors = check_pod(&pod, &Context { selinux, ..Context::default() }).err().unwrap_or_default();
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn selinux_labels_mean_nothing_where_the_kernel_has_no_selinux() {
+        let options = json!({"seLinuxOptions": {"user": "u", "role": "r", "type": "t", "level": "s0:c1,c2"}});
+        for selinux in [None, Some(false)] {
+            assert_eq!(errors(options.clone(), options.clone(), selinux), [""; 0]);
+        }
+        let said = errors(options.clone(), options, Some(true));
+        for at in ["spec.securityContext.seLinuxOptions", "spec.containers[0].securityContext.seLinuxOptions"]
+        {
+            assert!(
+                said.iter().any(|error| error.contains(&format!("{at}: Forbidden: labels are not"))),
+                "{said:?}"
+            );
+        }
+        let nothing = json!({"seLinuxOptions": {}});
+        assert_eq!(errors(nothing.clone(), nothing, Some(true)), [""; 0], "what asks for nothing gets it");
+    }
+
+    #[test]
+    fn the_change_of_selinux_labels_is_one_of_two() {
+        for policy in ["MountOption", "Recursive"] {
+            assert_eq!(errors(json!({"seLinuxChangePolicy": policy}), json!({}), Some(true)), [""; 0]);
+        }
+        let said = errors(json!({"seLinuxChangePolicy": "Never"}), json!({}), None);
+        assert!(
+            said[0].contains("spec.securityContext.seLinuxChangePolicy: Unsupported value: \"Never\""),
+            "{said:?}"
+        );
     }
 }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1;
 use super::{claim, env, names, resources};
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
+use crate::resources::page_size_of_medium;
 
 const HOST_PATH_TYPES: [&str; 8] =
     ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
@@ -26,6 +27,9 @@ pub(crate) fn check_all(spec: &v1::PodSpec, known: &[&str], path: &FieldPath, is
             issues.duplicate(&name, volume.name.as_str());
         }
         check(volume, known, &path, issues);
+        if let Some(empty) = &volume.empty_dir {
+            check_empty_dir(empty, spec, &path.field("emptyDir"), issues);
+        }
     }
 }
 
@@ -43,9 +47,6 @@ fn check(volume: &v1::Volume, known: &[&str], path: &FieldPath, issues: &mut Iss
     ];
     for (name, _) in sources.iter().filter(|(_, set)| *set).skip(1) {
         issues.forbidden(&path.field(name), "may not specify more than 1 volume type");
-    }
-    if let Some(empty) = &volume.empty_dir {
-        check_empty_dir(empty, &path.field("emptyDir"), issues);
     }
     if let Some(host) = &volume.host_path {
         check_host_path(host, &path.field("hostPath"), issues);
@@ -81,14 +82,22 @@ fn check(volume: &v1::Volume, known: &[&str], path: &FieldPath, issues: &mut Iss
     }
 }
 
-fn check_empty_dir(empty: &v1::EmptyDirVolumeSource, path: &FieldPath, issues: &mut Issues) {
+fn check_empty_dir(
+    empty: &v1::EmptyDirVolumeSource,
+    spec: &v1::PodSpec,
+    path: &FieldPath,
+    issues: &mut Issues,
+) {
     match empty.medium.as_deref().unwrap_or_default() {
         "" | "Memory" => {}
         medium if medium.starts_with("HugePages") => {
-            issues.forbidden(&path.field("medium"), "huge pages are not supported");
+            if let Err(detail) = page_size_of_medium(medium, spec) {
+                issues.invalid(&path.field("medium"), medium, &detail);
+            }
         }
         medium => {
-            issues.not_supported(&path.field("medium"), medium, &["", "Memory"]);
+            let supported = ["", "Memory", "HugePages", "HugePages-<size>"];
+            issues.not_supported(&path.field("medium"), medium, &supported);
         }
     }
     if let Some(limit) = &empty.size_limit {
