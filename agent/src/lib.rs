@@ -30,7 +30,16 @@ pub use node::kubepods::HOLD as HOLD_SCOPE;
 /// What `berth hold-scope PATH` does, which the agent calls itself: see [`node::kubepods::Hold`].
 pub fn hold_scope(mut args: impl Iterator<Item = std::ffi::OsString>) -> std::process::ExitCode {
     let path = args.next().and_then(|path| path.into_string().ok()).unwrap_or_default();
-    match node::kubepods::hold(&path) {
+    ended(node::kubepods::hold(&path))
+}
+
+/// What `berth mount-image` does, which the agent calls itself for image volumes of pods with users of their own.
+pub fn mount_image(args: impl Iterator<Item = std::ffi::OsString>) -> std::process::ExitCode {
+    ended(volumes::mount_image(args))
+}
+
+fn ended(outcome: anyhow::Result<()>) -> std::process::ExitCode {
+    match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");

@@ -16,5 +16,8 @@ fn main() -> ExitCode {
     if args.peek().is_some_and(|word| word == berth::HOLD_SCOPE) {
         return berth::hold_scope(args.skip(1));
     }
+    if args.peek().is_some_and(|word| word == berth::volumes::MOUNT_IMAGE) {
+        return berth::mount_image(args.skip(1));
+    }
     berth::cli::main()
 }

@@ -265,6 +265,7 @@ impl AgentNode {
             lookup: &self.configs,
             claims: &self.claims,
             images: &self.images,
+            users: None,
             container: None,
         };
         let refreshed =

@@ -208,7 +208,7 @@ async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[IpAddr]) -> Res
     let stage = if ips.is_empty() { volumes::Stage::Pod } else { volumes::Stage::Refresh };
     blocking(move || {
         let (facts, lookup, claims, images) = (&facts, &configs, &claims, &images);
-        let sources = volumes::Sources { facts, lookup, claims, images, container: None };
+        let sources = volumes::Sources { facts, lookup, claims, images, users: None, container: None };
         volumes::set_up(&pod, &folders, &sources, stage)
     })
     .await

@@ -177,10 +177,11 @@ async fn prepare(
         let (pod, folders) = (pod.clone(), node.folders(pod.uid()));
         let (configs, claims, images) = (node.configs.clone(), node.claims.clone(), node.images.clone());
         let container = container.clone();
+        let users = node.id_ranges.of(pod.uid()).filter(|_| pod.spec().host_users == Some(false));
         blocking(move || {
             let (facts, lookup, claims, images) = (&facts, &configs, &claims, &images);
             let container = Some(&container);
-            let sources = volumes::Sources { facts, lookup, claims, images, container };
+            let sources = volumes::Sources { facts, lookup, claims, images, users, container };
             volumes::set_up(&pod, &folders, &sources, volumes::Stage::Container)
         })
         .await?

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use serde_json::{Value, json};
 
 use super::{Inputs, create_error, security};
@@ -49,7 +50,7 @@ pub(super) fn rootfs_propagation(container: &v1::Container) -> &'static str {
 pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<(Vec<Value>, Vec<OwnedFd>), Failure> {
     let privileged = security::privileged(inputs.container);
     let mut list = kernel_file_systems(inputs, privileged);
-    let mut held = Vec::new();
+    let (mut held, mut mapped) = (Vec::new(), Vec::new());
     let own: Vec<&str> =
         inputs.container.volume_mounts.iter().flatten().map(|m| m.mount_path.as_str()).collect();
     for (file, target) in
@@ -65,15 +66,29 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<(Vec<Value>, Vec<OwnedFd>), 
         list.push(bind(inputs.termination_log, message, &["rbind", "rprivate", "rw"]));
     }
     for mount in inputs.container.volume_mounts.iter().flatten() {
-        list.push(volume_mount(inputs, mount, &mut held)?);
+        let made = volume_mount(inputs, mount, &mut held)?;
+        if is_mapped(inputs, mount, &made) {
+            mapped.push(list.len());
+        }
+        list.push(made);
     }
-    map_users(inputs, &mut list);
+    map_users(inputs, &mut list, &mapped);
     Ok((list, held))
 }
 
-/// Has the files of binds belong, inside, to whom they belong on the disk: the users of the pod are others outside.
-fn map_users(inputs: &Inputs<'_>, mounts: &mut [Value]) {
-    let binds = mounts.iter_mut().filter(|mount| mount["type"] == "bind");
+/// Whether the mount shows an image of several layers, each of which is mapped: the overlay of them cannot be.
+fn is_mapped(inputs: &Inputs<'_>, mount: &v1::VolumeMount, made: &Value) -> bool {
+    let mut volumes = inputs.pod.spec().volumes.iter().flatten();
+    let image = volumes.any(|volume| volume.name == mount.name && volume.image.is_some());
+    let source = made["source"].as_str().filter(|_| image);
+    source.is_some_and(|source| statfs(source).is_ok_and(|s| s.filesystem_type() == OVERLAYFS_SUPER_MAGIC))
+}
+
+/// Has the files of binds belong, inside, to whom they belong on the disk: the users of the pod are others outside. But for those
+/// that are `mapped` already.
+fn map_users(inputs: &Inputs<'_>, mounts: &mut [Value], mapped: &[usize]) {
+    let rest = mounts.iter_mut().enumerate().filter(|(at, _)| !mapped.contains(at)).map(|(_, mount)| mount);
+    let binds = rest.filter(|mount| mount["type"] == "bind");
     for options in
         binds.filter_map(|mount| mount["options"].as_array_mut()).filter(|_| inputs.users.is_some())
     {

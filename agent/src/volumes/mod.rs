@@ -6,6 +6,7 @@
 pub mod claims;
 mod empty_dir;
 mod host_path;
+mod mapped;
 mod ownership;
 mod payload;
 mod publish;
@@ -20,10 +21,12 @@ use berth_reconciler::node::Failure;
 use berth_reconciler::pod::Pod;
 use berth_reconciler::quantity::Quantity;
 use berth_reconciler::resources;
+use berth_runtime::shim::IdRange;
 use claims::{Attached, Claims};
 use empty_dir::Medium;
 use k8s_openapi::api::core::v1;
 
+pub use mapped::{WORD as MOUNT_IMAGE, main as mount_image};
 pub use walk::remove_tree;
 
 /// Where the volumes of one pod lie.
@@ -54,6 +57,8 @@ pub struct Sources<'a> {
     pub claims: &'a Claims,
     /// Images.
     pub images: &'a berth_image::Store,
+    /// The host's ids of the pod's users, when it has its own.
+    pub users: Option<IdRange>,
     /// The container that starts, for [`Stage::Container`].
     pub container: Option<&'a v1::Container>,
 }
@@ -172,7 +177,10 @@ fn image(name: &str, reference: &str, folders: &Folders, sources: &Sources<'_>) 
         std::fs::create_dir_all(&record)?;
         std::fs::write(record.join("image"), &image.id)?;
         std::fs::create_dir_all(&path)?;
-        berth_runtime::layers::mount_read_only(&path, &image.layers)
+        match sources.users {
+            Some(users) if image.layers.len() > 1 => mapped::mount(&path, &image.layers, users),
+            _ => berth_runtime::layers::mount_read_only(&path, &image.layers),
+        }
     };
     make().map_err(|e| failed(name, format!("mount image {reference:?}: {e}")))?;
     Ok(path)

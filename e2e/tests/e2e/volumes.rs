@@ -6,6 +6,7 @@ use berth_e2e::manifest::{Builder, IMAGE};
 use berth_e2e::node::Node;
 use berth_e2e::pods::PodExt;
 use berth_e2e::poll;
+use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -141,6 +142,68 @@ fn an_image_is_mounted_as_a_volume_that_nobody_can_write_or_execute() {
     .unwrap();
     assert_eq!(node.exec("a", &["cat", "/i/data/file"]).unwrap().ok().unwrap(), "from the image");
     node.finish().unwrap();
+}
+
+/// An archive, as `docker save` makes it, of an image of these layers, the lower one first.
+fn two_layers(node: &Node, reference: &str, layers: [&std::path::Path; 2]) -> std::path::PathBuf {
+    let dir = node.path("archive");
+    std::fs::create_dir(&dir).unwrap();
+    let ids = layers.map(|layer| {
+        let sum = node.machine().shell(&format!("sha256sum {}", layer.display())).unwrap();
+        format!("sha256:{}", sum.split_whitespace().next().unwrap())
+    });
+    for (name, layer) in ["below.tar", "above.tar"].iter().zip(layers) {
+        std::fs::copy(layer, dir.join(name)).unwrap();
+    }
+    let config = json!({"architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": ids}});
+    let manifest =
+        json!([{"Config": "config.json", "RepoTags": [reference], "Layers": ["below.tar", "above.tar"]}]);
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
+    let archive = node.path("two.tar");
+    node.machine()
+        .shell(&format!(
+            "cd {} && tar cf {} manifest.json config.json below.tar above.tar",
+            dir.display(),
+            archive.display()
+        ))
+        .unwrap();
+    archive
+}
+
+/// A pod's own users own what the image's own, also where the image has several layers, and so does each pod.
+#[test]
+fn an_image_of_two_layers_is_a_volume_for_users_of_a_pod() {
+    let node = Node::start().unwrap();
+    data_image(&node, "example.com/data:1");
+    let (below, above) = (node.path("image.tar"), node.path("above.tar"));
+    let dir = node.path("above");
+    std::fs::create_dir_all(dir.join("data")).unwrap();
+    std::fs::write(dir.join("data/more"), "from above").unwrap();
+    std::os::unix::fs::chown(dir.join("data/more"), Some(1234), Some(4321)).unwrap();
+    node.machine().shell(&format!("cd {} && tar cf {} data", dir.display(), above.display())).unwrap();
+    let archive = two_layers(&node, "example.com/two:1", [&below, &above]);
+    node.berth(&["image", "load", &archive.to_string_lossy()]).unwrap().ok().unwrap();
+    let pod = |name: &str, users: bool| {
+        Builder::new(name)
+            .shell("exec sleep 1000000")
+            .with("volumeMounts: [{ name: i, mountPath: /i }, { name: i, mountPath: /sub, subPath: data }]")
+            .with_pod(&format!("hostUsers: {}", !users))
+            .with_pod("volumes: [{ name: i, image: { reference: example.com/two:1, pullPolicy: Never } }]")
+            .yaml()
+    };
+    for (name, users) in [("a", true), ("b", true), ("c", false)] {
+        node.apply(&format!("{name}.yaml"), &pod(name, users)).unwrap();
+    }
+    node.wait_running(&["a", "b", "c"]).unwrap();
+    for name in ["a", "b", "c"] {
+        let seen = node.exec(name, &["sh", "-c", "cat /i/data/file; echo; cat /sub/more; echo; stat -c %u:%g /i /i/program /sub/more; touch /i/x 2>&1"]);
+        let seen = seen.unwrap().stdout;
+        let lines: Vec<&str> = seen.lines().collect();
+        assert_eq!(lines[..5], ["from the image", "from above", "0:0", "0:0", "1234:4321"], "{name}: {seen}");
+        assert!(lines[5].contains("Read-only file system"), "{name}: {seen}");
+    }
 }
 
 #[test]

@@ -28,13 +28,13 @@ pub struct IdRange {
 
 impl IdRange {
     /// Reads `FIRST:COUNT`.
-    pub(super) fn parse(text: &str) -> Option<IdRange> {
+    pub fn parse(text: &str) -> Option<IdRange> {
         let (first, count) = text.split_once(':')?;
         let range = IdRange { first: first.parse().ok()?, count: count.parse().ok()? };
         (range.count > 0 && range.first.checked_add(range.count).is_some()).then_some(range)
     }
 
-    fn map(self) -> io::Result<Vec<LinuxIdMapping>> {
+    pub(crate) fn map(self) -> io::Result<Vec<LinuxIdMapping>> {
         let map = LinuxIdMappingBuilder::default()
             .container_id(0_u32)
             .host_id(self.first)
