@@ -57,6 +57,8 @@ impl Draft {
 pub struct Node {
     machine: Arc<Machine>,
     dir: TempDir,
+    /// The run folder, in memory as everywhere.
+    run: TempDir,
     cgroup_parent: String,
     extra: Vec<String>,
     /// The running agent: `nsenter` that started it, and its PID on the machine.
@@ -90,7 +92,9 @@ impl Node {
             .prefix("berth-e2e-")
             .tempdir_in(&base)
             .context("make the node's folder")?;
-        for name in ["manifests", "root", "run", "log/pods"] {
+        let run = tempfile::Builder::new().prefix("berth-e2e-run-").tempdir_in(in_memory().unwrap_or(&base));
+        let run = run.context("make the node's run folder")?;
+        for name in ["manifests", "root", "log/pods"] {
             std::fs::create_dir_all(dir.path().join(name)).context("make the node's folders")?;
         }
         std::fs::write(dir.path().join("config.yaml"), config).context("write the node's configuration")?;
@@ -103,7 +107,7 @@ impl Node {
         let machine = Arc::new(Machine::new()?);
         let mounts = machine.mounts()?;
         let extra = flags.iter().map(ToString::to_string).collect();
-        let node = Self { machine, dir, cgroup_parent, extra, agent: None, mounts, checked: true };
+        let node = Self { machine, dir, run, cgroup_parent, extra, agent: None, mounts, checked: true };
         let tar = tools::demo_rootfs()?;
         node.berth(&["image", "import", &tar.to_string_lossy(), manifest::IMAGE])?.ok()?;
         Ok(node)
@@ -116,7 +120,10 @@ impl Node {
 
     /// A path in the node's folder: `manifests`, `root`, `run`, `log/pods`, `config.yaml`, `agent.log`.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        match Path::new(name).strip_prefix("run") {
+            Ok(inside) => self.run.path().join(inside),
+            Err(_) => self.dir.path().join(name),
+        }
     }
 
     /// The API's socket.
@@ -200,6 +207,12 @@ impl Node {
     /// PID of the running agent as the machine sees it.
     pub fn agent(&self) -> Result<i32> {
         self.agent.as_ref().map(|(_, pid)| *pid).context("the agent does not run")
+    }
+
+    /// The shim that waits for the next pod, as the machine sees it.
+    pub fn spare_shim(&self) -> Result<Option<i32>> {
+        let found = self.machine.processes()?.into_iter();
+        Ok(found.filter(|p| p.command.starts_with(leftovers::SPARE_SHIM)).map(|p| p.pid).next())
     }
 
     /// `kill -9` of the agent, nothing else; returns when it is gone.
@@ -477,7 +490,10 @@ impl Node {
             let left = leftovers::of_pods(self).map_err(|e| e.to_string())?;
             if left.is_empty() { Ok(Some(())) } else { Err(format!("\n  {}", left.join("\n  "))) }
         })?;
-        self.stop_agent()
+        self.stop_agent()?;
+        poll::until("no shim outlives the agent without a pod", Duration::from_secs(15), || {
+            Ok(self.spare_shim().map_err(|e| e.to_string())?.is_none().then_some(()))
+        })
     }
 
     /// The machine's mounts before the agent was first started.
@@ -506,6 +522,15 @@ impl Drop for Node {
             panic!("the node did not end well: {error:#}\nagent's log:\n{}", tail(&self.agent_log(), 60));
         }
     }
+}
+
+/// A folder whose files are in memory, as `/run` is on a machine that was started by systemd.
+fn in_memory() -> Option<&'static Path> {
+    /// See linux/magic.h.
+    const TMPFS_MAGIC: i128 = 0x0102_1994;
+    let in_memory =
+        |path: &&Path| rustix::fs::statfs(*path).is_ok_and(|s| i128::from(s.f_type) == TMPFS_MAGIC);
+    ["/run", "/dev/shm"].into_iter().map(Path::new).find(in_memory)
 }
 
 /// A pod's name without the suffix that a file pod gets.

@@ -129,6 +129,7 @@ async fn run(
                 pod_pids: false,
                 pids_of: None,
                 runtime: None,
+                start: false,
             })
             .await?;
         times.create.push(before.elapsed());

@@ -85,6 +85,7 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
             bundle: dir,
             tie: Tie::default(),
             driver: Driver::default(),
+            at_once: false,
         };
         let whole = Instant::now();
         let mut container = steps[0].time(|| container::create(create))?;
@@ -123,6 +124,7 @@ fn measure_exec(
         bundle: dir,
         tie: Tie::default(),
         driver: Driver::default(),
+        at_once: false,
     };
     let mut container = container::create(create)?;
     container.start()?;

@@ -2,7 +2,7 @@
 
 mod containers;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use berth_runtime::container::Timings;
 use prometheus::{
@@ -157,6 +157,14 @@ impl Counters {
         let now = Instant::now();
         self.stages.with_label_values(&[stage.name()]).observe((now - begun).as_secs_f64());
         now
+    }
+
+    /// Notes two steps that began together at `begun`, the second of which took the last part of the time.
+    pub fn split_stage(&self, first: Stage, begun: Instant, second: Stage, took: Duration) {
+        let first_took = begun.elapsed().saturating_sub(took);
+        for (stage, time) in [(first, first_took), (second, took)] {
+            self.stages.with_label_values(&[stage.name()]).observe(time.as_secs_f64());
+        }
     }
 
     /// Notes where the time of a container's creation went, which is the most of [`Stage::Create`].

@@ -7,6 +7,7 @@
 //! left running; [`kubepods`] is the tree of cgroups; [`users`] the ids of pods with user namespaces.
 
 mod adopt;
+mod ahead;
 mod auth;
 mod entry;
 mod env_files;
@@ -39,7 +40,6 @@ use berth_reconciler::node::{
 use berth_reconciler::pod::Pod;
 use berth_reconciler::worker::Reconciler;
 use berth_runtime::cgroup::{Cgroups, Version};
-use berth_runtime::shim::Program;
 use k8s_openapi::api::core::v1;
 
 use crate::config::Config;
@@ -103,8 +103,8 @@ pub struct AgentNode {
     pub events: Arc<Recorder>,
     /// Figures of the agent.
     pub counters: Arc<Counters>,
-    /// What every pod's shim is executed from; made for the first one.
-    shim: OnceLock<Program>,
+    /// What is kept ready for the next pod.
+    pub ahead: Arc<ahead::Ahead>,
     entries: Mutex<HashMap<String, Arc<Entry>>>,
     kubepods: Arc<kubepods::Tree>,
     id_ranges: users::IdRanges,
@@ -132,6 +132,7 @@ impl AgentNode {
         let kubepods = kubepods::Tree::new(parts.cgroups.clone(), &parts.config);
         let id_ranges = users::IdRanges::new(parts.config.root.join("users"), parts.config.user_namespaces);
         let objects = crate::backend::objects::Objects::new(&parts.config.root);
+        let ahead = ahead::Ahead::new(parts.network.clone());
         Arc::new(Self {
             config: parts.config,
             facts: parts.facts,
@@ -143,7 +144,7 @@ impl AgentNode {
             store: parts.store,
             events: parts.events,
             counters: parts.counters,
-            shim: OnceLock::new(),
+            ahead,
             entries: Mutex::default(),
             kubepods: Arc::new(kubepods),
             id_ranges,
@@ -211,15 +212,6 @@ impl AgentNode {
             objects: self.config.pods_dir().join(uid).join("volumes"),
             rootfs: self.config.root.join("rootfs").join(uid),
         }
-    }
-
-    /// The shim's program, which is a part of this one.
-    fn shim_program(&self) -> std::io::Result<Program> {
-        if let Some(program) = self.shim.get() {
-            return Ok(program.clone());
-        }
-        let made = Program::embedded(crate::shim_program::BYTES)?;
-        Ok(self.shim.get_or_init(|| made).clone())
     }
 
     fn log_dir(&self, pod: &Pod) -> PathBuf {

@@ -129,10 +129,7 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     }
     complete(entry, ips, attachment)?;
     node.limited.notify_one();
-    if netns.is_some() {
-        let network = node.network.clone();
-        tokio::spawn(async move { network.prepare_namespace().await });
-    }
+    node.ahead.prepare_soon();
     node.counters.sandbox_seconds.observe(begun.elapsed().as_secs_f64());
     Ok(())
 }
@@ -144,8 +141,10 @@ async fn start_shim(
     options: SpawnOptions,
     begun: Instant,
 ) -> Result<i32, Failure> {
-    let program = node.shim_program().map_err(|e| failed(format!("prepare the shim's program: {e}")))?;
-    let shim = blocking(move || spawn(&program, &options)).await.map_err(failed)?;
+    let program = node.ahead.program().map_err(|e| failed(format!("prepare the shim's program: {e}")))?;
+    let spare = node.ahead.shim();
+    let start = move || spare.map_or_else(|| spawn(&program, &options), |spare| spare.serve(&options));
+    let shim = blocking(start).await.map_err(failed)?;
     let (client, events) = Client::connect(&entry.dir.join("shim.sock")).await.map_err(failed)?;
     node.counters.stage(Stage::Shim, begun);
     shims::follow(node, entry, client, events);

@@ -13,7 +13,7 @@ use berth_reconciler::env;
 use berth_reconciler::node::{ContainerRecord, ContainerState, Failure, StartContainer, StopSignal};
 use berth_reconciler::pod::Pod;
 use berth_runtime::rootfs::Rootfs;
-use berth_runtime::shim::client::{Client, CreateRequest, FailureKind, Runtime};
+use berth_runtime::shim::client::{Client, CreateRequest, Error, FailureKind, Runtime};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 use oci_spec::runtime::LinuxResources;
@@ -96,7 +96,9 @@ async fn launch(
 ) -> Result<(i32, Launched), Failure> {
     let id = &prepared.instance.record.id;
     let hold = hold_scope(node, prepared).await?;
-    let created = client.create(prepared.request.clone()).await.map_err(|e| create_error(e.to_string()))?;
+    // Between the two, systemd has to be told of the limits.
+    let request = CreateRequest { start: hold.is_none(), ..prepared.request.clone() };
+    let created = client.create(request).await.map_err(|e| create_error(e.to_string()))?;
     if let Some(hold) = hold {
         hold.release().await;
     }
@@ -105,10 +107,20 @@ async fn launch(
             (node.kubepods.clone(), prepared.instance.cgroup.clone(), prepared.limits.clone());
         blocking(move || tree.tell(&path, limits)).await.map_err(|e| create_error(e.to_string()))?;
     }
-    let step = node.counters.stage(Stage::Create, begun);
     created.timings.iter().for_each(|timings| node.counters.creation(timings));
-    let started = client.start(id).await;
-    node.counters.stage(Stage::Exec, step);
+    // A shim that was there before this agent may not know how to start at once.
+    let started = match created.start {
+        Some(start) => {
+            node.counters.split_stage(Stage::Create, begun, Stage::Exec, start.took);
+            start.result.map_err(Error::Shim)
+        }
+        None => {
+            let step = node.counters.stage(Stage::Create, begun);
+            let started = client.start(id).await;
+            node.counters.stage(Stage::Exec, step);
+            started
+        }
+    };
     match started {
         Ok(started) => Ok((created.pid, Launched::Running(started.started_at))),
         Err(error) if error.kind() == Some(FailureKind::StartFailed) => {
@@ -231,6 +243,7 @@ fn request(
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         pids_of: None,
+        start: false,
         pod_pids: spec.share_process_namespace == Some(true) && spec.host_pid != Some(true),
         runtime: runtime(node, spec.runtime_class_name.as_deref())?,
     })

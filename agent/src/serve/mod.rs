@@ -141,8 +141,8 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let api = tokio::spawn(crate::api::serve(listener, api, async move {
         let _ = closing.wait_for(|s| *s).await;
     }));
-    let network = node.network.clone();
-    tokio::spawn(async move { network.prepare_namespace().await });
+    let ahead = node.ahead.clone();
+    tokio::spawn(async move { ahead.prepare().await });
     desired.start().await;
     show_node(&node);
     let following = tokio::spawn(desired.follow(context, ready));

@@ -57,6 +57,35 @@ fn a_killed_agent_finds_its_containers_again_with_their_pids_logs_and_counts() {
 }
 
 #[test]
+fn the_shim_that_waits_for_a_pod_ends_with_the_agent_and_is_not_missed() {
+    let mut node = Node::start().unwrap();
+    let spare = |node: &Node| {
+        poll::until("a shim waits", SOON, || node.spare_shim().map_err(|e| e.to_string())).unwrap()
+    };
+    // It becomes the pod's, and another one takes its place.
+    let first = spare(&node);
+    node.apply("a.yaml", &manifest::pod("a", "exec sleep 1000000")).unwrap();
+    let pods = node.wait_running(&["a"]).unwrap();
+    assert_eq!(node.shim(pods["a"].uid()).unwrap(), first);
+    let shown = node.machine().processes().unwrap().into_iter().find(|p| p.pid == first).unwrap().command;
+    assert!(shown.starts_with("berth shim --dir ") && shown.contains(pods["a"].uid()), "{shown}");
+
+    let second = spare(&node);
+    node.machine().kill("KILL", &[second]).unwrap();
+    node.apply("b.yaml", &manifest::pod("b", "exec sleep 1000000")).unwrap();
+    node.wait_running(&["a", "b"]).unwrap();
+
+    let third = spare(&node);
+    node.kill9_agent().unwrap();
+    poll::until_true("it ends with the agent", SOON, || {
+        node.machine().processes().unwrap().iter().all(|p| p.pid != third)
+    })
+    .unwrap();
+    node.start_agent().unwrap();
+    node.wait_running(&["a", "b"]).unwrap();
+}
+
+#[test]
 fn an_exit_while_the_agent_is_away_is_reported_with_its_code() {
     let mut node = Node::start().unwrap();
     let waits = |name: &str, code: i32| {

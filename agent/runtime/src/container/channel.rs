@@ -21,6 +21,9 @@ use crate::sys::process::adopt_fd;
 /// Longer messages are cut by the sender; errors carry paths, which end at 4 KiB.
 const MAX_MESSAGE: usize = 32 * 1024;
 
+/// Most descriptors that come with an order: one for each hierarchy of cgroup v1, of which there are fourteen.
+const MAX_FDS: usize = 32;
+
 /// From the new process.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
@@ -80,7 +83,7 @@ pub enum Order {
     HooksDone = 3,
     /// The seccomp filter, which follows in the same message.
     Filter = 4,
-    /// What the cgroup limits from the beginning is set: it may be entered.
+    /// What the cgroup limits from the beginning is set: it may be entered, on v1 by the files that come with this.
     LimitsSet = 5,
 }
 
@@ -162,6 +165,46 @@ impl Channel {
         match send(self.raw(), &[order as u8], MsgFlags::MSG_NOSIGNAL) {
             Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
             Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Gives an order that comes with descriptors, at most [`MAX_FDS`]. The new process may be gone, which the next report will
+    /// tell.
+    pub fn order_with(&self, order: Order, fds: &[RawFd]) -> io::Result<()> {
+        let rights = [ControlMessage::ScmRights(fds)];
+        let control = if fds.is_empty() { &[][..] } else { &rights };
+        match sendmsg::<()>(
+            self.raw(),
+            &[IoSlice::new(&[order as u8])],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
+            Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Waits for such an order; anything else, such as the end of the parent, is an error.
+    pub fn await_order_with(&self, order: Order) -> Result<Vec<OwnedFd>, Error> {
+        let failed = |e: Errno| Error::sys("wait for", format!("{order:?}"), e.into());
+        let mut byte = [0];
+        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+        loop {
+            let mut parts = [IoSliceMut::new(&mut byte)];
+            match recvmsg::<()>(self.raw(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(failed(e)),
+                Ok(message) => {
+                    let fds = message.cmsgs().map_err(failed)?.flat_map(|c| match c {
+                        ControlMessageOwned::ScmRights(fds) => fds,
+                        _ => Vec::new(),
+                    });
+                    let fds: Vec<OwnedFd> = fds.map(adopt_fd).collect();
+                    let whole = message.bytes == 1;
+                    return if whole && byte[0] == order as u8 { Ok(fds) } else { Err(failed(Errno::EPIPE)) };
+                }
+            }
         }
     }
 

@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec, State};
+use oci_spec::runtime::{
+    Linux, LinuxCpu, LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec, State,
+};
 
 use super::birth::give_birth;
 use super::channel::{Channel, Order, Report};
@@ -17,6 +19,7 @@ use super::hooks::{self, Moment};
 use super::identity::Identity;
 use super::init::Init;
 use super::namespaces::Namespaces;
+use super::placement::Placement;
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
 use super::{Container, Create, Error, Timings, labels, limits, scheduling, streams, time_namespace};
@@ -86,7 +89,6 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         stdio: create.stdio,
         namespaces,
         sources: Sources::default(),
-        task_files: cgroups.v1_task_files(&path)?,
         cgroup_folders: cgroups.visible_folders(&path)?,
         state: hooks::state(create.id, spec, create.bundle),
         tie: create.tie,
@@ -95,6 +97,8 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         resources.bring_devices_forward();
     }
     let mut birth = Birth {
+        at_once: create.at_once,
+        ordered: false,
         cgroups: &cgroups,
         path,
         made: !cgroups.adopts(),
@@ -174,10 +178,23 @@ fn cgroup_path(cgroups: &Cgroups, id: &str, wanted: Option<&Path>) -> Result<Str
 /// Whether the rules for devices may be set while the child is set up: it must not be in the cgroup before it has made its
 /// devices, nor run anything else than the program.
 fn early_devices(cgroups: &Cgroups, spec: &Spec) -> bool {
-    let hooks = [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer, Moment::StartContainer];
-    cgroups.version() == Version::V1
-        && !cgroups.adopts()
-        && hooks.into_iter().all(|moment| hooks::list(spec, moment).is_empty())
+    cgroups.version() == Version::V1 && !cgroups.adopts() && !has_hooks(spec)
+}
+
+/// Whether anything else than the program runs up to the start.
+fn has_hooks(spec: &Spec) -> bool {
+    [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer, Moment::StartContainer]
+        .into_iter()
+        .any(|moment| !hooks::list(spec, moment).is_empty())
+}
+
+/// Whether a set-up would have to wait for processor time under these limits. A small share alone is not felt, or is the
+/// pod's as well.
+fn slows_down(cpu: &LinuxCpu) -> bool {
+    cpu.quota().is_some_and(|quota| quota > 0)
+        || cpu.idle() == Some(1)
+        || cpu.realtime_runtime().is_some()
+        || cpu.realtime_period().is_some()
 }
 
 /// The limits of a container, split by when they are set.
@@ -199,16 +216,23 @@ impl Resources {
         super::complete_device_rules(&mut all);
         let rules: Vec<LinuxDeviceCgroup> = all.devices_mut().take().unwrap_or_default();
         let mut late = LinuxResources::default();
-        late.set_cpu(all.cpu_mut().take());
         // Which devices a set-up needs is the host's business, too.
         late.set_devices((!rules.is_empty()).then_some(rules));
+        if all.cpu().as_ref().is_some_and(slows_down) {
+            late.set_cpu(all.cpu_mut().take());
+        }
         if let Some(cpu) = late.cpu().as_ref().filter(|c| c.cpus().is_some() || c.mems().is_some()) {
             // The folders are made by what the early part names, and cpuset is on demand.
-            let mut sets = oci_spec::runtime::LinuxCpu::default();
+            let mut sets = LinuxCpu::default();
             sets.set_cpus(cpu.cpus().clone()).set_mems(cpu.mems().clone());
             all.set_cpu(Some(sets));
         }
         Resources { early: all, late }
+    }
+
+    /// Whether everything is set early.
+    fn late_are_none(&self) -> bool {
+        self.late.cpu().is_none() && self.late.devices().is_none()
     }
 
     /// Has the device rules set early, see [`early_devices`].
@@ -223,7 +247,7 @@ impl Resources {
         let named = |is: bool, name| is.then_some(name);
         [
             named(all.memory().is_some(), "memory"),
-            named(self.late.cpu().is_some(), "cpu"),
+            named(self.late.cpu().is_some() || all.cpu().is_some(), "cpu"),
             named(all.pids().is_some(), "pids"),
             named(all.block_io().is_some(), "blockIO"),
             named(all.hugepage_limits().as_ref().is_some_and(|l| !l.is_empty()), "hugepageLimits"),
@@ -239,6 +263,10 @@ impl Resources {
 
 /// A container on its way.
 struct Birth<'a> {
+    /// Nobody else orders the start.
+    at_once: bool,
+    /// The start has been ordered.
+    ordered: bool,
     cgroups: &'a Cgroups,
     path: String,
     /// The cgroup is this container's own. One that systemd refuses to make may be another's.
@@ -300,14 +328,26 @@ impl Birth<'_> {
         if !self.resources.name_oom_group() {
             self.cgroups.kill_as_a_group(&self.path)?;
         }
-        channel.order(Order::LimitsSet).map_err(unheard)?;
+        let placement = Placement::open(&self.cgroups.v1_task_files(&self.path)?)?;
+        channel.order_with(Order::LimitsSet, &placement.files()).map_err(unheard)?;
+        drop(placement);
+        if self.at_once && !user && self.resources.late_are_none() && !has_hooks(self.spec) {
+            // It finds the order there when it is ready.
+            self.order_start()?;
+        }
         self.await_ready()?;
         if user {
             self.set_from_outside()?;
         }
         self.cgroups.tell(&self.path, &self.resources.late)?;
         self.cgroups.apply(&self.path, &self.resources.late)?;
-        Ok(())
+        if self.at_once && !self.ordered { self.order_start() } else { Ok(()) }
+    }
+
+    fn order_start(&mut self) -> Result<(), Error> {
+        self.ordered = true;
+        let ordered = self.channel.as_ref().map_or(Ok(()), |channel| channel.order(Order::Start));
+        ordered.map_err(|e| Error::sys("talk to", "the container's process", e))
     }
 
     /// What takes rights on the host, which a process in a user namespace no longer has.
@@ -360,6 +400,7 @@ impl Birth<'_> {
             warnings: self.warnings,
             timings: self.timings,
             channel: Some(channel),
+            ordered: self.ordered,
         })
     }
 
@@ -381,7 +422,9 @@ impl Container {
     pub fn start(&mut self) -> Result<(), Error> {
         let channel =
             self.channel.take().ok_or_else(|| Error::spec("process", "the container was already started"))?;
-        channel.order(Order::Start).map_err(|e| Error::sys("talk to", "the container's process", e))?;
+        if !self.ordered {
+            channel.order(Order::Start).map_err(|e| Error::sys("talk to", "the container's process", e))?;
+        }
         loop {
             match channel.next_report().map_err(|e| Error::sys("listen to", "the container's process", e))? {
                 None => return Ok(()),

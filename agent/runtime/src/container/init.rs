@@ -49,8 +49,6 @@ pub struct Init<'a> {
     pub namespaces: Namespaces,
     /// Mounts that the parent made.
     pub sources: Sources,
-    /// v1 files to enter the cgroup by.
-    pub task_files: Vec<PathBuf>,
     /// The cgroup's folders for a cgroup mount.
     pub cgroup_folders: Vec<(String, PathBuf)>,
     /// What binds it to the parent.
@@ -93,11 +91,10 @@ impl Init<'_> {
         Ok((channel, gate, self.sources.at(moved)))
     }
 
-    /// Waits for the maps of a new user namespace, does what only works as long as this is still the host's root to the file
-    /// system, and becomes the namespace's root.
-    fn enter_user_namespace(&self, cgroup: &mut CgroupGate<'_>) -> Result<Placement, Error> {
+    /// Waits for the maps of a new user namespace and becomes its root.
+    fn enter_user_namespace(&self, cgroup: &mut CgroupGate<'_>) -> Result<(), Error> {
+        // The maps are there as well then.
         cgroup.wait()?;
-        let placement = Placement::open(&self.task_files)?;
         self.enter_time_namespace()?;
         credentials::become_root().map_err(|e| Error::sys("become", "root of the user namespace", e))?;
         if self.namespaces.is_new(LinuxNamespaceType::Ipc) {
@@ -105,8 +102,7 @@ impl Init<'_> {
                 .map_err(|e| Error::sys("unshare", "IPC namespace", e.into()))?;
         }
         // Only now may a user without rights have it: newuidmap(1) looks at whose process this is.
-        set_undumpable()?;
-        Ok(placement)
+        set_undumpable()
     }
 
     fn enter_time_namespace(&self) -> Result<(), Error> {
@@ -134,9 +130,8 @@ impl Init<'_> {
             .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
         setsid().map_err(|e| Error::sys("start", "a session", e.into()))?;
         let mut cgroup = CgroupGate { channel, ready: false, waited: Duration::ZERO };
-        let mut placement = None;
         if user {
-            placement = Some(self.enter_user_namespace(&mut cgroup)?);
+            self.enter_user_namespace(&mut cgroup)?;
         } else {
             self.enter_time_namespace()?;
         }
@@ -170,9 +165,7 @@ impl Init<'_> {
         if self.linux.seccomp().is_some() {
             identity.set_filter(channel.await_filter()?);
         }
-        let placement = placement.map_or_else(|| Placement::open(&self.task_files), Ok)?;
-        channel.await_order(Order::LimitsSet)?;
-        placement.enter()?;
+        Placement::of_files(channel.await_order_with(Order::LimitsSet)?).enter()?;
         if self.namespaces.is_new(LinuxNamespaceType::Cgroup) {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|e| Error::sys("unshare", "cgroup namespace", e.into()))?;

@@ -95,6 +95,9 @@ pub struct Create<'a> {
     pub tie: Tie,
     /// Who makes its cgroup.
     pub driver: Driver,
+    /// The program is to run as soon as all is set up. [`Container::start`] then only waits until it does, which saves
+    /// the way back and forth between the processes. Not with a gate.
+    pub at_once: bool,
 }
 
 /// What binds a new process to its creator. The default is what a shim wants: it dies with the creator, gets no other
@@ -127,6 +130,8 @@ pub struct Container {
     /// Where the time of its creation went.
     pub timings: Timings,
     channel: Option<Channel>,
+    /// The order to start has been given.
+    ordered: bool,
 }
 
 /// A process to be started inside a running container.
@@ -171,7 +176,7 @@ impl Container {
         cgroup: String,
     ) -> Container {
         let (warnings, timings) = (Vec::new(), Timings::default());
-        Container { pid, pidfd, console, cgroup, warnings, timings, channel: None }
+        Container { pid, pidfd, console, cgroup, warnings, timings, channel: None, ordered: false }
     }
 }
 

@@ -4,14 +4,15 @@
 //! to `cgroup.procs`, as the library does, waits for an RCU grace period: 7 to 12 ms.
 //! v2: clone3 makes the process in its cgroup (0.2 ms), see [`crate::sys::process::Clone3`].
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use super::Error;
 
-/// The v1 cgroups that a process is going to enter.
-pub struct Placement(Vec<(PathBuf, File)>);
+/// The v1 cgroups that a process is going to enter, by their open `tasks` files.
+pub struct Placement(Vec<OwnedFd>);
 
 impl Placement {
     /// Opens the `tasks` files while the host's cgroup file systems can be reached.
@@ -19,7 +20,7 @@ impl Placement {
         let mut open = Vec::with_capacity(files.len());
         for path in files {
             match OpenOptions::new().write(true).open(path) {
-                Ok(file) => open.push((path.clone(), file)),
+                Ok(file) => open.push(file.into()),
                 // The container has no limit in this hierarchy.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(Error::sys("open cgroup", path.display().to_string(), e)),
@@ -28,10 +29,24 @@ impl Placement {
         Ok(Placement(open))
     }
 
+    /// The files, for another process.
+    pub fn files(&self) -> Vec<RawFd> {
+        self.0.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+
+    /// Those files, in that process.
+    pub fn of_files(files: Vec<OwnedFd>) -> Placement {
+        Placement(files)
+    }
+
     /// Moves the calling thread, which must be the only one of its process.
     pub fn enter(self) -> Result<(), Error> {
-        self.0.into_iter().try_for_each(|(path, mut file)| {
-            file.write_all(b"0").map_err(|e| Error::sys("enter cgroup", path.display().to_string(), e))
+        self.0.into_iter().try_for_each(|file| {
+            let mut file = File::from(file);
+            file.write_all(b"0").map_err(|e| {
+                let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+                Error::sys("enter cgroup", path.display().to_string(), e)
+            })
         })
     }
 }

@@ -218,6 +218,8 @@ fn give_birth(
         bundle: &options.bundle,
         tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate },
         driver: options.cgroup_driver,
+        // It is written down first: nobody would know of it if this process ended now.
+        at_once: false,
     };
     container::create(create)
         .map_err(|source| Error::Container { operation: "unable to start container process", source })

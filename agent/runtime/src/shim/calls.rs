@@ -16,8 +16,8 @@ use super::oom::OomSense;
 use super::pod_init::PodInit;
 use super::proto::{
     Call, CreateRequest, Created, ExecExited, ExecRequest, ExecStarted, FEATURES, Failure, FailureKind,
-    Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome, PROTOCOL_VERSION, Request, RunRequest, Started,
-    Status, Welcome,
+    Hello, Kill, KillExec, MIN_PROTOCOL_VERSION, Outcome, PROTOCOL_VERSION, Request, RunRequest, Start,
+    Started, Status, Welcome,
 };
 use super::record::note;
 use super::server::{Ending, Server};
@@ -154,16 +154,19 @@ impl Server {
             Some(target) => Some(self.pids_of(target)?),
             None => request.pod_pids.then(|| self.pod_pids()).transpose()?,
         };
+        let at_once = request.start;
         let slot = Slot::create(request, pids.as_deref(), self.users.as_ref());
+        let begun = Instant::now();
         // The configuration's many small pieces are gone now.
         release_memory();
         let mut slot = slot?;
         slot.oom = OomSense::of(self.cgroups, &slot.container.cgroup);
-        let pid = slot.container.pid;
-        note!("{}: created, pid {pid}", slot.id);
+        let (pid, id) = (slot.container.pid, slot.id.clone());
+        note!("{id}: created, pid {pid}");
         let timings = slot.foreign.is_none().then_some(slot.container.timings);
         self.slots.push(slot);
-        done(Outcome::Created(Created { pid, timings }))
+        let start = at_once.then(|| Start { result: self.begin(&id), took: begun.elapsed() });
+        done(Outcome::Created(Created { pid, timings, start }))
     }
 
     /// The PID namespace that the containers share, made when the first of them wants it.
@@ -185,6 +188,10 @@ impl Server {
     }
 
     fn start(&mut self, id: &str) -> Answer {
+        done(Outcome::Started(self.begin(id)?))
+    }
+
+    fn begin(&mut self, id: &str) -> Result<Started, Failure> {
         let slot = self.slot(id)?;
         if slot.status != Status::Created {
             return Err(failure(FailureKind::Invalid, format!("container {id} was started before")));
@@ -197,7 +204,7 @@ impl Server {
                 if let Err(error) = slot.save() {
                     note!("{id}: cannot record its start: {error}");
                 }
-                done(Outcome::Started(Started { started_at }))
+                Ok(Started { started_at })
             }
             Err(reason) => {
                 self.start_failed(id, &reason);

@@ -226,7 +226,8 @@ impl Client {
     /// Makes a container from its bundle, up to and not including its `execve`.
     ///
     /// # Errors
-    /// When the shim cannot: the message says which step failed. Nothing is left behind then.
+    /// When the shim cannot: the message says which step failed. Nothing is left behind then. That it was made but could
+    /// not be started is told by [`Created::start`].
     pub async fn create(&self, request: CreateRequest) -> Result<Created> {
         if request.pod_pids {
             self.needs(Feature::PodPids, "a shared PID namespace")?;

@@ -27,6 +27,7 @@ mod frame;
 #[cfg(feature = "agent")]
 mod link;
 mod oom;
+mod orders;
 mod pause;
 mod pod_init;
 mod pod_users;
@@ -46,14 +47,25 @@ pub use binary::Program;
 #[cfg(feature = "agent")]
 pub use pod_users::IdRange;
 #[cfg(feature = "agent")]
-pub use spawn::{Error as SpawnError, ShimProcess, SpawnOptions, spawn};
+pub use spawn::{Error as SpawnError, ShimProcess, Spare, SpawnOptions, spawn};
 
 use proto::{Failure, FailureKind};
 
 /// The shim's process: `berth shim --dir DIR [--hostname H] [--domainname D] [--net new|host|PATH] [--ipc new|host]
-/// [--uts new|host] [--users FIRST:COUNT] [--version]`, without the first two words. Must be called before any thread is started.
+/// [--uts new|host] [--users FIRST:COUNT] [--version]`, without the first two words; or `berth shim --await-orders`, which
+/// reads the rest from its standard input. Must be called before any thread is started.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let args = match args::Args::parse(args) {
+    let mut args = args.peekable();
+    let parsed = if args.peek().is_some_and(|first| first == orders::AWAIT) {
+        match setup::await_orders() {
+            Ok(Some(words)) => args::Args::parse(words.into_iter()),
+            Ok(None) => return ExitCode::SUCCESS,
+            Err(reason) => Err(reason),
+        }
+    } else {
+        args::Args::parse(args)
+    };
+    let args = match parsed {
         Ok(args) if args.version => {
             println!("berth-shim {} protocol {}", env!("CARGO_PKG_VERSION"), proto::PROTOCOL_VERSION);
             return ExitCode::SUCCESS;

@@ -6,6 +6,7 @@
 //! The first request of a connection is [`Call::Hello`], which settles the number both sides speak.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use oci_spec::runtime::Process;
@@ -134,13 +135,15 @@ pub enum Feature {
     PidsOf,
     /// [`Call::Run`].
     Run,
+    /// [`CreateRequest::start`].
+    StartAtOnce,
     /// Something of a newer shim.
     #[serde(other)]
     Unknown,
 }
 
 /// What this build's shim says of itself.
-pub const FEATURES: [Feature; 7] = [
+pub const FEATURES: [Feature; 8] = [
     Feature::PodPids,
     Feature::Pause,
     Feature::OomEvents,
@@ -148,6 +151,7 @@ pub const FEATURES: [Feature; 7] = [
     Feature::Runtime,
     Feature::PidsOf,
     Feature::Run,
+    Feature::StartAtOnce,
 ];
 
 /// Names one container.
@@ -195,6 +199,10 @@ pub struct CreateRequest {
     /// Have another OCI runtime make it (needs [`Feature::Runtime`]); Berth's own engine when `None`.
     #[serde(default)]
     pub runtime: Option<Runtime>,
+    /// Let it run as soon as it is made, which saves a [`Call::Start`] (since [`Feature::StartAtOnce`]; others wait for
+    /// that call, see [`Created::start`]).
+    #[serde(default)]
+    pub start: bool,
 }
 
 /// An OCI runtime that is called in place of Berth's own engine.
@@ -215,6 +223,18 @@ pub struct Created {
     /// Where the time went, if the shim and its engine tell.
     #[serde(default)]
     pub timings: Option<Timings>,
+    /// How its start went, if it has been started.
+    #[serde(default)]
+    pub start: Option<Start>,
+}
+
+/// How the start went of a container that was to run as soon as it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// What [`Call::Start`] would have answered.
+    pub result: Result<Started, Failure>,
+    /// What was waited after it was made.
+    pub took: Duration,
 }
 
 /// The answer to [`Call::Start`].

@@ -1,7 +1,8 @@
 //! How a process becomes a shim.
 
+use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -16,6 +17,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, sethostname, setsid};
 
 use super::args::Args;
+use super::orders;
 use super::pod_users::PodUsers;
 use super::proto::SOCKET;
 use super::record;
@@ -31,7 +33,19 @@ pub(super) struct Ready {
     pub users: Option<PodUsers>,
 }
 
-/// Says on what was stdin how the set-up ended, if that is a pipe: `spawn` reads from it.
+/// Does what needs no orders, and waits for them. Gives nothing when nobody is left who could give them.
+pub(super) fn await_orders() -> Result<Option<Vec<OsString>>, String> {
+    detach()?;
+    shim_process::frugal_heap();
+    // The machine's hierarchies do not change any more; should it fail, it will again when it is said.
+    let _ = crate::container::cgroups();
+    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(cannot("read the orders"))?;
+    let words = orders::receive(File::from(stdin)).map_err(cannot("read the orders"))?;
+    words.iter().for_each(|words| orders::show(words));
+    Ok(words)
+}
+
+/// Says on what was stdin how the set-up ended, if that is a pipe or a socket: `spawn` reads from it.
 pub(super) fn report(result: Result<(), &str>) {
     let text = match result {
         Ok(()) => "ok\n".to_owned(),
@@ -39,7 +53,8 @@ pub(super) fn report(result: Result<(), &str>) {
     };
     if let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned() {
         let mut stdin = File::from(stdin);
-        if stdin.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+        let heard = |metadata: Metadata| metadata.file_type().is_fifo() || metadata.file_type().is_socket();
+        if stdin.metadata().is_ok_and(heard) {
             // A starter that has gone away does not matter.
             let _ = stdin.write_all(text.as_bytes());
         }
@@ -56,7 +71,8 @@ fn cannot<E: Display>(what: &str) -> impl FnOnce(E) -> String {
 /// Everything up to the point where the socket answers.
 pub(super) fn set_up(args: &Args) -> Result<Ready, String> {
     let dir = std::path::absolute(&args.dir).map_err(cannot("make the folder's path absolute"))?;
-    be_alone(&dir)?;
+    detach()?;
+    log_to(&dir)?;
     let signals = take_signals()?;
     let users = namespaces(args)?;
     shim_process::frugal_heap();
@@ -68,8 +84,8 @@ pub(super) fn set_up(args: &Args) -> Result<Ready, String> {
     Ok(Ready { listener, signals, socket: (path, (made.dev(), made.ino())), users })
 }
 
-/// Cuts the ties to who started us.
-fn be_alone(dir: &Path) -> Result<(), String> {
+/// Cuts the ties to who started us. May be repeated.
+fn detach() -> Result<(), String> {
     process::close_from(3).map_err(cannot("close inherited files"))?;
     prctl::set_name(c"berth-shim").map_err(cannot("set the process name"))?;
     // Nobody but root reads this memory; a program that a container executes gets its own flag.
@@ -78,6 +94,10 @@ fn be_alone(dir: &Path) -> Result<(), String> {
     // Fails for the leader of a process group, as a shell's foreground process is; then it stays in that session.
     let _ = setsid();
     umask(Mode::from_bits_truncate(0o022));
+    std::env::set_current_dir("/").map_err(cannot("leave the working folder"))
+}
+
+fn log_to(dir: &Path) -> Result<(), String> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -85,8 +105,7 @@ fn be_alone(dir: &Path) -> Result<(), String> {
         .open(dir.join("shim.log"))
         .map_err(|error| format!("cannot open {}: {error}", dir.join("shim.log").display()))?;
     dup2_stdout(&log).map_err(cannot("redirect stdout"))?;
-    dup2_stderr(&log).map_err(cannot("redirect stderr"))?;
-    std::env::set_current_dir("/").map_err(cannot("leave the working folder"))
+    dup2_stderr(&log).map_err(cannot("redirect stderr"))
 }
 
 /// SIGCHLD is read from a descriptor. The others are blocked for good: a shim ends when it is told to on its socket, or

@@ -97,6 +97,7 @@ impl Slot {
             pod_pids: _,
             pids_of: _,
             runtime,
+            start,
         } = request;
         let mut spec = read_spec(&bundle)?;
         if let Some(pids) = pids {
@@ -121,7 +122,7 @@ impl Slot {
         };
         let (stdio, ours) = pipes(stdin, tty).map_err(|error| internal("make pipes", &error))?;
         let order = Order { id: &id, spec: &spec, rootfs: &rootfs, bundle: &bundle, stdio, tty };
-        let (mut container, foreign) = make(order, runtime.as_ref())?;
+        let (mut container, foreign) = make(order, runtime.as_ref(), start)?;
         let sources = match container.console.take() {
             Some(console) => vec![(console, Stream::Stdout)],
             None => ours.outputs,
@@ -152,7 +153,9 @@ impl Slot {
             stdin_once,
             tty,
         };
-        match (sources, start_time, slot.save()) {
+        // One that is to run at once is recorded when it does: it does not outlive this process.
+        let saved = if start { Ok(()) } else { slot.save() };
+        match (sources, start_time, saved) {
             (Ok(sources), Ok(_), Ok(())) => Ok(Slot { sources, ..slot }),
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
                 // The caller reaps it, and its cgroup goes with the pod's.
@@ -292,13 +295,17 @@ impl Slot {
 }
 
 /// Has the container made, by our own engine or by another runtime.
-fn make(order: Order<'_>, runtime: Option<&Runtime>) -> Result<(Container, Option<Foreign>), Failure> {
+fn make(
+    order: Order<'_>,
+    runtime: Option<&Runtime>,
+    at_once: bool,
+) -> Result<(Container, Option<Foreign>), Failure> {
     if let Some(runtime) = runtime {
         return Foreign::create(runtime, order).map(|(foreign, container)| (container, Some(foreign)));
     }
     let Order { id, spec, rootfs, bundle, stdio, tty: _ } = order;
     let (tie, driver) = (Tie::default(), Driver::default());
-    let create = container::Create { id, spec, rootfs, stdio, bundle, tie, driver };
+    let create = container::Create { id, spec, rootfs, stdio, bundle, tie, driver, at_once };
     let container =
         container::create(create).map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
     for warning in &container.warnings {

@@ -1,7 +1,9 @@
 //! The agent's side of a shim's birth.
 
-use std::io::{self, PipeReader, PipeWriter, Read};
-use std::os::fd::AsFd;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{IdRange, Program, reaper};
+use super::{IdRange, Program, orders, reaper};
 use crate::sys::process::{pidfd_kill, pidfd_open};
 
 /// How to start the shim of one pod.
@@ -79,47 +81,95 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// When the binary cannot be executed, or the shim's own set-up failed (its words are in the error).
 pub fn spawn(program: &Program, opts: &SpawnOptions) -> Result<ShimProcess, Error> {
-    let failed = |what| move |source| Error::Prepare { what, source };
-    let (ready, report) = std::io::pipe().map_err(failed("make a pipe"))?;
-    let child = command(program, opts, report).spawn().map_err(failed("execute the binary"))?;
-    let pid = i32::try_from(child.id()).unwrap_or_default();
-    // Nobody else reaps it, so that the number is its own until then.
-    let pidfd = pidfd_open(pid).map_err(failed("open the pidfd"))?;
-    let outcome = wait_ready(ready, &opts.dir);
-    if outcome.is_err() {
-        let _ = pidfd_kill(pidfd.as_fd(), libc::SIGKILL);
+    Spare::start(program)?.serve(opts)
+}
+
+/// A shim that is nobody's yet. To start a program takes as long as all that a shim does to be ready, so one that waits
+/// halves the time. It ends when it is dropped, or its owner dies.
+#[derive(Debug)]
+pub struct Spare {
+    pid: i32,
+    pidfd: OwnedFd,
+    orders: UnixStream,
+}
+
+impl Spare {
+    /// Starts it. Blocks for a millisecond.
+    ///
+    /// # Errors
+    /// When the binary cannot be executed.
+    pub fn start(program: &Program) -> Result<Spare, Error> {
+        let failed = |what| move |source| Error::Prepare { what, source };
+        let (orders, theirs) = UnixStream::pair().map_err(failed("make a socket pair"))?;
+        let child = command(program, theirs).spawn().map_err(failed("execute the binary"))?;
+        let pid = i32::try_from(child.id()).unwrap_or_default();
+        // Nobody else reaps it, so that the number is its own until then.
+        let pidfd = pidfd_open(pid).map_err(failed("open the pidfd"))?;
+        let copy = pidfd.try_clone().map_err(failed("copy the pidfd"))?;
+        reaper::adopt(copy).map_err(failed("start the reaper"))?;
+        Ok(Spare { pid, pidfd, orders })
     }
-    reaper::adopt(pidfd).map_err(failed("start the reaper"))?;
-    outcome.map(|()| ShimProcess { pid })
+
+    /// Whether it is still there.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        // The descriptor becomes readable when the process ends.
+        poll(&mut [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(0)
+    }
+
+    /// Makes it the shim of a pod and waits until its socket answers.
+    ///
+    /// # Errors
+    /// When its set-up failed (its words are in the error).
+    pub fn serve(mut self, opts: &SpawnOptions) -> Result<ShimProcess, Error> {
+        let told = self.orders.write_all(&orders::frame(&words(opts)));
+        let outcome = match told {
+            // It is gone, and may have said why.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Error::Prepare { what: "give orders", source: error })
+            }
+            _ => wait_ready(self.orders, &opts.dir),
+        };
+        if outcome.is_err() {
+            let _ = pidfd_kill(self.pidfd.as_fd(), libc::SIGKILL);
+        }
+        outcome.map(|()| ShimProcess { pid: self.pid })
+    }
 }
 
 /// Nothing here needs code between fork and exec, so that the standard library uses `posix_spawn`: a fork would copy
 /// the page tables of a big agent.
-fn command(program: &Program, opts: &SpawnOptions, report: PipeWriter) -> Command {
-    let kind = |new| if new { "new" } else { "host" };
+fn command(program: &Program, orders: UnixStream) -> Command {
     let mut command = Command::new(program.name());
-    command.arg0("berth").arg("shim").arg("--dir").arg(&opts.dir);
-    let net = opts.net_join.as_deref().unwrap_or(Path::new(kind(opts.net_new)));
-    command.arg("--net").arg(net).args(["--ipc", kind(opts.ipc_new), "--uts", kind(opts.uts_new)]);
-    if let Some(hostname) = &opts.hostname {
-        command.args(["--hostname", hostname]);
-    }
-    if let Some(domainname) = &opts.domainname {
-        command.args(["--domainname", domainname]);
-    }
-    if let Some(IdRange { first, count }) = opts.users {
-        command.arg("--users").arg(format!("{first}:{count}"));
-    }
+    command.arg0("berth").arg("shim").arg(orders::AWAIT).arg(orders::ROOM);
     // The environment of the agent, with whatever secrets, is none of the pod's business.
     command.env_clear();
     // The C library's per-thread cache keeps freed pieces all over the heap, each of which holds on to its page for ever.
     command.env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
-    command.stdin(report).stdout(Stdio::null()).stderr(Stdio::null());
+    command.stdin(OwnedFd::from(orders)).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
+/// The command line that says the same as the options.
+fn words(opts: &SpawnOptions) -> Vec<Vec<u8>> {
+    let kind = |new| if new { "new" } else { "host" };
+    let net = opts.net_join.as_deref().unwrap_or(Path::new(kind(opts.net_new)));
+    // It has left the folder in which it was started.
+    let dir = std::path::absolute(&opts.dir).unwrap_or_else(|_| opts.dir.clone());
+    let dir = dir.as_os_str().as_bytes();
+    let mut words: Vec<&[u8]> = vec![b"--dir", dir, b"--net", net.as_os_str().as_bytes()];
+    words.extend([&b"--ipc"[..], kind(opts.ipc_new).as_bytes(), b"--uts", kind(opts.uts_new).as_bytes()]);
+    let names = [(&b"--hostname"[..], &opts.hostname), (b"--domainname", &opts.domainname)];
+    for (flag, name) in names {
+        words.extend(name.iter().flat_map(|name| [flag, name.as_bytes()]));
+    }
+    let users = opts.users.map(|IdRange { first, count }| format!("{first}:{count}"));
+    words.extend(users.iter().flat_map(|users| [&b"--users"[..], users.as_bytes()]));
+    words.into_iter().map(<[u8]>::to_vec).collect()
+}
+
 /// Reads the shim's report, which ends with its line or with the shim.
-fn wait_ready(ready: PipeReader, dir: &Path) -> Result<(), Error> {
+fn wait_ready(ready: UnixStream, dir: &Path) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
     let mut said = Vec::new();
     let mut ready = ready;
@@ -135,6 +185,8 @@ fn wait_ready(ready: PipeReader, dir: &Path) -> Result<(), Error> {
         let mut chunk = [0; 512];
         match ready.read(&mut chunk) {
             Ok(0) => break,
+            // It ended with what it was told unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
             Ok(length) => said.extend_from_slice(&chunk[..length]),
             Err(source) => return Err(Error::Prepare { what: "wait", source }),
         }

@@ -133,6 +133,30 @@ pub fn reset_libc_signals() {
     }
 }
 
+/// Replaces what `/proc/self/cmdline` shows, as far as there is room: what the process was started with.
+pub fn show_command_line(line: &[u8]) -> io::Result<()> {
+    // The name in the second field may hold spaces and parentheses. See proc_pid_stat(5): arg_start is the 48th field.
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let mut places = fields.split_ascii_whitespace().skip(45).map(str::parse::<usize>);
+    let (Some(Ok(start)), Some(Ok(end))) = (places.next(), places.next()) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    if start == 0 || end <= start {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    // The last byte stays the end of a word.
+    let room = end - start - 1;
+    let length = line.len().min(room);
+    // SAFETY: the kernel says that the arguments lie there, in the process' own writable stack, and nobody reads them any more:
+    // the standard library hands out copies, and the caller has no other thread.
+    unsafe {
+        std::ptr::copy_nonoverlapping(line.as_ptr(), start as *mut u8, length);
+        std::ptr::write_bytes((start + length) as *mut u8, 0, room + 1 - length);
+    }
+    Ok(())
+}
+
 /// Has the kernel reap this process's children: none of them becomes a zombie.
 pub fn ignore_children() {
     // SAFETY: no handler is installed, only the disposition changes.

@@ -137,6 +137,7 @@ impl Sandbox {
             bundle: self.dir.path(),
             tie: Tie::default(),
             driver: Driver::default(),
+            at_once: false,
         })
     }
 

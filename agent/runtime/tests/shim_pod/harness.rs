@@ -123,6 +123,7 @@ impl Pod {
             pod_pids: false,
             pids_of: None,
             runtime: None,
+            start: false,
         };
         Container { id: name.to_owned(), spec, request }
     }
