@@ -15,6 +15,9 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// The steps of a start, as the agent's histogram calls them.
 pub const STAGES: [&str; 6] = ["folders", "shim", "network", "bundle", "create", "exec"];
 
+/// The steps of a container's first process, which make up most of the stage `create`.
+pub const STEPS: [&str; 4] = ["namespaces", "mounts", "cgroups", "process"];
+
 /// A watch of the pods that was opened before what it shall see.
 pub struct Watch(http::Lines);
 
@@ -77,15 +80,18 @@ pub fn pss(node: &Node, pid: i32) -> Result<u64> {
     line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("no number on the Pss line")
 }
 
-/// Milliseconds of each step of the starts so far, and their number, from the agent's own histogram.
-pub fn stages(node: &Node) -> Result<BTreeMap<&'static str, (f64, f64)>> {
+/// Milliseconds of each stage and step of the starts so far, from the agent's own histograms.
+pub fn stages(node: &Node) -> Result<BTreeMap<&'static str, f64>> {
     let text = node.page("/metrics")?;
-    let value = |suffix: &str, stage: &str| {
-        let line = format!("berth_pod_start_stage_seconds_{suffix}{{stage=\"{stage}\"}} ");
-        text.lines().find_map(|l| l.strip_prefix(&line)).and_then(|n| n.parse::<f64>().ok())
+    let sum = |series: &str, label: &str, name: &str| {
+        let line = format!("{series}_sum{{{label}=\"{name}\"}} ");
+        let value = text.lines().find_map(|l| l.strip_prefix(&line)).and_then(|n| n.parse::<f64>().ok());
+        value.with_context(|| format!("no figures of {label} {name}"))
     };
-    let of = |stage| Some((value("sum", stage)? * 1000.0, value("count", stage)?));
-    STAGES.into_iter().map(|s| Ok((s, of(s).with_context(|| format!("no figures of stage {s}"))?))).collect()
+    let stages = STAGES.map(|name| ("berth_pod_start_stage_seconds", "stage", name));
+    let steps = STEPS.map(|name| ("berth_container_create_step_seconds", "step", name));
+    let all = stages.into_iter().chain(steps);
+    all.map(|(series, label, name)| Ok((name, sum(series, label, name)? * 1000.0))).collect()
 }
 
 /// A counter of the agent.
