@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::leftovers;
-use crate::machine::{self, Machine};
+use crate::machine::{self, Machine, Process};
 use crate::pods::{PodExt, Pods};
 use crate::tools::{self, Ran};
 use crate::{http, manifest, poll};
@@ -207,6 +207,13 @@ impl Node {
     /// PID of the running agent as the machine sees it.
     pub fn agent(&self) -> Result<i32> {
         self.agent.as_ref().map(|(_, pid)| *pid).context("the agent does not run")
+    }
+
+    /// The processes on the machine, without the shim that waits for the next pod.
+    pub fn processes(&self) -> Result<Vec<Process>> {
+        let mut all = self.machine.processes()?;
+        all.retain(|p| !p.command.starts_with(leftovers::SPARE_SHIM));
+        Ok(all)
     }
 
     /// The shim that waits for the next pod, as the machine sees it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use berth_e2e::manifest::{self, Builder};
 use berth_e2e::node::Node;
 use berth_e2e::pods::PodExt;
-use berth_e2e::tools;
+use berth_e2e::{poll, tools};
 
 #[test]
 fn wrong_words_end_with_2_and_failures_with_1() {
@@ -110,7 +110,11 @@ fn cleanup_on_exit_removes_everything_but_images() {
     node.apply("a.yaml", &manifest::pod("a", "exec sleep 1000000")).unwrap();
     node.wait_running(&["a"]).unwrap();
     node.stop_agent().unwrap();
-    assert_eq!(node.machine().processes().unwrap(), []);
+    // The shim that waited for another pod notices that nobody will ask for it.
+    poll::until_true("no process is left", Duration::from_secs(30), || {
+        node.machine().processes().unwrap().is_empty()
+    })
+    .unwrap();
     assert_eq!(node.machine().links().unwrap(), ["lo", "up0"]);
     assert_eq!(node.machine().shell("nft list tables").unwrap(), "");
     assert_eq!(berth_e2e::leftovers::cgroups(node.cgroup_parent()), Vec::<std::path::PathBuf>::new());

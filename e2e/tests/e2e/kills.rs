@@ -224,7 +224,7 @@ fn settled(node: &Node, pods: usize) {
         let text = |e: anyhow::Error| e.to_string();
         let agent = node.agent().map_err(text)?;
         let processes: Vec<_> =
-            node.machine().processes().map_err(text)?.into_iter().filter(|p| p.pid != agent).collect();
+            node.processes().map_err(text)?.into_iter().filter(|p| p.pid != agent).collect();
         let links = node.machine().links().map_err(text)?;
         let folders = std::fs::read_dir(node.path("run/pods")).map_err(|e| e.to_string())?.count();
         let mut cgroups: Vec<String> = berth_e2e::leftovers::cgroups(node.cgroup_parent())

@@ -76,7 +76,7 @@ fn an_idle_node_uses_no_cpu() {
     let processes = node.machine().processes().unwrap();
     let ours: Vec<i32> =
         processes.into_iter().filter(|p| !p.command.starts_with("sleep")).map(|p| p.pid).collect();
-    assert_eq!(ours.len(), 6, "an agent and 5 shims");
+    assert_eq!(ours.len(), 7, "an agent, 5 shims and one that waits");
     let before = node.machine().cpu(&ours).unwrap();
     poll::pause(Duration::from_secs(10));
     let spent = node.machine().cpu(&ours).unwrap().since(&before);
