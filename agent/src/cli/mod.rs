@@ -143,6 +143,11 @@ pub fn run(cli: Cli) -> ExitCode {
 
 /// Runs a verb that talks to the agent.
 fn client_verb(socket: &std::path::Path, command: Command) -> anyhow::Result<ExitCode> {
+    if let Command::Exec(args) = &command
+        && let Some(result) = exec::quick::run(socket, args)
+    {
+        return result;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let client = client::connect(socket);

@@ -1,5 +1,6 @@
 //! `berth exec`.
 
+pub mod quick;
 pub mod session;
 pub mod terminal;
 
@@ -42,18 +43,16 @@ pub struct ExecArgs {
 ///
 /// The agent is asked once. Only when it refuses, the pod is looked at: which of its containers is meant, or what to say.
 pub async fn run(client: &kube::Client, args: &ExecArgs) -> anyhow::Result<ExitCode> {
-    let name = resource::pod_name(&args.pod)?;
-    let path = resource::path(Kind::Pod, Some(args.namespace.name()), Some(name));
     let mut tty = args.tty;
     if tty && !io::stdin().is_terminal() {
         eprintln!("Unable to use a TTY - input is not a terminal or the right kind of file");
         tty = false;
     }
-    let connection = match connect(client, args, &path, args.container.as_deref(), tty).await {
+    let connection = match connect(client, args, args.container.as_deref(), tty).await? {
         Err(kube::Error::Api(status)) if status.code == 400 => {
-            let container = choose(client, args, &path).await?;
+            let container = choose(client, args).await?;
             let container = container.ok_or(kube::Error::Api(status))?;
-            connect(client, args, &path, Some(&container), tty).await?
+            connect(client, args, Some(&container), tty).await??
         }
         other => other?,
     };
@@ -68,24 +67,33 @@ pub async fn run(client: &kube::Client, args: &ExecArgs) -> anyhow::Result<ExitC
     exit_code(result?)
 }
 
-async fn connect(
-    client: &kube::Client,
-    args: &ExecArgs,
-    path: &str,
-    container: Option<&str>,
-    tty: bool,
-) -> kube::Result<Connection> {
+fn pod_path(args: &ExecArgs) -> anyhow::Result<String> {
+    let name = resource::pod_name(&args.pod)?;
+    Ok(resource::path(Kind::Pod, Some(args.namespace.name()), Some(name)))
+}
+
+/// What is asked of the agent.
+fn request_path(args: &ExecArgs, container: Option<&str>, tty: bool) -> anyhow::Result<String> {
     let mut query: Vec<(&str, &str)> = args.command.iter().map(|word| ("command", word.as_str())).collect();
     query.extend(container.map(|name| ("container", name)));
     let flags = [("stdout", true), ("stdin", args.stdin), ("tty", tty), ("stderr", !tty)];
     query.extend(flags.iter().filter(|(_, set)| *set).map(|(name, _)| (*name, "true")));
-    let request = Request::get(resource::with_query(&format!("{path}/exec"), &query)).body(Vec::new());
-    client.connect(request.map_err(kube::Error::HttpError)?).await
+    Ok(resource::with_query(&format!("{}/exec", pod_path(args)?), &query))
+}
+
+async fn connect(
+    client: &kube::Client,
+    args: &ExecArgs,
+    container: Option<&str>,
+    tty: bool,
+) -> anyhow::Result<kube::Result<Connection>> {
+    let request = Request::get(request_path(args, container, tty)?).body(Vec::new())?;
+    Ok(client.connect(request).await)
 }
 
 /// The container that is meant by who has named none; none for who has.
-async fn choose(client: &kube::Client, args: &ExecArgs, path: &str) -> anyhow::Result<Option<String>> {
-    let pod: Pod = client::get(client, path, "application/json").await?;
+async fn choose(client: &kube::Client, args: &ExecArgs) -> anyhow::Result<Option<String>> {
+    let pod: Pod = client::get(client, &pod_path(args)?, "application/json").await?;
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
     if matches!(phase, "Succeeded" | "Failed") {
         bail!("cannot exec into a container in a completed pod; current phase is {phase}");

@@ -74,18 +74,34 @@ where
 {
     while let Some(message) = stream.next().await {
         let Message::Binary(bytes) = message.context("the connection to the agent broke")? else { continue };
-        let Some((channel, data)) = bytes.split_first() else { continue };
-        match *channel {
-            STDOUT => {
-                out.write_all(data)?;
-                out.flush()?;
-            }
-            STDERR => io::stderr().lock().write_all(data)?,
-            STATUS => return Ok(serde_json::from_slice(data)?),
-            _ => {}
+        if let Passed::Ended(status) = pass(&bytes, &mut out)? {
+            return Ok(*status);
         }
     }
     Err(anyhow!("the connection to the agent ended before the command did"))
+}
+
+/// What became of a message.
+pub enum Passed {
+    /// It was output, or nothing that concerns us.
+    On,
+    /// The command has ended like this.
+    Ended(Box<Status>),
+}
+
+/// Writes the output that is in a message to where it belongs.
+pub fn pass(message: &[u8], out: &mut dyn io::Write) -> anyhow::Result<Passed> {
+    let Some((channel, data)) = message.split_first() else { return Ok(Passed::On) };
+    match *channel {
+        STDOUT => {
+            out.write_all(data)?;
+            out.flush()?;
+        }
+        STDERR => io::stderr().lock().write_all(data)?,
+        STATUS => return Ok(Passed::Ended(serde_json::from_slice(data)?)),
+        _ => {}
+    }
+    Ok(Passed::On)
 }
 
 /// Sends what is to be sent; a connection that breaks shows on the receiving side.
