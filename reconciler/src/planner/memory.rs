@@ -231,8 +231,8 @@ impl Memory {
         }
     }
 
-    /// It is that late now, and the pod is (not) to be deleted. If the clock was set back meanwhile, all that is remembered is set back with it, so that
-    /// nothing waits for as long again.
+    /// It is that late now, and the pod is (not) to be deleted. If the clock was set back meanwhile, all that is remembered is
+    /// set back with it, so that nothing waits for as long again.
     pub fn tick(&mut self, now: Timestamp, deletion: Option<&Deletion>) {
         let back = self.latest.duration_since(now);
         self.latest = now;
