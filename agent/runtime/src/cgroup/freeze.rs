@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,14 +30,35 @@ pub fn freeze(hierarchy: &Hierarchy, relative: &Path) -> Result<(), Error> {
 
 /// Lets everything go on. A cgroup that does not exist is fine.
 pub fn thaw(hierarchy: &Hierarchy, relative: &Path) -> Result<(), Error> {
+    hierarchy.folder("freezer", relative).map_or(Ok(()), |dir| thaw_folder(hierarchy, &dir))
+}
+
+/// The same of all cgroups below: one that was frozen itself stays so when the one above it goes on.
+pub fn thaw_all(hierarchy: &Hierarchy, relative: &Path) -> Result<(), Error> {
     let Some(dir) = hierarchy.folder("freezer", relative) else { return Ok(()) };
-    let written = match hierarchy {
-        Hierarchy::V1(_) => path::write(&dir.join("freezer.state"), "THAWED"),
-        Hierarchy::V2(_) => path::write(&dir.join("cgroup.freeze"), "0"),
-    };
-    match written {
+    path::deepest_first(&dir).iter().try_for_each(|dir| thaw_folder(hierarchy, dir))
+}
+
+fn thaw_folder(hierarchy: &Hierarchy, dir: &Path) -> Result<(), Error> {
+    let (file, _, go_on) = switch(hierarchy, dir);
+    match path::write(&file, go_on) {
         Err(e) if e.is_not_found() => Ok(()),
         other => other,
+    }
+}
+
+/// Begins to freeze, without waiting for it; where that is not possible everything goes on.
+pub fn begin(hierarchy: &Hierarchy, relative: &Path) {
+    let Some(dir) = hierarchy.folder("freezer", relative) else { return };
+    let (file, stop, _) = switch(hierarchy, &dir);
+    let _ = path::write(&file, stop);
+}
+
+/// The file that freezes a cgroup, and what it is told to stop and to go on.
+fn switch(hierarchy: &Hierarchy, dir: &Path) -> (PathBuf, &'static str, &'static str) {
+    match hierarchy {
+        Hierarchy::V1(_) => (dir.join("freezer.state"), "FROZEN", "THAWED"),
+        Hierarchy::V2(_) => (dir.join("cgroup.freeze"), "1", "0"),
     }
 }
 

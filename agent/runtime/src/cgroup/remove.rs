@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::hierarchy::{Hierarchy, Mount};
-use super::{Error, path};
+use super::{Error, freeze, path};
 use crate::sys::process::pidfd_open;
 
 /// How long killed processes may take to leave.
@@ -52,27 +52,10 @@ pub fn kill_all(hierarchy: &Hierarchy, relative: &Path) -> Result<(), Error> {
         return Ok(());
     }
     // A frozen cgroup cannot fork faster than it is killed.
-    let freezer = freezer(hierarchy, relative);
-    if let Some((file, freeze, _)) = &freezer {
-        let _ = path::write(file, freeze);
-    }
+    freeze::begin(hierarchy, relative);
     let result = kill_rounds(hierarchy, relative);
-    if let Some((file, _, thaw)) = &freezer {
-        // On v1 the frozen processes die only now.
-        match path::write(file, thaw) {
-            Err(e) if !e.is_not_found() => return Err(e),
-            _ => {}
-        }
-    }
-    result
-}
-
-fn freezer(hierarchy: &Hierarchy, relative: &Path) -> Option<(PathBuf, &'static str, &'static str)> {
-    let dir = hierarchy.folder("freezer", relative)?;
-    Some(match hierarchy {
-        Hierarchy::V1(_) => (dir.join("freezer.state"), "FROZEN", "THAWED"),
-        Hierarchy::V2(_) => (dir.join("cgroup.freeze"), "1", "0"),
-    })
+    // On v1 the frozen processes die only now, those of a paused container as well.
+    freeze::thaw_all(hierarchy, relative).and(result)
 }
 
 fn kill_rounds(hierarchy: &Hierarchy, relative: &Path) -> Result<(), Error> {

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("processor_time_is_throttled", throttled),
     ("kill_takes_everything", kill),
     ("remove_takes_everything_and_can_be_repeated", remove),
+    ("remove_takes_what_is_frozen_below", remove_frozen),
     ("weights_by_both_formulas", weights),
     ("cpusets_come_from_the_parent", cpuset),
     ("block_devices_are_throttled", block_io),
@@ -195,6 +196,18 @@ fn remove() {
     assert!(!cgroups.list("/").contains(&parent[1..].to_owned()));
     crate::sandbox::wait(std::os::fd::AsFd::as_fd(&container.pidfd));
     cgroups.remove(parent).unwrap();
+}
+
+/// As a pod goes whose shim was killed while it was paused: what is frozen lies below what is removed.
+fn remove_frozen() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let cgroups = Cgroups::detect().unwrap();
+    let (parent, _) = sandbox.cgroup.rsplit_once('/').unwrap();
+    cgroups.freeze(&sandbox.cgroup).unwrap();
+    cgroups.remove(parent).unwrap();
+    assert!(!cgroups.list("/").contains(&parent[1..].to_owned()));
+    crate::sandbox::wait(std::os::fd::AsFd::as_fd(&container.pidfd));
 }
 
 fn weights() {

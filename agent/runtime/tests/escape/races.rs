@@ -25,9 +25,10 @@ const ROUNDS: usize = 150;
 
 /// A volume `vol` with a folder `dir`, exchanged all the time for `link`, which leads to a folder of the host.
 struct Arena {
+    // Ends before the sandbox does: folders that change all the time cannot be removed.
+    swapper: Option<Swapper>,
     sandbox: Sandbox,
     outside: PathBuf,
-    swapper: Option<Swapper>,
 }
 
 impl Arena {
