@@ -162,14 +162,10 @@ impl Channel {
 
     /// Gives the new process an order. It may be gone, which the next report will tell.
     pub fn order(&self, order: Order) -> io::Result<()> {
-        match send(self.raw(), &[order as u8], MsgFlags::MSG_NOSIGNAL) {
-            Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
-            Err(e) => Err(e.into()),
-        }
+        self.order_with(order, &[])
     }
 
-    /// Gives an order that comes with descriptors, at most [`MAX_FDS`]. The new process may be gone, which the next report will
-    /// tell.
+    /// The same with descriptors, at most [`MAX_FDS`].
     pub fn order_with(&self, order: Order, fds: &[RawFd]) -> io::Result<()> {
         let rights = [ControlMessage::ScmRights(fds)];
         let control = if fds.is_empty() { &[][..] } else { &rights };
@@ -185,7 +181,7 @@ impl Channel {
         }
     }
 
-    /// Waits for such an order; anything else, such as the end of the parent, is an error.
+    /// Waits for an order that comes with descriptors.
     pub fn await_order_with(&self, order: Order) -> Result<Vec<OwnedFd>, Error> {
         let failed = |e: Errno| Error::sys("wait for", format!("{order:?}"), e.into());
         let mut byte = [0];
@@ -237,18 +233,7 @@ impl Channel {
 
     /// Waits for an order; anything else, such as the end of the parent, is an error.
     pub fn await_order(&self, order: Order) -> Result<(), Error> {
-        let mut byte = [0];
-        let result = loop {
-            match recv(self.raw(), &mut byte, MsgFlags::empty()) {
-                Err(Errno::EINTR) => {}
-                other => break other,
-            }
-        };
-        match result {
-            Ok(1) if byte[0] == order as u8 => Ok(()),
-            Ok(_) => Err(Error::sys("wait for", format!("{order:?}"), Errno::EPIPE.into())),
-            Err(e) => Err(Error::sys("wait for", format!("{order:?}"), e.into())),
-        }
+        self.await_order_with(order).map(drop)
     }
 }
 

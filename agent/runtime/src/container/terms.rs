@@ -35,7 +35,7 @@ impl Terms {
     }
 
     /// What a process leaves open is as in the container's first process.
-    pub(super) fn complete(&self, process: &Process) -> Process {
+    pub(crate) fn complete(&self, process: &Process) -> Process {
         let mut process = process.clone();
         let Some(first) = &self.first else { return process };
         if process.capabilities().is_none() {

@@ -81,11 +81,11 @@ fn terms(slot: &mut Slot) -> Result<Rc<Terms>, Failure> {
     Ok(slot.terms.insert(Rc::new(terms)).clone())
 }
 
-fn launch(slot: &mut Slot, mut process: Process, stdio: Stdio) -> Result<(i32, Option<OwnedFd>), Failure> {
+fn launch(slot: &mut Slot, process: Process, stdio: Stdio) -> Result<(i32, Option<OwnedFd>), Failure> {
     let terms = terms(slot)?;
     if let Some(foreign) = &slot.foreign {
-        complete(&mut process, &terms);
-        return foreign.exec(&process, stdio);
+        // Other runtimes take what is left open for nothing.
+        return foreign.exec(&terms.complete(&process), stdio);
     }
     let exec = container::Exec {
         pid: slot.container.pid,
@@ -107,20 +107,6 @@ fn launch(slot: &mut Slot, mut process: Process, stdio: Stdio) -> Result<(i32, O
         }
     }
     Ok((started.pid, started.console))
-}
-
-/// What an exec leaves open is as in the container's first process; other runtimes would take it for nothing.
-fn complete(process: &mut Process, terms: &Terms) {
-    let Some(first) = terms.first() else { return };
-    if process.capabilities().is_none() {
-        process.set_capabilities(first.capabilities().clone());
-    }
-    if process.no_new_privileges().is_none() {
-        process.set_no_new_privileges(first.no_new_privileges());
-    }
-    if process.oom_score_adj().is_none() {
-        process.set_oom_score_adj(first.oom_score_adj());
-    }
 }
 
 /// The process's ends and the client's.
