@@ -21,15 +21,13 @@ use crate::{etcfiles, volumes};
 /// How long a killed shim may take to be gone.
 const KILL_WAIT_SECONDS: i64 = 5;
 
-fn failed(what: impl std::fmt::Display) -> Failure {
-    Failure {
-        reason: "FailedCreatePodSandBox".into(),
-        message: format!("Failed to create pod sandbox: {what}"),
-    }
+/// The event that tells of it says what failed; this is why.
+fn failed(why: impl std::fmt::Display) -> Failure {
+    Failure { reason: "FailedCreatePodSandBox".into(), message: why.to_string() }
 }
 
-fn failed_kill(what: impl std::fmt::Display) -> Failure {
-    Failure { reason: "FailedKillPod".into(), message: format!("error killing pod: {what}") }
+fn failed_kill(why: impl std::fmt::Display) -> Failure {
+    Failure { reason: "FailedKillPod".into(), message: why.to_string() }
 }
 
 /// Runs blocking work off the async threads.
@@ -366,5 +364,17 @@ fn remove_links(links: &Path, prefix: &str, logs: &Path) {
         if named && std::fs::read_link(entry.path()).is_ok_and(|to| to.starts_with(logs)) {
             let _ = std::fs::remove_file(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The planner begins each such event with what failed.
+    #[test]
+    fn a_failure_says_why_and_no_more() {
+        assert_eq!(failed("no room").message, "no room");
+        assert_eq!(failed_kill("no answer").message, "no answer");
     }
 }

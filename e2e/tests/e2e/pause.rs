@@ -57,6 +57,23 @@ fn a_paused_pod_stands_still_is_not_probed_and_outlives_the_agent() {
 }
 
 #[test]
+fn a_paused_pod_whose_shim_is_killed_leaves_no_frozen_process_and_runs_again() {
+    let node = Node::start().unwrap();
+    node.apply("a.yaml", &Builder::new("a").shell("exec sleep 1000000").yaml()).unwrap();
+    let found = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    let (shim, frozen) = (node.shim(found.uid()).unwrap(), node.pids(found.uid()).unwrap());
+    node.berth(&["pause", "pod", "a-n1"]).unwrap().ok().unwrap();
+    node.machine().kill("KILL", &[shim]).unwrap();
+    node.wait("it runs again", Duration::from_secs(30), |p| {
+        p.get("a").is_some_and(|p| p.is_running() && !is_paused(p))
+            && node.shim(found.uid()).is_ok_and(|now| now != shim)
+    })
+    .unwrap();
+    assert!(node.processes().unwrap().iter().all(|p| !frozen.contains(&p.pid)), "{frozen:?}");
+    node.finish().unwrap();
+}
+
+#[test]
 fn containers_with_a_shared_process_namespace_see_and_signal_each_other() {
     let node = Node::start().unwrap();
     let pod = Builder::new("a").shell("exec sleep 1000000").with_pod("shareProcessNamespace: true");
