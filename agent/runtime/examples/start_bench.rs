@@ -11,6 +11,7 @@ use berth_runtime::cgroup::{Cgroups, Driver};
 use berth_runtime::container::seccomp::default_profile;
 use berth_runtime::container::{self, Create, Exec, Stdio, Terms, Tie, Timings};
 use berth_runtime::rootfs::Rootfs;
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
@@ -64,7 +65,8 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
         Step("create + start", Vec::new()),
         Step("exit and wait", Vec::new()),
         Step("remove cgroup", Vec::new()),
-        Step("exec in a container + wait", Vec::new()),
+        Step("exec + wait, shared memory", Vec::new()),
+        Step("exec + wait, own memory", Vec::new()),
         Step("  of create: namespaces", Vec::new()),
         Step("  of create: mounts", Vec::new()),
         Step("  of create: cgroups", Vec::new()),
@@ -91,14 +93,14 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
         let mut container = steps[0].time(|| container::create(create))?;
         let Timings { namespaces, mounts, cgroups: cgroup_time, process } = container.timings;
         for (step, time) in [namespaces, mounts, cgroup_time, process].into_iter().enumerate() {
-            steps[6 + step].1.push(time.as_secs_f64() * 1000.0);
+            steps[7 + step].1.push(time.as_secs_f64() * 1000.0);
         }
         steps[1].time(|| container.start())?;
         steps[2].1.push(whole.elapsed().as_secs_f64() * 1000.0);
         steps[3].time(|| waitid(Id::PIDFd(container.pidfd.as_fd()), WaitPidFlag::WEXITED))?;
         steps[4].time(|| cgroups.remove(&cgroup))?;
     }
-    measure_exec(rounds, dir, parent, &lower, &mut steps[5])?;
+    measure_exec(rounds, dir, parent, &lower, &mut steps[5..7])?;
     steps.iter_mut().for_each(Step::print);
     Ok(())
 }
@@ -108,7 +110,7 @@ fn measure_exec(
     dir: &Path,
     parent: &str,
     lower: &Path,
-    step: &mut Step,
+    steps: &mut [Step],
 ) -> Result<(), Failure> {
     let cgroup = format!("{parent}/exec");
     let spec = spec(&cgroup, &["sleep", "1000"])?;
@@ -130,24 +132,41 @@ fn measure_exec(
     container.start()?;
     let process = process(&["true"])?;
     let terms = Terms::of_spec(&spec)?;
-    for _ in 0..rounds {
-        let exec = Exec {
-            pid: container.pid,
-            terms: &terms,
-            process: &process,
-            stdio: Stdio::default(),
-            cgroup: &cgroup,
-            tie: Tie::default(),
-        };
-        step.time(|| -> Result<(), Failure> {
-            let started = container::exec(exec)?;
-            waitid(Id::PIDFd(started.pidfd.as_fd()), WaitPidFlag::WEXITED)?;
-            Ok(())
-        })?;
+    for (step, untraced) in steps.iter_mut().zip([true, false]) {
+        let before = cpu_time()?;
+        for _ in 0..rounds {
+            let exec = Exec {
+                pid: container.pid,
+                terms: &terms,
+                process: &process,
+                stdio: Stdio::default(),
+                cgroup: &cgroup,
+                tie: Tie::default(),
+                untraced,
+            };
+            step.time(|| -> Result<(), Failure> {
+                let started = container::exec(exec)?;
+                waitid(Id::PIDFd(started.pidfd.as_fd()), WaitPidFlag::WEXITED)?;
+                Ok(())
+            })?;
+        }
+        println!("{:<28} CPU {:7.3}", step.0, (cpu_time()? - before) * 1000.0 / rounds as f64);
     }
     Cgroups::detect()?.kill(&cgroup)?;
     waitid(Id::PIDFd(container.pidfd.as_fd()), WaitPidFlag::WEXITED)?;
     Ok(())
+}
+
+/// Seconds of this process and its children that have ended.
+fn cpu_time() -> Result<f64, Failure> {
+    let mut sum = 0.0;
+    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+        let usage = getrusage(who)?;
+        for part in [usage.user_time(), usage.system_time()] {
+            sum += part.tv_sec() as f64 + part.tv_usec() as f64 / 1e6;
+        }
+    }
+    Ok(sum)
 }
 
 fn process(args: &[&str]) -> Result<Process, Failure> {

@@ -137,6 +137,14 @@ const ALL: [Capability; 41] = {
     ]
 };
 
+/// Whether a process with these sets, or one that it executes, may look into processes that are not its own.
+pub fn may_trace(sets: &LinuxCapabilities) -> bool {
+    [sets.bounding(), sets.permitted(), sets.effective(), sets.inheritable(), sets.ambient()]
+        .into_iter()
+        .flatten()
+        .any(|set| set.contains(&Capability::SysPtrace))
+}
+
 /// All capabilities that have a name, by number.
 pub fn known_capabilities() -> &'static [Capability] {
     &ALL

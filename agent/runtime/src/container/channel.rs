@@ -4,9 +4,11 @@
 //! parent learns that the program runs.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg, send,
     sendmsg, socketpair,
@@ -148,6 +150,20 @@ impl Channel {
             return Ok(None);
         }
         Ok(Some((serde_json::from_slice(&buffer[..length])?, fd)))
+    }
+
+    /// The same for one that must come before a time. Later it is an error.
+    pub fn next_report_by(&self, deadline: Instant) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+                Ok(0) if left.is_zero() => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return self.next_report(),
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 
     /// Waits for a message and gives its length; 0 for the end.

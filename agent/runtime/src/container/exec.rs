@@ -7,11 +7,18 @@
 //! in the container sees, and becomes the user. Only then does it make the second one, in the container's PID namespace
 //! and as a child of the caller: when it becomes visible it has no way back to the host any more, so that not even those
 //! get there who may trace it (CVE-2016-9962 with CAP_SYS_PTRACE).
+//!
+//! Where nobody in the container may trace anything, and the cgroup cannot be killed as a whole, neither gets memory of its own:
+//! both run in the caller's, which saves a third of the whole ([`crate::sys::sharing`]). It is not dumpable meanwhile, so that without
+//! that capability no process can look into it or change it, be it by ptrace(2) or through `/proc`.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
@@ -31,7 +38,11 @@ use super::{
 };
 use crate::cgroup::{Cgroups, Driver};
 use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
+use crate::sys::sharing::{CAN_SHARE, spawn_through};
 use crate::sys::{credentials, process};
+
+/// A container can hold up a process of its own before that runs its program; longer than this it holds up nobody.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// See [`super::exec`].
 pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
@@ -56,40 +67,68 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     {
         streams::give_to_outer(&visit.stdio, outer);
     }
-    let folder = cgroups.v2_folder(exec.cgroup)?;
-    let (channel, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
-    let guide = spawn(visit, &theirs, folder, cgroups, exec.pid)?;
-    drop(theirs);
-    let mut visitor = None;
-    let heard = listen(&channel, &mut visitor);
-    if heard.is_err() {
-        give_up(&guide);
-        visitor.iter().for_each(give_up);
-    } else {
-        reap(guide.pidfd.as_fd());
-    }
-    let (warnings, console) = heard?;
-    let Child { pid, pidfd } =
-        visitor.ok_or_else(|| Error::Died { status: "it was never born".to_owned() })?;
-    Ok(ExecProcess { pid, pidfd, console, warnings })
+    let place = Place { folder: cgroups.v2_folder(exec.cgroup)?, cgroups, init: exec.pid };
+    if exec.untraced && visit.may_share(&place) { visit.shared() } else { visit.copied(&place) }
 }
 
-/// Listens until the program runs. Gives the warnings and the terminal.
-fn listen(channel: &Channel, visitor: &mut Option<Child>) -> Result<(Vec<String>, Option<OwnedFd>), Error> {
-    let mut warnings = Vec::new();
-    let mut console = None;
-    // Two processes speak: that one failed may be heard before the birth of the other.
-    let mut failure = None;
-    loop {
-        let report = channel.next_report().map_err(|e| Error::sys("listen to", "the new process", e))?;
-        match report {
-            None => return failure.map_or(Ok((warnings, console)), |f: Failure| Err(f.into())),
-            Some((Report::Warning(text), _)) => warnings.push(text),
-            Some((Report::Console, fd)) => console = fd,
-            Some((Report::Born(pid), Some(pidfd))) => *visitor = Some(Child { pid, pidfd }),
-            Some((Report::Failed(reason), _)) => failure = Some(reason),
-            Some((Report::Born(_) | Report::Ready(_) | Report::Hooks, _)) => {}
+/// Where the processes are made.
+struct Place<'a> {
+    /// The container's cgroup on v2.
+    folder: Option<File>,
+    cgroups: &'a Cgroups,
+    /// The container's first process.
+    init: i32,
+}
+
+impl Place<'_> {
+    /// Makes a child there. When the container has divided its cgroup into smaller ones, no process may be in it, and the one of
+    /// its first process is taken.
+    fn spawn(&self, body: impl Fn()) -> Result<Child, Error> {
+        let make = |cgroup: Option<BorrowedFd<'_>>| Clone3 { flags: 0, cgroup }.spawn(&body);
+        let failed = |e| Error::sys("clone", "a process in the container", e);
+        match make(self.folder.as_ref().map(AsFd::as_fd)) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && self.folder.is_some() => {
+                let inner = own_cgroup(self.init).ok_or_else(|| failed(e))?;
+                make(self.cgroups.v2_folder(&inner)?.as_ref().map(AsFd::as_fd)).map_err(failed)
+            }
+            other => other.map_err(failed),
         }
+    }
+}
+
+/// What the two have said.
+#[derive(Default)]
+struct Heard {
+    warnings: Vec<String>,
+    console: Option<OwnedFd>,
+    born: Option<Child>,
+    failure: Option<Failure>,
+}
+
+impl Heard {
+    /// Listens until the program runs, or both processes have ended. Two processes speak: that one failed may be heard before
+    /// the birth of the other.
+    fn listen(&mut self, channel: &Channel) -> Result<(), Error> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let report = channel
+                .next_report_by(deadline)
+                .map_err(|e| Error::sys("listen to", "the new process", e))?;
+            match report {
+                None => return self.failure.take().map_or(Ok(()), |f| Err(f.into())),
+                Some((Report::Warning(text), _)) => self.warnings.push(text),
+                Some((Report::Console, fd)) => self.console = fd,
+                Some((Report::Born(pid), Some(pidfd))) => self.born = Some(Child { pid, pidfd }),
+                Some((Report::Failed(reason), _)) => self.failure = Some(reason),
+                Some((Report::Born(_) | Report::Ready(_) | Report::Hooks, _)) => {}
+            }
+        }
+    }
+
+    fn into_process(self) -> Result<ExecProcess, Error> {
+        let Child { pid, pidfd } =
+            self.born.ok_or_else(|| Error::Died { status: "it was never born".to_owned() })?;
+        Ok(ExecProcess { pid, pidfd, console: self.console, warnings: self.warnings })
     }
 }
 
@@ -97,28 +136,6 @@ fn give_up(child: &Child) {
     // It may have ended by itself.
     let _ = pidfd_kill(child.pidfd.as_fd(), libc::SIGKILL);
     reap(child.pidfd.as_fd());
-}
-
-/// Makes the child, on v2 in the container's cgroup. When the container has divided that into smaller ones, no process
-/// may be in it, and the one of the container's first process is taken.
-fn spawn(
-    visit: Visit<'_>,
-    theirs: &Channel,
-    folder: Option<File>,
-    cgroups: &Cgroups,
-    init: i32,
-) -> Result<Child, Error> {
-    let failed = |e| Error::sys("clone", "a process in the container", e);
-    let make = |folder: Option<&File>| {
-        Clone3 { flags: 0, cgroup: folder.map(AsFd::as_fd) }.spawn(|| visit.run(theirs))
-    };
-    match make(folder.as_ref()) {
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) && folder.is_some() => {
-            let inner = own_cgroup(init).ok_or_else(|| failed(e))?;
-            make(cgroups.v2_folder(&inner)?.as_ref()).map_err(failed)
-        }
-        other => other.map_err(failed),
-    }
 }
 
 fn own_cgroup(pid: i32) -> Option<String> {
@@ -137,25 +154,113 @@ struct Visit<'a> {
     tie: Tie,
 }
 
+/// What the guide hands over to the visitor.
+struct Ready {
+    identity: Identity,
+    launch: Launch,
+    terminal: Option<OwnedFd>,
+    /// Not closed where it is dropped: that may be another process.
+    channel: ManuallyDrop<Channel>,
+}
+
 impl Visit<'_> {
-    fn run(&self, channel: &Channel) {
-        match streams::arrange(&self.stdio, channel, &[self.target.as_fd()], self.tie.preserve_fds) {
-            Ok((channel, mut target)) => {
-                if let Err(error) = self.enter(&channel, target.pop()) {
-                    // Without a parent there is nobody to tell.
-                    let _ = channel.report(&Report::Failed(error.into()), None);
-                }
+    /// Whether both processes can do without memory of their own. A terminal would be a descriptor that they hand over, the
+    /// kernel lets nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a whole.
+    fn may_share(&self, place: &Place<'_>) -> bool {
+        CAN_SHARE
+            && place.folder.is_none()
+            && self.process.terminal() != Some(true)
+            && !lists(self.linux, LinuxNamespaceType::Time)
+    }
+
+    /// Makes both in the caller's memory.
+    fn shared(&self) -> Result<ExecProcess, Error> {
+        let (channel, theirs) = pair()?;
+        let failed = |e| Error::sys("set", "dumpable", e);
+        let dumpable = credentials::is_dumpable().map_err(failed)?;
+        // Before they are there: it counts for the memory.
+        credentials::set_dumpable(false).map_err(failed)?;
+        let spawned = spawn_through(LIMIT, || self.guide(&theirs), |ready| self.visitor(ready));
+        if dumpable {
+            credentials::set_dumpable(true).map_err(failed)?;
+        }
+        let failed = |e| Error::sys("clone", "a process in the container", e);
+        let spawned = spawned.map_err(failed)?;
+        drop(theirs);
+        reap(spawned.guide.pidfd.as_fd());
+        let mut heard = Heard::default();
+        if let Some(pid) = spawned.visitor.transpose().map_err(failed)? {
+            heard.born = Some(Child { pid, pidfd: pidfd_open(pid).map_err(failed)? });
+        }
+        // All has been said by now.
+        let mut ended = heard.listen(&channel);
+        if spawned.late {
+            let slow = io::Error::from(io::ErrorKind::TimedOut);
+            ended = ended.and(Err(Error::sys("wait for", "the new process to run its program", slow)));
+        }
+        if let Err(error) = ended {
+            heard.born.iter().for_each(give_up);
+            return Err(error);
+        }
+        heard.into_process()
+    }
+
+    /// Makes both with copies of the caller's memory.
+    fn copied(&self, place: &Place<'_>) -> Result<ExecProcess, Error> {
+        let (channel, theirs) = pair()?;
+        let guide = place.spawn(|| self.guide_and_give_birth(&theirs))?;
+        drop(theirs);
+        let mut heard = Heard::default();
+        if let Err(error) = heard.listen(&channel) {
+            give_up(&guide);
+            heard.born.iter().for_each(give_up);
+            return Err(error);
+        }
+        reap(guide.pidfd.as_fd());
+        heard.into_process()
+    }
+
+    fn guide_and_give_birth(&self, channel: &Channel) {
+        let Some(ready) = self.guide(channel) else { return };
+        let birth = Clone3 { flags: libc::CLONE_PARENT as u64, cgroup: None };
+        let told = match birth.spawn(|| self.visitor(&ready)) {
+            Ok(Child { pid, pidfd }) => ready.channel.report(&Report::Born(pid), Some(pidfd.as_raw_fd())),
+            Err(e) => {
+                let error = Error::sys("clone", "a process in the container", e);
+                ready.channel.report(&Report::Failed(error.into()), None)
             }
-            Err(error) => {
-                let _ = channel.report(&Report::Failed(error.into()), None);
+        };
+        // Without a parent there is nobody to tell.
+        let _ = told;
+    }
+
+    /// The guide's part, up to the birth of the visitor. Nothing when it failed, which it has told then.
+    fn guide(&self, channel: &Channel) -> Option<Ready> {
+        let fail = |channel: &Channel, error: Error| {
+            let _ = channel.report(&Report::Failed(error.into()), None);
+            None
+        };
+        let arranged = streams::arrange(&self.stdio, channel, &[self.target.as_fd()], self.tie.preserve_fds);
+        let (channel, target) = match arranged {
+            Ok((channel, target)) => (channel, target.into_iter().next()),
+            Err(error) => return fail(channel, error),
+        };
+        match self.enter(&channel, target) {
+            Ok((identity, launch, terminal)) => {
+                Some(Ready { identity, launch, terminal, channel: ManuallyDrop::new(channel) })
             }
+            Err(error) => fail(&channel, error),
         }
     }
 
-    /// The guide's part, up to the birth of the visitor.
-    fn enter(&self, channel: &Channel, target: Option<OwnedFd>) -> Result<(), Error> {
+    /// Joins the container and becomes the user.
+    fn enter(
+        &self,
+        channel: &Channel,
+        target: Option<OwnedFd>,
+    ) -> Result<(Identity, Launch, Option<OwnedFd>), Error> {
         process::reset_signals();
-        credentials::set_undumpable().map_err(|e| Error::sys("set", "dumpable", e))?;
+        credentials::set_dumpable(false).map_err(|e| Error::sys("set", "dumpable", e))?;
         credentials::die_with_parent()
             .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
         let mut warn = |text: String| {
@@ -202,34 +307,29 @@ impl Visit<'_> {
         self.linux.map_or(Ok(()), scheduling::set_own)?;
         identity.become_user(self.process.cwd())?;
         identity.confine_first()?;
-        let birth = Clone3 { flags: libc::CLONE_PARENT as u64, cgroup: None };
-        let visitor = birth
-            .spawn(|| {
-                let Err(error) = self.visit(&identity, &launch, terminal.as_ref());
-                let _ = channel.report(&Report::Failed(error.into()), None);
-            })
-            .map_err(|e| Error::sys("clone", "a process in the container", e))?;
-        channel
-            .report(&Report::Born(visitor.pid), Some(visitor.pidfd.as_raw_fd()))
-            .map_err(|e| Error::sys("report to", "the parent", e))
+        Ok((identity, launch, terminal))
     }
 
-    /// The visitor's part.
-    fn visit(
-        &self,
-        identity: &Identity,
-        launch: &Launch,
-        terminal: Option<&OwnedFd>,
-    ) -> Result<Infallible, Error> {
+    /// The visitor's part. What it allocates here and keeps would be lost to a caller whose memory it shares.
+    fn visitor(&self, ready: &Ready) {
+        let Err(error) = self.visit(ready);
+        let _ = ready.channel.report(&Report::Failed(error.into()), None);
+    }
+
+    fn visit(&self, ready: &Ready) -> Result<Infallible, Error> {
         tie_to_parent(&self.tie)?;
         setsid().map_err(|e| Error::sys("start", "a session", e.into()))?;
-        if let Some(terminal) = terminal {
+        if let Some(terminal) = &ready.terminal {
             console::take(terminal)?;
-            streams::give_to(identity.uid())?;
+            streams::give_to(ready.identity.uid())?;
         }
-        identity.confine_last()?;
-        Err(launch.run())
+        ready.identity.confine_last()?;
+        Err(ready.launch.run())
     }
+}
+
+fn pair() -> Result<(Channel, Channel), Error> {
+    Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))
 }
 
 /// Whether the container has a namespace of a kind that not every container has.

@@ -315,7 +315,7 @@ impl Init<'_> {
 }
 
 fn set_undumpable() -> Result<(), Error> {
-    credentials::set_undumpable().map_err(|e| Error::sys("set", "dumpable", e))
+    credentials::set_dumpable(false).map_err(|e| Error::sys("set", "dumpable", e))
 }
 
 /// Waits until somebody comes to the gate and says start. Who leaves without a word is not counted.

@@ -1,6 +1,6 @@
 //! Finding and executing the program of a process.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 
 use nix::sys::stat::{SFlag, stat};
@@ -17,7 +17,9 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// A program, ready to be executed.
 pub struct Launch {
     name: String,
-    path: String,
+    /// Where it may be, in the order of the search path; the name itself when that is a path. Made beforehand: where it is
+    /// executed, nothing may be allocated (see [`super::exec`]).
+    candidates: Vec<CString>,
     program: Program,
 }
 
@@ -39,8 +41,10 @@ impl Launch {
         if variable("HOME").is_none() {
             envp.push(text("process.env", &format!("HOME={}", home()))?);
         }
-        let path = variable("PATH").unwrap_or(DEFAULT_PATH).to_owned();
-        Ok(Launch { name, path, program: Program::new(argv, envp) })
+        let path = variable("PATH").unwrap_or(DEFAULT_PATH);
+        let candidates =
+            if name.contains('/') { vec![text("process.args", &name)?] } else { within(path, &name) };
+        Ok(Launch { name, candidates, program: Program::new(argv, envp) })
     }
 
     /// Replaces this process; returns only the reason why not.
@@ -50,15 +54,13 @@ impl Launch {
         if self.name.contains('/') {
             return self.run_path();
         }
-        for folder in self.path.split(':').filter(|f| f.starts_with('/')) {
-            let candidate = format!("{folder}/{}", self.name);
-            let Ok(path) = cstring(&candidate) else { continue };
-            let error = self.program.execute(&path);
+        for path in &self.candidates {
+            let error = self.program.execute(path);
             match error.raw_os_error() {
                 // It is there, so what is missing is its interpreter or loader.
-                Some(libc::ENOENT) if stat(path.as_c_str()).is_ok() => return failed(&candidate, &error),
+                Some(libc::ENOENT) if stat(path.as_c_str()).is_ok() => return failed(path, &error),
                 Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES | libc::ENAMETOOLONG | libc::ELOOP) => {}
-                _ => return failed(&candidate, &error),
+                _ => return failed(path, &error),
             }
         }
         let message = format!("exec: {:?}: executable file not found in $PATH", self.name);
@@ -67,14 +69,14 @@ impl Launch {
 
     /// Says now what [`Launch::run`] would say later if there is no such program.
     pub fn find(&self) -> Result<(), Error> {
-        let usable = |path: &str| match stat(path) {
+        let usable = |path: &CStr| match stat(path) {
             Ok(s) if s.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => Err(nix::Error::EISDIR),
             Ok(_) => access(path, AccessFlags::X_OK),
             Err(e) => Err(e),
         };
         let name = &self.name;
         if name.contains('/') {
-            return usable(name).map_err(|e| match e {
+            return self.candidates.iter().try_for_each(|path| usable(path)).map_err(|e| match e {
                 nix::Error::ENOENT | nix::Error::ENOTDIR => Error::Exec {
                     message: format!("exec: {name:?}: stat {name}: {}", lower(&e.into())),
                     not_found: true,
@@ -87,8 +89,7 @@ impl Launch {
                 }
             });
         }
-        let folders = || self.path.split(':').filter(|f| f.starts_with('/'));
-        if folders().any(|folder| usable(&format!("{folder}/{name}")).is_ok()) {
+        if self.candidates.iter().any(|path| usable(path).is_ok()) {
             return Ok(());
         }
         let message = format!("exec: {name:?}: executable file not found in $PATH");
@@ -97,10 +98,10 @@ impl Launch {
 
     fn run_path(&self) -> Error {
         let name = &self.name;
-        let Ok(path) = cstring(name) else {
-            return Error::spec("process.args", "the program's name contains a zero byte");
+        let Some(path) = self.candidates.first() else {
+            return Error::spec("process.args", "there is no program to run");
         };
-        let error = self.program.execute(&path);
+        let error = self.program.execute(path);
         let (message, not_found) = match (error.raw_os_error(), stat(path.as_c_str())) {
             (_, Err(missing @ (nix::Error::ENOENT | nix::Error::ENOTDIR))) => {
                 (format!("exec: {name:?}: stat {name}: {}", lower(&missing.into())), true)
@@ -109,15 +110,21 @@ impl Launch {
                 (format!("exec: {name:?}: is a directory"), false)
             }
             (Some(libc::EACCES), _) => (format!("exec: {name:?}: permission denied"), false),
-            _ => return failed(name, &error),
+            _ => return failed(path, &error),
         };
         Error::Exec { message, not_found }
     }
 }
 
-fn failed(path: &str, error: &io::Error) -> Error {
+/// The places that a search path names. What is not absolute in it is left out.
+fn within(path: &str, name: &str) -> Vec<CString> {
+    let folders = path.split(':').filter(|f| f.starts_with('/'));
+    folders.filter_map(|folder| cstring(format!("{folder}/{name}")).ok()).collect()
+}
+
+fn failed(path: &CStr, error: &io::Error) -> Error {
     Error::Exec {
-        message: format!("exec {path}: {}", lower(error)),
+        message: format!("exec {}: {}", path.to_string_lossy(), lower(error)),
         not_found: error.raw_os_error() == Some(libc::ENOENT),
     }
 }

@@ -67,6 +67,8 @@ impl Runtime {
             stdio: if terminal { Stdio::default() } else { own_stdio() },
             cgroup: &cgroup,
             tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate: None },
+            // Others may have been started in it with any capabilities.
+            untraced: false,
         })
         .map_err(failed)?;
         self.warnings.extend(started.warnings);

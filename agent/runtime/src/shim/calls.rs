@@ -253,16 +253,23 @@ impl Server {
         done(Outcome::Done {})
     }
 
+    /// Nobody in the pod may look into processes that are not its own: containers may share a PID namespace.
+    fn is_untraced(&self) -> bool {
+        self.slots.iter().all(|slot| !slot.may_trace)
+    }
+
     fn exec(&mut self, asker: Asker, request: ExecRequest) -> Answer {
+        let untraced = self.is_untraced();
         let slot = self.slot_to_enter(&request.container_id)?;
-        let (pid, fds) = execs::start(slot, request)?;
+        let (pid, fds) = execs::start(slot, request, untraced)?;
         let exec_id = self.remember(pid, asker, None);
         Ok(Some((Outcome::ExecStarted(ExecStarted { exec_id, pid }), fds)))
     }
 
     fn run_command(&mut self, asker: Asker, request: RunRequest) -> Answer {
+        let untraced = self.is_untraced();
         let slot = self.slot_to_enter(&request.container_id)?;
-        let (pid, capture) = execs::run(slot, request, asker)?;
+        let (pid, capture) = execs::run(slot, request, asker, untraced)?;
         self.remember(pid, asker, Some(capture));
         Ok(None)
     }

@@ -37,13 +37,18 @@ pub(super) struct Running {
     pub capture: Option<Capture>,
 }
 
-/// Starts a process in the container of `slot`. Returns its process id and the client's ends of its stdio.
-pub(super) fn start(slot: &mut Slot, request: ExecRequest) -> Result<(i32, Vec<OwnedFd>), Failure> {
+/// Starts a process in the container of `slot`. Returns its process id and the client's ends of its stdio. For `untraced` see
+/// [`container::Exec`].
+pub(super) fn start(
+    slot: &mut Slot,
+    request: ExecRequest,
+    untraced: bool,
+) -> Result<(i32, Vec<OwnedFd>), Failure> {
     let ExecRequest { mut process, tty, stdin, .. } = request;
     process.set_terminal(Some(tty));
     let (stdio, mut fds) =
         if tty { (Stdio::default(), Vec::new()) } else { pipes(stdin).map_err(no_pipes)? };
-    let (pid, console) = launch(slot, process, stdio)?;
+    let (pid, console) = launch(slot, &process, stdio, untraced)?;
     fds.extend(console);
     for fd in &fds {
         set_nonblocking(fd).map_err(|error| {
@@ -54,14 +59,19 @@ pub(super) fn start(slot: &mut Slot, request: ExecRequest) -> Result<(i32, Vec<O
 }
 
 /// Starts a command in the container of `slot` whose output is captured.
-pub(super) fn run(slot: &mut Slot, request: RunRequest, asker: Asker) -> Result<(i32, Capture), Failure> {
+pub(super) fn run(
+    slot: &mut Slot,
+    request: RunRequest,
+    asker: Asker,
+    untraced: bool,
+) -> Result<(i32, Capture), Failure> {
     let timeout = Duration::from_millis(request.timeout_ms);
     let mut process = terms(slot)?.first().cloned().ok_or_else(|| {
         failure(FailureKind::Invalid, format!("the specification of {} has no process", slot.id))
     })?;
     process.set_args(Some(request.command)).set_terminal(Some(false));
     let (capture, stdio) = Capture::new(asker, timeout, request.output_max).map_err(no_pipes)?;
-    let (pid, _) = launch(slot, process, stdio)?;
+    let (pid, _) = launch(slot, &process, stdio, untraced)?;
     Ok((pid, capture))
 }
 
@@ -81,19 +91,27 @@ fn terms(slot: &mut Slot) -> Result<Rc<Terms>, Failure> {
     Ok(slot.terms.insert(Rc::new(terms)).clone())
 }
 
-fn launch(slot: &mut Slot, process: Process, stdio: Stdio) -> Result<(i32, Option<OwnedFd>), Failure> {
+fn launch(
+    slot: &mut Slot,
+    process: &Process,
+    stdio: Stdio,
+    untraced: bool,
+) -> Result<(i32, Option<OwnedFd>), Failure> {
     let terms = terms(slot)?;
     if let Some(foreign) = &slot.foreign {
         // Other runtimes take what is left open for nothing.
-        return foreign.exec(&terms.complete(&process), stdio);
+        return foreign.exec(&terms.complete(process), stdio);
     }
+    // From now on, since it may give birth to others.
+    slot.may_trace |= container::may_trace(process);
     let exec = container::Exec {
         pid: slot.container.pid,
         terms: &terms,
-        process: &process,
+        process,
         stdio,
         cgroup: &slot.container.cgroup,
         tie: Tie::default(),
+        untraced: untraced && !slot.may_trace,
     };
     let started =
         container::exec(exec).map_err(|error| failure(FailureKind::StartFailed, error.to_string()))?;

@@ -99,7 +99,7 @@ fn confine(keep: &std::fs::File) -> Result<(), String> {
     credentials::set_groups(&[]).map_err(cannot_io("drop groups"))?;
     credentials::set_ids(USER, USER).map_err(cannot_io("change the user"))?;
     credentials::no_new_privileges().map_err(cannot_io("set no_new_privs"))?;
-    credentials::set_undumpable().map_err(cannot_io("become non-dumpable"))?;
+    credentials::set_dumpable(false).map_err(cannot_io("become non-dumpable"))?;
     shim_process::ignore_children();
     credentials::die_with_parent().map_err(cannot_io("tie it to the shim"))
 }

@@ -44,6 +44,8 @@ pub(super) struct Slot {
     pub foreign: Option<Foreign>,
     /// It has a PID namespace of its own, so that no process of it outlives its init.
     pub own_pids: bool,
+    /// Some process of it may look into others of the pod.
+    pub may_trace: bool,
     pub status: Status,
     pub created_at: Timestamp,
     pub started_at: Option<Timestamp>,
@@ -132,6 +134,7 @@ impl Slot {
         let start_time = record::start_time(container.pid);
         let slot = Slot {
             own_pids: has_own_pids(&spec),
+            may_trace: spec.process().as_ref().is_some_and(container::may_trace),
             status: Status::Created,
             created_at: Timestamp::now(),
             started_at: None,

@@ -92,9 +92,15 @@ pub fn no_new_privileges() -> io::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
 }
 
-/// Keeps processes of the same user from looking into this one.
-pub fn set_undumpable() -> io::Result<()> {
-    prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
+/// Keeps processes of the same user from looking into this one, or lets them. It counts for the memory, and so for all who
+/// share it.
+pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, u64::from(dumpable), 0).map(drop)
+}
+
+/// Whether processes of the same user may look into this one.
+pub fn is_dumpable() -> io::Result<bool> {
+    prctl(libc::PR_GET_DUMPABLE, 0, 0).map(|value| value == 1)
 }
 
 /// Has the kernel kill this process when its parent dies. A change of user or group undoes it.

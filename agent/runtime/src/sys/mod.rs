@@ -11,6 +11,7 @@ pub mod mount;
 pub mod process;
 pub mod scheduling;
 pub mod seccomp;
+pub mod sharing;
 pub mod shim_io;
 pub mod shim_process;
 pub mod terminal;

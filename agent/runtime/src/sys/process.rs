@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::check;
 
 /// The exit code of a child whose own code failed without being able to say so.
-const CHILD_FAILED: i32 = 70;
+pub(super) const CHILD_FAILED: i32 = 70;
 
 /// libc's own constant does not fit its type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;

@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::fd::AsFd;
 
+use berth_runtime::cgroup::Cgroups;
 use serde_json::json;
 
 use crate::harness::Test;
-use crate::sandbox::{Sandbox, stop, wait};
+use crate::sandbox::{Sandbox, stop, traced, wait};
 
 pub const TESTS: &[Test] = &[
     ("it_is_in_all_of_the_containers_namespaces", namespaces),
@@ -19,6 +20,22 @@ pub const TESTS: &[Test] = &[
     ("it_ends_with_the_container", ends),
     ("missing_things_are_errors", errors),
     ("a_container_that_has_ended", ended),
+    ("nothing_of_them_stays_in_the_callers_memory", memory),
+    ("what_is_killed_for_want_of_memory_does_not_take_the_caller_along", oom),
+];
+
+/// The same ones where the new process needs memory of its own.
+pub const TRACED: &[Test] = &[
+    ("it_is_in_all_of_the_containers_namespaces", || traced(namespaces)),
+    ("it_is_a_child_of_the_caller_and_in_the_cgroup", || traced(child)),
+    ("exit_code_and_output", || traced(output)),
+    ("user_groups_and_working_folder", || traced(user)),
+    ("capabilities_and_seccomp_of_the_container_hold", || traced(confined)),
+    ("many_one_after_the_other", || traced(many)),
+    ("no_descriptor_leaks_into_it", || traced(descriptors)),
+    ("it_ends_with_the_container", || traced(ends)),
+    ("missing_things_are_errors", || traced(errors)),
+    ("a_container_that_has_ended", || traced(ended)),
 ];
 
 fn namespaces() {
@@ -123,4 +140,58 @@ fn ended() {
     let container = sandbox.start().unwrap();
     stop(&container);
     assert!(sandbox.try_exec(&container, json!({"args": ["true"]})).is_err());
+}
+
+fn memory() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    // A copy of this that stays behind is seen.
+    let (long, path) = ("x".repeat(100_000), format!("PATH=/{}:/bin", "y".repeat(100_000)));
+    let own = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let some = || {
+        for program in ["true", "nope", "/nope"] {
+            let process = json!({"args": [program, long], "env": [path, format!("LONG={long}")]});
+            match sandbox.try_exec(&container, process) {
+                Ok(started) => {
+                    wait(started.pidfd.as_fd());
+                    assert_eq!(program, "true");
+                }
+                Err(error) => assert!(error.to_string().contains("nope"), "{error}"),
+            }
+        }
+    };
+    (0..5).for_each(|_| some());
+    let before = own();
+    (0..50).for_each(|_| some());
+    let after = own();
+    assert!(after < before + 4000, "{before} KB before, {after} KB after");
+    stop(&container);
+}
+
+fn oom() {
+    // Each file fills what memory there is, and something is killed for it, be it what is just being started: this process is
+    // larger than all in the container.
+    let mut sandbox = Sandbox::script("while :; do dd if=/dev/zero of=/dev/shm/full bs=1M; done 2>/dev/null");
+    sandbox.spec["linux"]["resources"]["memory"] = json!({"limit": 8 << 20, "swap": 8 << 20});
+    let container = sandbox.start().unwrap();
+    let cgroups = Cgroups::detect().unwrap();
+    let ballast = std::hint::black_box(vec![1_u8; 64 << 20]);
+    let mut after_a_kill = 0;
+    for _ in 0..200 {
+        // What becomes of them is the kernel's choice.
+        if let Ok(started) = sandbox.try_exec(&container, json!({"args": ["true"]})) {
+            wait(started.pidfd.as_fd());
+        }
+        after_a_kill += u32::from(cgroups.oom_kills(&sandbox.cgroup).unwrap() > 0);
+        // It may be the container's first process.
+        if nix::sys::signal::kill(nix::unistd::Pid::from_raw(container.pid), None).is_err() {
+            break;
+        }
+    }
+    stop(&container);
+    assert!(after_a_kill > 0 && ballast[0] == 1, "nothing was killed");
 }

@@ -7,7 +7,7 @@ use nix::sys::stat::Mode;
 use serde_json::json;
 
 use crate::harness::Test;
-use crate::sandbox::{Sandbox, stop};
+use crate::sandbox::{Sandbox, stop, traced, until};
 
 pub const TESTS: &[Test] = &[
     ("a_link_as_mount_target_stays_inside", link_target),
@@ -21,6 +21,8 @@ pub const TESTS: &[Test] = &[
     ("a_ptmx_that_is_something_else_is_refused", fake_ptmx),
     ("a_dev_null_in_the_image_is_not_trusted", fake_null),
     ("the_runtime_cannot_be_looked_into", undumpable),
+    ("a_process_that_is_being_started_cannot_be_looked_into", being_started),
+    ("nor_one_that_has_memory_of_its_own", || traced(being_started)),
     ("it_cannot_leave_by_dots_or_chroot", leave),
 ];
 
@@ -97,7 +99,7 @@ fn exec_cwd_outside() {
     let sandbox =
         Sandbox::script("ln -s /proc/self/fd/3 /tmp/link; ln -s /proc/self/fd/4 /tmp/link4; sleep 100");
     let container = sandbox.start().unwrap();
-    crate::sandbox::until("the links", || sandbox.exec(&container, "test -L /tmp/link4").code() == 0);
+    until("the links", || sandbox.exec(&container, "test -L /tmp/link4").code() == 0);
     for cwd in ["/proc/self/fd/3", "/proc/self/fd/5", "/proc/self/fd/10", "/tmp/link", "/tmp/link4"] {
         let error =
             sandbox.try_exec(&container, json!({"args": ["pwd"], "cwd": cwd})).unwrap_err().to_string();
@@ -145,6 +147,24 @@ fn undumpable() {
     assert_eq!(output.ok(), "hidden");
     container.start().unwrap();
     sandbox.finish(container);
+}
+
+fn being_started() {
+    // Who can read the map of its memory can read and write the memory, too. This program is what is mapped until another one
+    // is executed; no program is forked here, so that none is missed.
+    let sandbox = Sandbox::script(
+        "cd /proc; echo > /tmp/ready; while :; do for p in [0-9]*; do
+            if read -r first < $p/maps; then case $first in *engine*) echo $first >> /tmp/seen; esac; fi
+        done; done 2>/dev/null",
+    );
+    let container = sandbox.start().unwrap();
+    until("the spy", || sandbox.exec(&container, "test -e /tmp/ready").code() == 0);
+    for _ in 0..300 {
+        assert_eq!(sandbox.exec_process(&container, json!({"args": ["true"]})).code(), 0);
+    }
+    let seen = sandbox.exec(&container, "head -n 3 /tmp/seen 2>&1");
+    stop(&container);
+    assert!(seen.stdout.contains("No such file"), "{seen:?}");
 }
 
 fn leave() {

@@ -23,7 +23,7 @@ mod terminal;
 mod user_namespace;
 
 fn main() -> std::process::ExitCode {
-    let groups: [(&str, &[harness::Test]); 13] = [
+    let groups: [(&str, &[harness::Test]); 14] = [
         ("isolation", isolation::TESTS),
         ("files", files::TESTS),
         ("identity", identity::TESTS),
@@ -32,6 +32,7 @@ fn main() -> std::process::ExitCode {
         ("user_namespace", user_namespace::TESTS),
         ("terminal", terminal::TESTS),
         ("exec", exec::TESTS),
+        ("exec_traced", exec::TRACED),
         ("errors", errors::TESTS),
         ("differential", differential::TESTS),
         ("hostile", hostile::TESTS),

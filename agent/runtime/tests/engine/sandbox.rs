@@ -5,7 +5,7 @@ use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use berth_runtime::cgroup::{Cgroups, Driver};
 use berth_runtime::container::{self, Container, Create, Error, Exec, ExecProcess, Stdio, Terms, Tie};
@@ -65,7 +65,22 @@ pub struct Sandbox {
     dir: tempfile::TempDir,
     pub spec: Value,
     pub cgroup: String,
+    /// Further processes are made as where one of the container might look into them.
+    pub traced: bool,
     parent: String,
+}
+
+/// What sandboxes begin with.
+static TRACED: AtomicBool = AtomicBool::new(false);
+
+/// Runs a test with sandboxes that are traced.
+pub fn traced(test: fn()) {
+    TRACED.store(true, Ordering::Relaxed);
+    let result = std::panic::catch_unwind(test);
+    TRACED.store(false, Ordering::Relaxed);
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 impl Sandbox {
@@ -90,7 +105,7 @@ impl Sandbox {
         let parent = format!("/berth-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let cgroup = format!("{parent}/c");
         let spec = default_spec(&cgroup);
-        Sandbox { dir, spec, cgroup, parent }
+        Sandbox { dir, spec, cgroup, traced: TRACED.load(Ordering::Relaxed), parent }
     }
 
     /// A sandbox that runs this shell script.
@@ -188,7 +203,11 @@ impl Sandbox {
         let mut full = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"]});
         full.as_object_mut().unwrap().extend(process.as_object().unwrap().clone());
         let process: Process = serde_json::from_value(full).unwrap();
-        let terms = Terms::of_spec(&self.typed_spec())?;
+        let spec = self.typed_spec();
+        let terms = Terms::of_spec(&spec)?;
+        let traced = self.traced
+            || container::may_trace(&process)
+            || spec.process().as_ref().is_some_and(container::may_trace);
         container::exec(Exec {
             pid: container.pid,
             terms: &terms,
@@ -196,6 +215,7 @@ impl Sandbox {
             stdio: self.stdio("exec-out", "exec-err"),
             cgroup: &self.cgroup,
             tie: Tie::default(),
+            untraced: !traced,
         })
     }
 
