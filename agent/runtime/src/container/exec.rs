@@ -11,6 +11,7 @@
 //! Where nobody in the container may trace anything, and the cgroup cannot be killed as a whole, neither gets memory of its own:
 //! both run in the caller's, which saves a third of the whole ([`crate::sys::sharing`]). It is not dumpable meanwhile, so that without
 //! that capability no process can look into it or change it, be it by ptrace(2) or through `/proc`.
+//! Elsewhere the guide gets a copy, and the visitor runs in that.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -38,7 +39,7 @@ use super::{
 };
 use crate::cgroup::{Cgroups, Driver};
 use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
-use crate::sys::sharing::{CAN_SHARE, spawn_through};
+use crate::sys::sharing::{CAN_SHARE, spawn_sibling, spawn_through};
 use crate::sys::{credentials, process};
 
 /// A container can hold up a process of its own before that runs its program; longer than this it holds up nobody.
@@ -222,8 +223,13 @@ impl Visit<'_> {
 
     fn guide_and_give_birth(&self, channel: &Channel) {
         let Some(ready) = self.guide(channel) else { return };
-        let birth = Clone3 { flags: libc::CLONE_PARENT as u64, cgroup: None };
-        let told = match birth.spawn(|| self.visitor(&ready)) {
+        // It shares the guide's memory, which nobody needs any more. See there what that saves.
+        let born = if CAN_SHARE {
+            spawn_sibling(LIMIT, || self.visitor(&ready))
+        } else {
+            Clone3 { flags: libc::CLONE_PARENT as u64, cgroup: None }.spawn(|| self.visitor(&ready))
+        };
+        let told = match born {
             Ok(Child { pid, pidfd }) => ready.channel.report(&Report::Born(pid), Some(pidfd.as_raw_fd())),
             Err(e) => {
                 let error = Error::sys("clone", "a process in the container", e);

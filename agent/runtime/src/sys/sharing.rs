@@ -22,7 +22,7 @@ use super::process::{CHILD_FAILED, Child, exit_now, pidfd_kill};
 /// Whether this is written for the processor.
 pub const CAN_SHARE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
 
-/// Each of the two stacks; only what is used of it takes memory. A build without optimisation uses some 40 KB.
+/// Each stack; only what is used of it takes memory. A build without optimisation uses some 40 KB.
 const STACK: usize = 256 << 10;
 /// Zeros above the first frame: who walks up the stack, for the trace of a panic, ends there.
 const TOP: usize = 4 << 10;
@@ -79,12 +79,12 @@ pub fn spawn_through<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(
     guide: G,
     visitor: V,
 ) -> io::Result<Through> {
-    let stacks = Stacks::new()?;
+    let stacks = Stacks::new(2)?;
     let mut shared: Shared<T, G, V> = Shared {
         guide: Some(guide),
         visitor: Some(visitor),
         found: None,
-        visitor_stack: stacks.second(),
+        visitor_stack: stacks.nth(1),
         limit,
         life: Life {
             guide: AtomicU32::new(1),
@@ -94,7 +94,7 @@ pub fn spawn_through<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(
         },
     };
     let mut pidfd: RawFd = -1;
-    let mut args = arguments(libc::CLONE_PIDFD as u64, stacks.first(), &shared.life.guide);
+    let mut args = arguments(libc::CLONE_PIDFD as u64, stacks.nth(0), &shared.life.guide);
     args.pidfd = &raw mut pidfd as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     let all = &raw mut shared;
@@ -117,6 +117,45 @@ pub fn spawn_through<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(
         (pid, _) => Some(Ok(pid)),
     };
     Ok(Through { guide, visitor, late })
+}
+
+/// Makes a sibling of this process that runs `body` in its memory, and returns when it has executed a program or ended. Who has
+/// not after `limit` is killed. As for the second child of [`spawn_through`], of which the caller is the first one here.
+///
+/// # Errors
+/// As there.
+pub fn spawn_sibling<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Child> {
+    let stack = Stacks::new(1)?;
+    let mut shared = Sibling { body: Some(body), limit };
+    let there = AtomicU32::new(1);
+    let mut pidfd: RawFd = -1;
+    let mut args = arguments((libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64, stack.nth(0), &there);
+    args.pidfd = &raw mut pidfd as u64;
+    // SAFETY: stack and arguments are live until the end of this function, which the child does not see the return of: the
+    // kernel lets the caller go on only when the child has left, or when the caller is killed.
+    let pid = unsafe { clone3(&raw mut args, run_sibling::<B>, (&raw mut shared).cast()) }?;
+    // SAFETY: the kernel stored a new descriptor there, and nobody else knows of it.
+    let child = Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
+    is_left(&there, None);
+    Ok(child)
+}
+
+/// What [`spawn_sibling`] and its child share.
+struct Sibling<B> {
+    body: Option<B>,
+    limit: Duration,
+}
+
+/// The child. `all` is a [`Sibling`] that outlives it.
+extern "C" fn run_sibling<B: FnOnce()>(all: *mut c_void) -> ! {
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: the caller waits.
+        let shared = unsafe { &mut *all.cast::<Sibling<B>>() };
+        if let (Some(body), Ok(())) = (shared.body.take(), end_after(shared.limit)) {
+            body();
+        }
+    }));
+    exit_now(CHILD_FAILED);
 }
 
 impl Life {
@@ -312,44 +351,40 @@ fn number_or_error(result: i64) -> io::Result<i32> {
     if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as i32) }
 }
 
-/// Room for two stacks, each above what nobody may touch.
-struct Stacks(*mut u8);
+/// Room for a few stacks, each above what nobody may touch.
+struct Stacks {
+    start: *mut u8,
+    count: usize,
+}
 
 impl Stacks {
-    const SIZE: usize = 2 * (GUARD + STACK);
-
-    fn new() -> io::Result<Stacks> {
+    fn new(count: usize) -> io::Result<Stacks> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
-        // SAFETY: a new mapping where the kernel likes, of which two parts are made accessible.
+        // SAFETY: a new mapping where the kernel likes, of which parts are made accessible.
         unsafe {
-            let start = libc::mmap(null_mut(), Self::SIZE, libc::PROT_NONE, flags, -1, 0);
+            let start = libc::mmap(null_mut(), count * (GUARD + STACK), libc::PROT_NONE, flags, -1, 0);
             if start == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
             }
-            let stacks = Stacks(start.cast());
-            for end in [stacks.first(), stacks.second()] {
+            let stacks = Stacks { start: start.cast(), count };
+            for at in 0..count {
                 let access = libc::PROT_READ | libc::PROT_WRITE;
-                check(libc::c_long::from(libc::mprotect(end.cast(), STACK, access)))?;
+                check(libc::c_long::from(libc::mprotect(stacks.nth(at).cast(), STACK, access)))?;
             }
             Ok(stacks)
         }
     }
 
-    /// The lowest byte of the first one.
-    fn first(&self) -> *mut u8 {
-        self.0.wrapping_add(GUARD)
-    }
-
-    /// The lowest byte of the second one.
-    fn second(&self) -> *mut u8 {
-        self.0.wrapping_add(2 * GUARD + STACK)
+    /// The lowest byte of one of them.
+    fn nth(&self, at: usize) -> *mut u8 {
+        self.start.wrapping_add(at * (GUARD + STACK) + GUARD)
     }
 }
 
 impl Drop for Stacks {
     fn drop(&mut self) {
         // SAFETY: the mapping is this object's, and nobody runs on it any more.
-        unsafe { libc::munmap(self.0.cast(), Self::SIZE) };
+        unsafe { libc::munmap(self.start.cast(), self.count * (GUARD + STACK)) };
     }
 }
 

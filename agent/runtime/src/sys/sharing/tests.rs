@@ -81,3 +81,21 @@ fn those_that_take_too_long_are_killed() {
     assert!(matches!(end_of(second.visitor.unwrap().unwrap()), WaitStatus::Signaled(..)));
     end_of(second.guide.pid);
 }
+
+#[test]
+fn a_sibling_is_a_child_of_the_callers_parent() {
+    let program = shell("exit 5");
+    let made = AtomicI32::new(0);
+    let guide = || {
+        reset_signals();
+        let child = spawn_sibling(LONG, || {
+            program.execute(&c"/bin/sh".to_owned());
+        });
+        made.store(child.unwrap().pid, Ordering::SeqCst);
+        None::<()>
+    };
+    let through = spawn_through(LONG, guide, |()| ()).unwrap();
+    end_of(through.guide.pid);
+    let sibling = made.into_inner();
+    assert_eq!(end_of(sibling), WaitStatus::Exited(Pid::from_raw(sibling), 5));
+}
