@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use berth_runtime::cgroup::{Cgroups, Driver};
 use berth_runtime::container::seccomp::default_profile;
-use berth_runtime::container::{self, Create, Exec, Stdio, Terms, Tie, Timings};
+use berth_runtime::container::{self, Create, Entrance, Exec, Stdio, Terms, Tie, Timings};
 use berth_runtime::rootfs::Rootfs;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -131,7 +131,7 @@ fn measure_exec(
     let mut container = container::create(create)?;
     container.start()?;
     let process = process(&["true"])?;
-    let terms = Terms::of_spec(&spec)?;
+    let (terms, entrance) = (Terms::of_spec(&spec)?, Entrance::open(&cgroup)?);
     for (step, untraced) in steps.iter_mut().zip([true, false]) {
         let before = cpu_time()?;
         for _ in 0..rounds {
@@ -140,7 +140,7 @@ fn measure_exec(
                 terms: &terms,
                 process: &process,
                 stdio: Stdio::default(),
-                cgroup: &cgroup,
+                entrance: &entrance,
                 tie: Tie::default(),
                 untraced,
             };

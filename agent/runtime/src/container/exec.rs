@@ -14,11 +14,10 @@
 //! Elsewhere the guide gets a copy, and the visitor runs in that.
 
 use std::convert::Infallible;
-use std::fs::{self, File};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
@@ -27,9 +26,9 @@ use nix::unistd::setsid;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process};
 
 use super::channel::{Channel, Failure, Report};
-use super::create::{cgroups_of, reap};
+use super::create::reap;
 use super::identity::{Identity, tie_to_parent};
-use super::placement::Placement;
+use super::placement::Entrance;
 use super::program::Launch;
 use super::seccomp::Filter;
 use super::time_namespace::CLONE_NEWTIME;
@@ -37,7 +36,6 @@ use super::user_namespace::outer_uid;
 use super::{
     Error, Exec, ExecProcess, Root, Stdio, Tie, console, labels, limits, scheduling, streams, users,
 };
-use crate::cgroup::{Cgroups, Driver};
 use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
 use crate::sys::sharing::{CAN_SHARE, spawn_sibling, spawn_through};
 use crate::sys::{credentials, process};
@@ -47,9 +45,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// See [`super::exec`].
 pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
-    // One without a cgroup of its own is where its creator was; so is this one.
-    let driver = if exec.cgroup.is_empty() { Driver::Inherited } else { Driver::Cgroupfs };
-    let cgroups = &*cgroups_of(driver)?;
     let target =
         pidfd_open(exec.pid).map_err(|e| Error::sys("open", format!("container process {}", exec.pid), e))?;
     let linux = exec.terms.linux.as_ref();
@@ -57,7 +52,8 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         process: exec.terms.complete(exec.process),
         stdio: exec.stdio,
         target: target.as_fd().try_clone_to_owned().map_err(|e| Error::sys("copy", "a pidfd", e))?,
-        task_files: cgroups.v1_task_files(exec.cgroup)?,
+        entrance: exec.entrance,
+        init: exec.pid,
         filter: exec.terms.filter.as_ref(),
         linux,
         tie: exec.tie,
@@ -68,33 +64,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     {
         streams::give_to_outer(&visit.stdio, outer);
     }
-    let place = Place { folder: cgroups.v2_folder(exec.cgroup)?, cgroups, init: exec.pid };
-    if exec.untraced && visit.may_share(&place) { visit.shared() } else { visit.copied(&place) }
-}
-
-/// Where the processes are made.
-struct Place<'a> {
-    /// The container's cgroup on v2.
-    folder: Option<File>,
-    cgroups: &'a Cgroups,
-    /// The container's first process.
-    init: i32,
-}
-
-impl Place<'_> {
-    /// Makes a child there. When the container has divided its cgroup into smaller ones, no process may be in it, and the one of
-    /// its first process is taken.
-    fn spawn(&self, body: impl Fn()) -> Result<Child, Error> {
-        let make = |cgroup: Option<BorrowedFd<'_>>| Clone3 { flags: 0, cgroup }.spawn(&body);
-        let failed = |e| Error::sys("clone", "a process in the container", e);
-        match make(self.folder.as_ref().map(AsFd::as_fd)) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && self.folder.is_some() => {
-                let inner = own_cgroup(self.init).ok_or_else(|| failed(e))?;
-                make(self.cgroups.v2_folder(&inner)?.as_ref().map(AsFd::as_fd)).map_err(failed)
-            }
-            other => other.map_err(failed),
-        }
-    }
+    if exec.untraced && visit.may_share() { visit.shared() } else { visit.copied() }
 }
 
 /// What the two have said.
@@ -139,17 +109,14 @@ fn give_up(child: &Child) {
     reap(child.pidfd.as_fd());
 }
 
-fn own_cgroup(pid: i32) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines().find_map(|l| l.strip_prefix("0::")).map(str::to_owned)
-}
-
 /// The child's part.
 struct Visit<'a> {
     process: Process,
     stdio: Stdio,
     target: OwnedFd,
-    task_files: Vec<PathBuf>,
+    entrance: &'a Entrance,
+    /// The container's first process.
+    init: i32,
     filter: Option<&'a Filter>,
     linux: Option<&'a Linux>,
     tie: Tie,
@@ -167,9 +134,9 @@ struct Ready {
 impl Visit<'_> {
     /// Whether both processes can do without memory of their own. A terminal would be a descriptor that they hand over, the
     /// kernel lets nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a whole.
-    fn may_share(&self, place: &Place<'_>) -> bool {
+    fn may_share(&self) -> bool {
         CAN_SHARE
-            && place.folder.is_none()
+            && self.entrance.folder().is_none()
             && self.process.terminal() != Some(true)
             && !lists(self.linux, LinuxNamespaceType::Time)
     }
@@ -207,9 +174,9 @@ impl Visit<'_> {
     }
 
     /// Makes both with copies of the caller's memory.
-    fn copied(&self, place: &Place<'_>) -> Result<ExecProcess, Error> {
+    fn copied(&self) -> Result<ExecProcess, Error> {
         let (channel, theirs) = pair()?;
-        let guide = place.spawn(|| self.guide_and_give_birth(&theirs))?;
+        let guide = self.entrance.spawn(self.init, || self.guide_and_give_birth(&theirs))?;
         drop(theirs);
         let mut heard = Heard::default();
         if let Err(error) = heard.listen(&channel) {
@@ -246,6 +213,10 @@ impl Visit<'_> {
             let _ = channel.report(&Report::Failed(error.into()), None);
             None
         };
+        // As long as the way in is open.
+        if let Err(error) = self.enter_cgroup() {
+            return fail(channel, error);
+        }
         let arranged = streams::arrange(&self.stdio, channel, &[self.target.as_fd()], self.tie.preserve_fds);
         let (channel, target) = match arranged {
             Ok((channel, target)) => (channel, target.into_iter().next()),
@@ -257,6 +228,12 @@ impl Visit<'_> {
             }
             Err(error) => fail(&channel, error),
         }
+    }
+
+    fn enter_cgroup(&self) -> Result<(), Error> {
+        let initial = self.process.exec_cpu_affinity().as_ref().and_then(|a| a.initial().as_ref());
+        scheduling::set_affinity("process.execCPUAffinity.initial", initial)?;
+        self.entrance.enter()
     }
 
     /// Joins the container and becomes the user.
@@ -276,10 +253,6 @@ impl Visit<'_> {
         let mut identity = Identity::of_process(&self.process, self.filter.cloned(), &mut warn)?;
         limits::set_oom_score(0, &self.process, &mut warn)?;
         labels::set_for_exec(&self.process)?;
-        let affinity = self.process.exec_cpu_affinity().as_ref();
-        let initial = affinity.and_then(|a| a.initial().as_ref());
-        scheduling::set_affinity("process.execCPUAffinity.initial", initial)?;
-        Placement::open(&self.task_files)?.enter()?;
         let user = lists(self.linux, LinuxNamespaceType::User);
         if user {
             // What the host's rights are needed for.
@@ -304,7 +277,8 @@ impl Visit<'_> {
             None
         };
         drop(root);
-        let affinity = affinity.and_then(|a| a.cpu_affinity_final().as_ref());
+        let affinity =
+            self.process.exec_cpu_affinity().as_ref().and_then(|a| a.cpu_affinity_final().as_ref());
         scheduling::set_affinity("process.execCPUAffinity.final", affinity)?;
         if !user {
             limits::set_rlimits(0, &self.process, &mut warn)?;

@@ -60,6 +60,7 @@ pub(crate) use create::{cgroups, cgroups_of};
 pub use document::Document;
 pub use error::Error;
 pub use mount_options::names as mount_option_names;
+pub use placement::Entrance;
 pub(crate) use staged::Staged;
 pub use terms::Terms;
 pub use timings::Timings;
@@ -145,8 +146,8 @@ pub struct Exec<'a> {
     pub process: &'a Process,
     /// Its standard streams.
     pub stdio: Stdio,
-    /// The container's cgroup.
-    pub cgroup: &'a str,
+    /// The way into the container's cgroup.
+    pub entrance: &'a Entrance,
     /// What binds it to the caller; the gate is for containers only.
     pub tie: Tie,
     /// No process that shares the container's PID namespace may trace others, see [`may_trace`], but for those who may trace the

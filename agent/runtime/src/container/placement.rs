@@ -4,14 +4,19 @@
 //! to `cgroup.procs`, as the library does, waits for an RCU grace period: 7 to 12 ms.
 //! v2: clone3 makes the process in its cgroup (0.2 ms), see [`crate::sys::process::Clone3`].
 
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use super::Error;
+use super::create::cgroups_of;
+use crate::cgroup::{Cgroups, Driver};
+use crate::sys::process::{Child, Clone3};
 
 /// The v1 cgroups that a process is going to enter, by their open `tasks` files.
+#[derive(Debug)]
 pub struct Placement(Vec<OwnedFd>);
 
 impl Placement {
@@ -39,14 +44,68 @@ impl Placement {
         Placement(files)
     }
 
-    /// Moves the calling thread, which must be the only one of its process.
-    pub fn enter(self) -> Result<(), Error> {
-        self.0.into_iter().try_for_each(|file| {
-            let mut file = File::from(file);
-            file.write_all(b"0").map_err(|e| {
+    /// Moves the calling thread, which must be the only one of its process. The files stay open, and can be used again.
+    pub fn enter(&self) -> Result<(), Error> {
+        self.0.iter().try_for_each(|file| {
+            nix::unistd::write(file, b"0").map(drop).map_err(|e| {
                 let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
-                Error::sys("enter cgroup", path.display().to_string(), e)
+                Error::sys("enter cgroup", path.display().to_string(), e.into())
             })
         })
     }
+}
+
+/// The way into the cgroup of a container. It serves for many processes: to look for it takes longer than to go in.
+#[derive(Debug)]
+pub struct Entrance {
+    cgroups: Cow<'static, Cgroups>,
+    /// On v2.
+    folder: Option<File>,
+    /// On v1.
+    placement: Placement,
+}
+
+impl Entrance {
+    /// Opens the way into a cgroup that is relative to each hierarchy's root. One without a name is where its creator was; so is
+    /// who enters it.
+    ///
+    /// # Errors
+    /// When there is no such cgroup.
+    pub fn open(cgroup: &str) -> Result<Entrance, Error> {
+        let driver = if cgroup.is_empty() { Driver::Inherited } else { Driver::Cgroupfs };
+        let cgroups = cgroups_of(driver)?;
+        let folder = cgroups.v2_folder(cgroup)?;
+        let placement = Placement::open(&cgroups.v1_task_files(cgroup)?)?;
+        Ok(Entrance { cgroups, folder, placement })
+    }
+
+    /// The cgroup's folder on v2.
+    pub(super) fn folder(&self) -> Option<BorrowedFd<'_>> {
+        self.folder.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Goes in on v1.
+    pub(super) fn enter(&self) -> Result<(), Error> {
+        self.placement.enter()
+    }
+
+    /// Makes a child there. When the container has divided its cgroup on v2 into smaller ones, no process may be in it, and the
+    /// one of its first process `init` is taken.
+    pub(super) fn spawn(&self, init: i32, body: impl Fn()) -> Result<Child, Error> {
+        let make = |cgroup: Option<BorrowedFd<'_>>| Clone3 { flags: 0, cgroup }.spawn(&body);
+        let failed = |e| Error::sys("clone", "a process in the container", e);
+        match make(self.folder()) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && self.folder.is_some() => {
+                let inner = own_cgroup(init).ok_or_else(|| failed(e))?;
+                make(self.cgroups.v2_folder(&inner)?.as_ref().map(AsFd::as_fd)).map_err(failed)
+            }
+            other => other.map_err(failed),
+        }
+    }
+}
+
+/// The cgroup v2 of a process.
+fn own_cgroup(pid: i32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    text.lines().find_map(|l| l.strip_prefix("0::")).map(str::to_owned)
 }

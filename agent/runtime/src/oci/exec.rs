@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::create::{own_stdio, write_pid};
 use super::{Error, Runtime, Status, console, foreground};
-use crate::container::{self, Exec, Stdio, Terms, Tie};
+use crate::container::{self, Entrance, Exec, Stdio, Terms, Tie};
 
 /// How a process is to be started.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,12 +60,13 @@ impl Runtime {
             Some(sub) => format!("{}/{sub}", record.cgroup),
             None => record.cgroup.clone(),
         };
+        let entrance = Entrance::open(&cgroup).map_err(failed)?;
         let started = container::exec(Exec {
             pid: record.pid,
             terms: &terms,
             process,
             stdio: if terminal { Stdio::default() } else { own_stdio() },
-            cgroup: &cgroup,
+            entrance: &entrance,
             tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate: None },
             // Others may have been started in it with any capabilities.
             untraced: false,

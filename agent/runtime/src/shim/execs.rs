@@ -17,7 +17,7 @@ use super::proto::{ExecRequest, Failure, FailureKind, RunRequest};
 use super::record::note;
 use super::server::Server;
 use super::slot::{Slot, read_spec};
-use crate::container::{self, Stdio, Terms, Tie};
+use crate::container::{self, Entrance, Stdio, Terms, Tie};
 use crate::sys::shim_process::{release_memory, set_nonblocking};
 
 /// So many different warnings of a container are remembered; only processes that differ bring more.
@@ -91,6 +91,16 @@ fn terms(slot: &mut Slot) -> Result<Rc<Terms>, Failure> {
     Ok(slot.terms.insert(Rc::new(terms)).clone())
 }
 
+/// The way into the container's cgroup, which is opened when the first of them comes.
+fn entrance(slot: &mut Slot) -> Result<Rc<Entrance>, Failure> {
+    if let Some(entrance) = &slot.entrance {
+        return Ok(entrance.clone());
+    }
+    let entrance = Entrance::open(&slot.container.cgroup)
+        .map_err(|error| failure(FailureKind::StartFailed, error.to_string()))?;
+    Ok(slot.entrance.insert(Rc::new(entrance)).clone())
+}
+
 fn launch(
     slot: &mut Slot,
     process: &Process,
@@ -102,6 +112,7 @@ fn launch(
         // Other runtimes take what is left open for nothing.
         return foreign.exec(&terms.complete(process), stdio);
     }
+    let entrance = entrance(slot)?;
     // From now on, since it may give birth to others.
     slot.may_trace |= container::may_trace(process);
     let exec = container::Exec {
@@ -109,7 +120,7 @@ fn launch(
         terms: &terms,
         process,
         stdio,
-        cgroup: &slot.container.cgroup,
+        entrance: &entrance,
         tie: Tie::default(),
         untraced: untraced && !slot.may_trace,
     };

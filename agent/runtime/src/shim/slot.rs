@@ -22,7 +22,7 @@ use super::pump::{Pumped, Source};
 use super::record::{self, note};
 use super::{failure, pod_init};
 use crate::cgroup::Driver;
-use crate::container::{self, Container, Stdio, Terms, Tie};
+use crate::container::{self, Container, Entrance, Stdio, Terms, Tie};
 use crate::log::{Stream, Writer};
 use crate::sys::process::pidfd_kill;
 use crate::sys::shim_process::set_nonblocking;
@@ -62,6 +62,8 @@ pub(super) struct Slot {
     loss_noted: Option<Instant>,
     /// What further processes have in common, once there was one.
     pub(super) terms: Option<Rc<Terms>>,
+    /// Where they go, likewise.
+    pub(super) entrance: Option<Rc<Entrance>>,
     /// What was noted already of those that could not have all that was asked for.
     pub(super) warned: Vec<String>,
     pub(super) stdin: Option<OwnedFd>,
@@ -144,6 +146,7 @@ impl Slot {
             oom: OomSense::default(),
             loss_noted: None,
             terms: None,
+            entrance: None,
             warned: Vec::new(),
             stdin: ours.stdin,
             start_time: *start_time.as_ref().unwrap_or(&0),
@@ -213,6 +216,7 @@ impl Slot {
             note!("{}: cannot record its exit in {}: {error}", self.id, self.bundle.display());
         }
         self.exit = Some(exit);
+        self.entrance = None;
         self.stdin = None;
         self.paused = false;
     }

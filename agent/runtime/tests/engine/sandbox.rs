@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use berth_runtime::cgroup::{Cgroups, Driver};
-use berth_runtime::container::{self, Container, Create, Error, Exec, ExecProcess, Stdio, Terms, Tie};
+use berth_runtime::container::{
+    self, Container, Create, Entrance, Error, Exec, ExecProcess, Stdio, Terms, Tie,
+};
 use berth_runtime::rootfs::Rootfs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -213,7 +215,7 @@ impl Sandbox {
             terms: &terms,
             process: &process,
             stdio: self.stdio("exec-out", "exec-err"),
-            cgroup: &self.cgroup,
+            entrance: &Entrance::open(&self.cgroup)?,
             tie: Tie::default(),
             untraced: !traced,
         })

@@ -51,6 +51,25 @@ impl Condition {
         }
     }
 
+    /// Whether both ask if the same argument is a certain value, in the same way but for the value's lower half.
+    pub fn asks_like(&self, other: &Condition) -> bool {
+        let same = (self.index, self.op, self.value >> 32) == (other.index, other.op, other.value >> 32);
+        same && self.op == LinuxSeccompOperator::ScmpCmpEq
+    }
+
+    /// The steps of a question with several right answers: this condition's, and those of others that ask like it. The argument is
+    /// looked at once.
+    pub fn steps_with<'a>(&self, others: impl IntoIterator<Item = &'a Condition>) -> Vec<Step> {
+        let mut steps = self.steps();
+        for other in others {
+            let last = steps.len() - 1;
+            let next = other.steps().pop();
+            steps[last].lead_to(Target::Holds, Target::Next);
+            steps.extend(next);
+        }
+        steps
+    }
+
     /// The steps of the comparison: both halves, since the machine compares 32 bits.
     pub fn steps(&self) -> Vec<Step> {
         use LinuxSeccompOperator as Op;

@@ -52,6 +52,11 @@ impl Step {
     pub fn jump(code: u16, k: u32, yes: Target, no: Target) -> Step {
         Step { code, k, targets: Some((yes, no)) }
     }
+
+    /// Changes where a comparison leads.
+    pub fn lead_to(&mut self, yes: Target, no: Target) {
+        self.targets = Some((yes, no));
+    }
 }
 
 fn op(code: u16, k: u32) -> Instruction {
@@ -135,20 +140,45 @@ impl Backwards {
             return known.map_or_else(|| self.push(otherwise), |at| near + at);
         }
         self.push(otherwise);
-        for (conditions, action) in verdict.conditional.iter().rev() {
-            self.0.extend(rule(conditions, *action).into_iter().rev());
+        for (blocks, action) in blocks(&verdict.conditional).iter().rev() {
+            self.0.extend(rule(blocks, *action).into_iter().rev());
         }
         self.0.len() - 1
     }
 }
 
-/// All conditions, then the verdict. A rule has at most six conditions of six steps, so its jumps are short.
-fn rule(conditions: &[Condition], action: u32) -> Vec<Instruction> {
-    let blocks: Vec<Vec<Step>> = conditions.iter().map(Condition::steps).collect();
+/// At most so many right answers to one question, so that jumps are short.
+const ANSWERS: usize = 100;
+
+/// For each rule the steps of its conditions. Rules that follow each other and differ in the right answer only become one: the
+/// default profile has one for each kind of socket.
+fn blocks(rules: &[(Vec<Condition>, u32)]) -> Vec<(Vec<Vec<Step>>, u32)> {
+    let mut blocks = Vec::new();
+    let mut left = rules;
+    while let [(conditions, action), rest @ ..] = left {
+        let alike = |(other, value): &&(Vec<Condition>, u32)| match (conditions.as_slice(), other.as_slice())
+        {
+            ([one], [other]) => one.asks_like(other) && value == action,
+            _ => false,
+        };
+        let count = rest.iter().take(ANSWERS).take_while(alike).count();
+        let (others, rest) = rest.split_at(count);
+        blocks.push(match conditions.as_slice() {
+            [one] => (vec![one.steps_with(others.iter().flat_map(|(other, _)| other))], *action),
+            all => (all.iter().map(Condition::steps).collect(), *action),
+        });
+        left = rest;
+    }
+    blocks
+}
+
+/// All conditions, then the verdict. A rule has at most six conditions of six steps or one with some answers, so that its jumps
+/// are short.
+fn rule(blocks: &[Vec<Step>], action: u32) -> Vec<Instruction> {
     let end = blocks.iter().map(Vec::len).sum::<usize>() + 1;
     let mut code = Vec::with_capacity(end);
     let mut start = 0;
-    for block in &blocks {
+    for block in blocks {
         let behind = start + block.len();
         for (at, step) in block.iter().enumerate() {
             let next = start + at + 1;

@@ -282,3 +282,10 @@ fn a_filter_is_the_same_in_another_process() {
         Filter::from_bytes(&bytes[..bytes.len() - 1]).is_none() && Filter::from_bytes(&bytes[..7]).is_none()
     );
 }
+
+#[test]
+fn what_differs_in_the_value_only_is_looked_at_once() {
+    let profile = default_profile(&LinuxCapabilities::default());
+    let length = Filter::compile(&profile).unwrap().program().len();
+    assert!(length < 330, "{length} instructions");
+}
