@@ -41,7 +41,8 @@ pub(crate) fn end_of(ctx: &Context<'_>) -> Option<End> {
     }
     if let Some(eviction) = &ctx.observed.evicted {
         let why = Some((EVICTED.to_owned(), eviction.message.clone()));
-        return Some(End { succeeded: false, why, since: eviction.since });
+        let since = ctx.memory.evicted_since.unwrap_or(eviction.since);
+        return Some(End { succeeded: false, why, since });
     }
     let deadline = deadline_of(ctx);
     let completed = init_failure(ctx).or_else(|| completion(ctx));

@@ -96,10 +96,10 @@ impl Rules {
         let newest = moment.world.newest(name).is_some_and(|(newest, _)| newest.id == id);
         let Some(container) = moment.pod.container(name).filter(|_| newest) else { return Ok(()) };
         let Some((deadline, force)) = self.grace(moment, container, id)? else { return Ok(()) };
-        // Where the clock was set since the grace period began, nobody knows its end.
+        // Where the clock was set while there was no agent, nobody knows when the grace period ends.
         let asked = moment.deletion.map(|_| moment.deleted_at).into_iter().chain(self.evicted_at);
         let begun = asked.chain(self.stopping.get(id).map(|(_, since)| *since)).min();
-        if begun.is_some_and(|begun| moment.world.stepped_at >= begun) {
+        if begun.is_some_and(|begun| !moment.world.can_tell_since(begun)) {
             return Ok(());
         }
         if signal == StopSignal::Kill {
