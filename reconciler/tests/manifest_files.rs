@@ -233,6 +233,12 @@ const MISTAKES: &[(&str, &[&str])] = &[
         &["8: spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//5\""],
     ),
     (
+        "  readinessGates: [{conditionType: example.org/ready}, {conditionType: a b}]\n  containers: [{name: c, image: i}]\n",
+        &[
+            "5: spec.readinessGates[1].conditionType: Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+        ],
+    ),
+    (
         "  containers:\n  - name: c\n    image: i\n    image: j\n",
         &["8: spec.containers[0].image: key \"image\" is already set in line 7"],
     ),

@@ -114,7 +114,7 @@ fn subresources(kind: Kind) -> &'static [Subresource] {
             ("portforward", "PodPortForwardOptions", &["create", "get"]),
             ("resize", "Pod", &["get", "patch", "update"]),
             ("resume", "Pod", &["create"]),
-            ("status", "Pod", &["get"]),
+            ("status", "Pod", &["get", "patch", "update"]),
         ],
         Kind::Node => &[("status", "Node", &["get"])],
         _ => &[],

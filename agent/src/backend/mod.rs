@@ -185,6 +185,8 @@ impl Backend for AgentBackend {
             Part::Whole => manifest::pod_update_allowed(old, &new),
             Part::Resize => manifest::pod_resize_allowed(old, &new),
             Part::Ephemeral => manifest::pod_ephemeral_allowed(old, &new),
+            // Which comes by `set_conditions`.
+            Part::Status => return Err(ApiError::method_not_allowed()),
         };
         allowed.map_err(|errors| refused(Kind::Pod, name, errors))?;
         if part != Part::Whole {
@@ -206,6 +208,29 @@ impl Backend for AgentBackend {
         if pod.object.metadata != *old_metadata {
             // Files of the downward API tell labels and annotations.
             self.node.refresh_volumes(&pod);
+        }
+        Ok(shown)
+    }
+
+    async fn set_conditions(
+        &self,
+        namespace: &str,
+        name: &str,
+        mut conditions: Vec<v1::PodCondition>,
+        dry_run: bool,
+    ) -> Result<v1::Pod, ApiError> {
+        let view = self.existing(namespace, name)?;
+        let known = view.status.conditions.as_deref().unwrap_or_default();
+        for condition in &mut conditions {
+            let same = known.iter().find(|k| k.type_ == condition.type_ && k.status == condition.status);
+            let since = same.and_then(|known| known.last_transition_time.clone()).unwrap_or(Time(now()));
+            condition.last_transition_time.get_or_insert(since);
+        }
+        let status = berth_reconciler::status::with_conditions(&view.status, &conditions);
+        let shown = shown_pod(&view.pod, view.deletion.as_ref(), &status);
+        if !dry_run {
+            self.node.store.put(Kind::Pod, namespace, name, &shown);
+            self.reconciler.set_conditions(view.pod.uid(), conditions);
         }
         Ok(shown)
     }

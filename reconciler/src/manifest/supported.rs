@@ -77,7 +77,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy",
         "enableServiceLinks", "ephemeralContainers", "hostAliases", "hostIPC", "hostNetwork", "hostPID", "hostUsers", "hostname", "hostnameOverride", "imagePullSecrets",
         "initContainers", "nodeName", "nodeSelector", "os", "overhead", "preemptionPolicy", "priority", "priorityClassName",
-        "resources", "restartPolicy", "runtimeClassName", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName",
+        "readinessGates", "resources", "restartPolicy", "runtimeClassName", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName",
         "setHostnameAsFQDN", "shareProcessNamespace", "subdomain", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints", "volumes",
     ]),
     ("Container", &[
@@ -171,6 +171,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("PodDNSConfig", &[ALL]),
     ("PodDNSConfigOption", &[ALL]),
     ("PodOS", &["name"]),
+    ("PodReadinessGate", &[ALL]),
     ("Toleration", &[ALL]),
     // What only a scheduler acts on is taken as it is: the pod is on this node already. Required node affinity is checked.
     ("Affinity", &["nodeAffinity", "podAffinity", "podAntiAffinity"]),
@@ -207,7 +208,6 @@ const fn refused(
 const REMOVE: Option<&str> = Some("remove the field");
 
 const REFUSED: &[Refused] = &[
-    refused("PodSpec", "readinessGates", "nothing outside of the pod can make it ready", REMOVE),
     refused(
         "PodSpec",
         "schedulingGates",

@@ -16,7 +16,7 @@ use super::slot::{Desired, Slot};
 use crate::node::{Deletion, Node, Observation};
 use crate::planner::{Action, Key, Limits, Memory, Outcome, plan};
 use crate::pod::Pod;
-use crate::status::{Facts, pod_status};
+use crate::status::{Facts, pod_status, with_conditions};
 
 /// A step that is done; no outcome if it was dropped.
 type Flight = BoxFuture<'static, (Action, Option<Outcome>)>;
@@ -133,7 +133,9 @@ impl<'a, N: Node> Task<'a, N> {
         let before = self.slot.status();
         let facts = Facts { host_ips: self.node.host_ips() };
         let (pod, deletion) = (desired.pod, desired.deletion);
-        let status = pod_status(&pod, deletion.as_ref(), observed, &self.memory, Some(&before), &facts, now);
+        let given = self.slot.take_conditions().map(|given| with_conditions(&before, &given));
+        let previous = given.as_ref().unwrap_or(&before);
+        let status = pod_status(&pod, deletion.as_ref(), observed, &self.memory, Some(previous), &facts, now);
         self.memory.note_status(&status);
         let known = self.published.as_ref();
         let same = known.is_some_and(|(known, deleting)| Arc::ptr_eq(known, &pod) && *deleting == deletion);
