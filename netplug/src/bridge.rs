@@ -26,15 +26,16 @@ fn cause(error: rtnetlink::Error) -> io::Error {
 
 /// The gateway addresses of the pods, with prefix lengths.
 pub(crate) fn gateways(config: &Config) -> Vec<(IpAddr, u8)> {
-    let v4 = config.ipv4.nth(1).map(|ip| (IpAddr::V4(ip), config.ipv4.prefix()));
-    let v6 = config.ipv6.and_then(|net| net.nth(1).map(|ip| (IpAddr::V6(ip), net.prefix())));
-    [v4, v6].into_iter().flatten().collect()
+    let v4 = config.gateway();
+    let place = config.ipv4.offset(v4).unwrap_or(1);
+    let v6 = config.ipv6.and_then(|net| net.nth(place).map(|ip| (IpAddr::V6(ip), net.prefix())));
+    [Some((IpAddr::V4(v4), config.ipv4.prefix())), v6].into_iter().flatten().collect()
 }
 
 /// Makes the bridge or repairs it. Returns its index.
 pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result<u32> {
     let name = config.bridge.as_str();
-    let address = mac(config.ipv4.nth(1).unwrap_or(Ipv4Addr::UNSPECIFIED)).to_vec();
+    let address = mac(config.gateway()).to_vec();
     if get(handle, name).await?.is_none() {
         // A fixed hardware address: without it the bridge takes the lowest of its ports', and pods lose their gateway
         // for as long as they remember the old one.
@@ -52,7 +53,11 @@ pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result
     }
     let index = link.header.index;
     // Setting the MTU, even to what it is, keeps the bridge from following its ports'.
-    let message = LinkUnspec::new_with_index(index).address(address).mtu(mtu).up().build();
+    let mut message = LinkUnspec::new_with_index(index).address(address).mtu(mtu).up();
+    if config.promiscuous {
+        message = message.promiscuous(true);
+    }
+    let message = message.build();
     handle
         .link()
         .set(message)

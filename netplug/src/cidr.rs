@@ -130,6 +130,13 @@ impl Ipv6Cidr {
         let address = self.network.checked_add(u128::from(offset))?;
         (address & self.mask_bits() == self.network).then(|| Ipv6Addr::from(address))
     }
+
+    /// How far `address` is from the network address, if it is inside and not farther than IPv4 addresses can be.
+    pub fn offset(self, address: Ipv6Addr) -> Option<u32> {
+        let address = u128::from(address);
+        let inside = address & self.mask_bits() == self.network;
+        inside.then(|| u32::try_from(address - self.network).ok()).flatten()
+    }
 }
 
 impl fmt::Display for Ipv6Cidr {

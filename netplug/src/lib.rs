@@ -9,6 +9,8 @@
 //! * `bridge`, `veth`: links, addresses and routes over rtnetlink.
 //! * `nft`: the ruleset as a pure function of config and leases, and its encoding as nfnetlink messages.
 //! * `conntrack`: forgets UDP flows whose host port went away.
+//! * `shaping`: limits on a pod's traffic.
+//! * [`cni`]: all of this as a CNI plugin, one process per request, over the same files.
 //! * `monitor`: wakes the network when somebody else deletes the bridge or the table.
 //! * `sysctl`, `sys`: files below /proc/sys/net, network namespaces and netlink sockets.
 //!
@@ -16,6 +18,7 @@
 
 mod bridge;
 pub mod cidr;
+pub mod cni;
 pub mod config;
 mod conntrack;
 pub mod error;
@@ -23,11 +26,12 @@ mod ipam;
 mod monitor;
 pub mod network;
 mod nft;
+mod shaping;
 mod sys;
 mod sysctl;
 mod veth;
 
 pub use cidr::{Ipv4Cidr, Ipv6Cidr};
-pub use config::{Attachment, Config, HostPort, PodNetwork, Protocol, Stats};
+pub use config::{Attachment, Config, HostPort, PodNetwork, Protocol, Rate, Stats, Wishes};
 pub use error::{Error, Result};
 pub use network::Network;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::config::{Attachment, Config, PodNetwork, Stats};
 use crate::error::{Error, Result};
-use crate::ipam::{Claim, Ipam, Lease};
+use crate::ipam::{Claim, Guard, Lease, Shared};
 use crate::monitor::Monitor;
 use crate::nft::admission;
 use crate::nft::ruleset::{elements, ruleset};
@@ -48,13 +48,15 @@ impl Drop for Tasks {
 #[derive(Debug)]
 struct Inner {
     config: Config,
+    /// Whether other processes change the leases, too: see [`Network::visit`].
+    visiting: bool,
     mtu: u32,
     /// The namespace where the network was opened.
     host: OwnedFd,
     handle: Handle,
     /// Index of the bridge, 0 before it was made.
     bridge: AtomicU32,
-    ipam: Mutex<Ipam>,
+    ipam: Shared,
     table: Mutex<Table>,
     /// Some link was deleted.
     link_gone: Notify,
@@ -75,33 +77,44 @@ impl Network {
     /// # Errors
     /// [`Error::InvalidConfig`], [`Error::NotABridge`], or what the kernel or the file system refused.
     pub async fn open(config: Config) -> Result<Self> {
-        config.check()?;
-        let host = netns::current()?;
-        let (connection, handle, _) = rtnetlink::new_connection()
-            .map_err(|e| Error::netlink("open a netlink connection for", &config.bridge, e))?;
-        let mut tasks = Tasks(vec![tokio::spawn(connection).abort_handle()]);
-        let table = Table::open(&config.table)?;
-        let monitor = Monitor::open(&config.bridge, &config.table, table.port())?;
-        let mtu = match config.mtu {
-            Some(mtu) => mtu,
-            None => bridge::uplink_mtu(&handle).await?,
+        let (inner, mut tasks) = Inner::open(config, false).await?;
+        let monitor = {
+            let port = inner.table().port();
+            Monitor::open(&inner.config.bridge, &inner.config.table, port)?
         };
-        let inner = Arc::new(Inner {
-            ipam: Mutex::new(Ipam::open(&config)?),
-            config,
-            mtu,
-            host,
-            handle,
-            bridge: AtomicU32::new(0),
-            table: Mutex::new(table),
-            link_gone: Notify::new(),
-            repair: tokio::sync::Mutex::new(()),
-            closed: AtomicBool::new(false),
-            spare: Mutex::new(None),
-        });
         inner.repair(Repair::All).await?;
         tasks.0.push(tokio::spawn(inner.clone().watch(monitor)).abort_handle());
         Ok(Self { inner, _tasks: Arc::new(tasks) })
+    }
+
+    /// Opens the network for one request in a process of its own, beside others that do the same: leases are read anew
+    /// under a lock on their folder each time they are needed, nothing is watched, and bridge and table are made when a
+    /// pod is attached and they are not there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], or what the kernel or the file system refused.
+    pub(crate) async fn visit(config: Config) -> Result<Self> {
+        let (inner, tasks) = Inner::open(config, true).await?;
+        if let Some(bridge) = bridge::get(&inner.handle, &inner.config.bridge).await? {
+            inner.bridge.store(bridge.header.index, Ordering::Relaxed);
+        }
+        Ok(Self { inner, _tasks: Arc::new(tasks) })
+    }
+
+    /// What a pod has got, if it has a lease.
+    pub(crate) fn attached(&self, id: &str) -> Result<Option<Attachment>> {
+        Ok(self.inner.ipam()?.get(id).map(|lease| self.inner.attachment(lease)))
+    }
+
+    /// Ids of all pods that have a lease.
+    pub(crate) fn ids(&self) -> Result<Vec<String>> {
+        Ok(self.inner.ipam()?.leases().map(|lease| lease.id.clone()).collect())
+    }
+
+    /// Whether another pod could be attached: an address is free and the table can be asked for.
+    pub(crate) fn has_room(&self) -> Result<()> {
+        self.inner.ipam()?.has_room(SystemTime::now())?;
+        self.inner.table().exists().map(drop)
     }
 
     /// A new network namespace for a pod, with nothing in it. It is gone when nobody is in it or holds the descriptor.
@@ -136,6 +149,9 @@ impl Network {
     /// none after an error.
     pub async fn attach(&self, pod: &PodNetwork) -> Result<Attachment> {
         self.inner.check_open()?;
+        if self.inner.visiting {
+            self.inner.repair(Repair::Bridge).await?;
+        }
         let bridge = self.inner.bridge.load(Ordering::Relaxed);
         let first = self.inner.clone().attach(pod.clone()).await;
         if !matches!(first, Err(Error::Netlink { .. })) {
@@ -155,8 +171,10 @@ impl Network {
     /// What the kernel or the file system refused; call it again then.
     pub async fn detach(&self, id: &str) -> Result<()> {
         self.inner.check_open()?;
-        let Some(lease) = self.inner.ipam().get(id).cloned() else { return Ok(()) };
-        self.inner.wait_for_link(&lease.host_if).await?;
+        let Some(lease) = self.inner.ipam()?.get(id).cloned() else { return Ok(()) };
+        if !self.inner.visiting {
+            self.inner.wait_for_link(&lease.host_if).await?;
+        }
         let inner = self.inner.clone();
         on_thread(move |thread| inner.detach(thread, &lease)).await
     }
@@ -170,7 +188,7 @@ impl Network {
         self.inner.check_open()?;
         let leaked: Vec<String> = self
             .inner
-            .ipam()
+            .ipam()?
             .leases()
             .map(|lease| lease.id.clone())
             .filter(|id| !live.contains(id))
@@ -216,13 +234,41 @@ enum Repair {
 }
 
 impl Inner {
+    /// Everything in memory; bridge and table are left as they are.
+    async fn open(config: Config, visiting: bool) -> Result<(Arc<Self>, Tasks)> {
+        config.check()?;
+        let host = netns::current()?;
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|e| Error::netlink("open a netlink connection for", &config.bridge, e))?;
+        let tasks = Tasks(vec![tokio::spawn(connection).abort_handle()]);
+        let table = Table::open(&config.table)?;
+        let mtu = match config.mtu {
+            Some(mtu) => mtu,
+            None => bridge::uplink_mtu(&handle).await?,
+        };
+        let inner = Self {
+            ipam: if visiting { Shared::among_others(&config)? } else { Shared::alone(&config)? },
+            config,
+            visiting,
+            mtu,
+            host,
+            handle,
+            bridge: AtomicU32::new(0),
+            table: Mutex::new(table),
+            link_gone: Notify::new(),
+            repair: tokio::sync::Mutex::new(()),
+            closed: AtomicBool::new(false),
+            spare: Mutex::new(None),
+        };
+        Ok((Arc::new(inner), tasks))
+    }
+
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Relaxed) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// The leases. A panic of another holder cannot leave them half changed: disk comes first, memory after.
-    fn ipam(&self) -> MutexGuard<'_, Ipam> {
-        self.ipam.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ipam(&self) -> Result<Guard<'_>> {
+        self.ipam.lock()
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -236,7 +282,7 @@ impl Inner {
     async fn attach(self: Arc<Self>, pod: PodNetwork) -> Result<Attachment> {
         on_thread(move |thread| {
             let namespace = netns::open(&pod.netns)?;
-            let claim = self.ipam().claim(&pod, SystemTime::now())?;
+            let claim = self.ipam()?.claim(&pod, SystemTime::now())?;
             let outcome = self.connect(thread, &namespace, &claim);
             if outcome.is_err()
                 && claim.before.is_none()
@@ -261,6 +307,9 @@ impl Inner {
             if changed.is_err() {
                 self.rebuild(&mut table)?;
             }
+            if self.visiting {
+                admission::admit(&mut table, &self.config.bridge)?;
+            }
         }
         self.enter_host(thread)?;
         conntrack::forget(&gone, &new)
@@ -274,11 +323,18 @@ impl Inner {
         Plan {
             pod: lease.pod(),
             host_if: lease.host_if.clone(),
+            interface: lease.interface().to_owned(),
             mac: lease.mac(),
             mtu: self.mtu,
             bridge: self.bridge.load(Ordering::Relaxed),
             addresses: lease.ips(&self.config).into_iter().map(|ip| (ip, prefix(&ip))).collect(),
-            gateways: bridge::gateways(&self.config).into_iter().map(|(ip, _)| ip).collect(),
+            gateways: match self.config.default_route {
+                true => bridge::gateways(&self.config).into_iter().map(|(ip, _)| ip).collect(),
+                false => Vec::new(),
+            },
+            hairpin: self.config.hairpin,
+            ingress: lease.wishes.ingress,
+            egress: lease.wishes.egress,
         }
     }
 
@@ -287,7 +343,7 @@ impl Inner {
             ips: lease.ips(&self.config),
             mac: lease.mac().map(|byte| format!("{byte:02x}")).join(":"),
             host_if: lease.host_if.clone(),
-            gateway: IpAddr::V4(self.config.ipv4.nth(1).unwrap_or(lease.ipv4)),
+            gateway: IpAddr::V4(self.config.gateway()),
             mtu: self.mtu,
         }
     }
@@ -305,7 +361,7 @@ impl Inner {
     /// Link, lease, host ports; in this order, so that a lease stands for whatever is still to be removed.
     fn detach(&self, thread: &Traveller, lease: &Lease) -> Result<()> {
         veth::delete(&mut self.host_socket(thread)?, &lease.host_if)?;
-        self.ipam().release(&lease.id, SystemTime::now())?;
+        self.ipam()?.release(&lease.id, SystemTime::now())?;
         let gone = elements(&self.config, lease);
         if gone.is_empty() {
             return Ok(());
@@ -335,10 +391,10 @@ impl Inner {
         }
     }
 
-    /// The table anew from all leases. Locking order: table before leases.
+    /// The table anew from all leases, which nobody changes meanwhile. Locking order: table before leases.
     fn rebuild(&self, table: &mut Table) -> Result<()> {
-        let ruleset = ruleset(&self.config, self.ipam().leases());
-        table.rebuild(&ruleset)
+        let ipam = self.ipam()?;
+        table.rebuild(&ruleset(&self.config, ipam.leases()))
     }
 
     async fn repair(self: &Arc<Self>, what: Repair) -> Result<()> {
@@ -368,15 +424,21 @@ impl Inner {
         let mut socket = self.host_socket(thread)?;
         sysctl::host(thread, &self.config)?;
         let links: Vec<(String, String)> =
-            self.ipam().leases().map(|lease| (lease.host_if.clone(), lease.pod())).collect();
-        veth::reattach(&mut socket, bridge, links.iter().map(|(link, pod)| (link.as_str(), pod.as_str())))
+            self.ipam()?.leases().map(|lease| (lease.host_if.clone(), lease.pod())).collect();
+        let hairpin = self.config.hairpin;
+        veth::reattach(
+            &mut socket,
+            bridge,
+            hairpin,
+            links.iter().map(|(link, pod)| (link.as_str(), pod.as_str())),
+        )
     }
 
     /// Removes links on the bridge that look like ours and belong to nobody.
     async fn sweep(self: &Arc<Self>) -> Result<()> {
         let links = bridge::pod_links(&self.handle, self.bridge.load(Ordering::Relaxed)).await?;
         let orphans: Vec<String> = {
-            let ipam = self.ipam();
+            let ipam = self.ipam()?;
             links.into_iter().filter(|link| !ipam.leases().any(|lease| lease.host_if == *link)).collect()
         };
         if orphans.is_empty() {
@@ -391,14 +453,14 @@ impl Inner {
     }
 
     fn remove_all(&self, thread: &Traveller) -> Result<()> {
-        let mut links: Vec<String> = self.ipam().leases().map(|lease| lease.host_if.clone()).collect();
+        let mut links: Vec<String> = self.ipam()?.leases().map(|lease| lease.host_if.clone()).collect();
         links.push(self.config.bridge.clone());
         let unlinked = self
             .host_socket(thread)
             .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
         let removed = self.table().remove();
         let dismissed = admission::dismiss(&mut self.table());
-        let cleared = self.ipam().clear();
+        let cleared = self.ipam()?.clear();
         unlinked.and(removed).and(dismissed).and(cleared)
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use berth_netplug::{Attachment, HostPort, PodNetwork, Protocol};
+use berth_netplug::{Attachment, HostPort, PodNetwork, Protocol, Wishes};
 use berth_reconciler::node::{Failure, Sandbox};
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::Client;
@@ -234,6 +234,7 @@ fn network_of(pod: &Pod, netns: &Path) -> PodNetwork {
         namespace: pod.namespace().into(),
         netns: netns.to_owned(),
         host_ports,
+        wishes: Wishes::default(),
     }
 }
 

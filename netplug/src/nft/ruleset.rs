@@ -308,6 +308,7 @@ mod tests {
                     protocol: *protocol,
                 })
                 .collect(),
+            wishes: Default::default(),
             sequence: 1,
         }
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use berth_netplug::{Config, HostPort, Network, PodNetwork, Protocol};
+use berth_netplug::{Config, HostPort, Network, PodNetwork, Protocol, Wishes};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -218,6 +218,7 @@ pub fn pod(id: &str, ns: &Ns, ports: &[(Option<&str>, u16, u16, Protocol)]) -> P
         namespace: "default".into(),
         netns: ns.path(),
         host_ports: host_ports.collect(),
+        wishes: Wishes::default(),
     }
 }
 
