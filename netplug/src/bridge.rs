@@ -1,18 +1,19 @@
 //! The bridge on the host, and what else is asked of the host's links, through rtnetlink.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteHeader};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 
 use crate::config::{Config, Stats};
 use crate::error::{Error, Result};
 use crate::ipam::{LINK_PREFIX, mac};
+use crate::nft::ruleset::Net;
 
 /// MTU where no uplink tells one.
 const ETHERNET: u32 = 1500;
@@ -72,7 +73,29 @@ pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result
         let fail = |e| Error::netlink("set address of bridge", format!("{name} to {gateway}"), cause(e));
         request.execute().await.map_err(fail)?;
     }
+    lead_to_services(handle, config, index).await?;
     Ok(index)
+}
+
+/// A route to the Services' addresses: without one, a host that has no default route could send nothing to them. No
+/// packet takes it, for the nft table gives it another destination or refuses it.
+async fn lead_to_services(handle: &Handle, config: &Config, bridge: u32) -> Result<()> {
+    for net in config.service_nets() {
+        let message = match net {
+            Net::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(net.network(), net.prefix())
+                .output_interface(bridge)
+                .scope(RouteScope::Link)
+                .build(),
+            Net::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(net.network(), net.prefix())
+                .output_interface(bridge)
+                .build(),
+        };
+        let fail = |e| Error::netlink("set route to Services of", net.to_string(), cause(e));
+        handle.route().add(message).replace().execute().await.map_err(fail)?;
+    }
+    Ok(())
 }
 
 /// A link by name.

@@ -68,6 +68,11 @@ impl Ipv4Cidr {
     pub fn contains(self, address: Ipv4Addr) -> bool {
         self.offset(address).is_some()
     }
+
+    /// Whether the networks have addresses in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.network()) || other.contains(self.network())
+    }
 }
 
 impl fmt::Display for Ipv4Cidr {
@@ -123,6 +128,16 @@ impl Ipv6Cidr {
     /// The net mask.
     pub fn mask(self) -> Ipv6Addr {
         Ipv6Addr::from(self.mask_bits())
+    }
+
+    /// Whether `address` belongs to the network.
+    pub fn contains(self, address: Ipv6Addr) -> bool {
+        u128::from(address) & self.mask_bits() == self.network
+    }
+
+    /// Whether the networks have addresses in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.network()) || other.contains(self.network())
     }
 
     /// The address `offset` places after the network address, if it is inside.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cidr::{Ipv4Cidr, Ipv6Cidr};
 use crate::error::{Error, Result};
+use crate::nft::ruleset::Net;
 
 /// The longest name a link can have (IFNAMSIZ without the closing zero).
 pub(crate) const LINK_NAME_MAX: usize = 15;
@@ -43,6 +44,11 @@ pub struct Config {
     pub hairpin: bool,
     /// Whether the bridge takes every packet, whomever it is for.
     pub promiscuous: bool,
+    /// Range of the Services' addresses, if there are Services. What is sent to an address in it that leads nowhere is
+    /// refused, and the host itself reaches them even without a default route.
+    pub service_ipv4: Option<Ipv4Cidr>,
+    /// Range of the Services' IPv6 addresses.
+    pub service_ipv6: Option<Ipv6Cidr>,
 }
 
 impl Config {
@@ -62,6 +68,8 @@ impl Config {
             default_route: true,
             hairpin: true,
             promiscuous: false,
+            service_ipv4: None,
+            service_ipv6: None,
         }
     }
 
@@ -96,6 +104,11 @@ impl Config {
         Ok(())
     }
 
+    /// The ranges of the Services' addresses.
+    pub(crate) fn service_nets(&self) -> impl Iterator<Item = Net> {
+        [self.service_ipv4.map(Net::V4), self.service_ipv6.map(Net::V6)].into_iter().flatten()
+    }
+
     /// Checks what the types do not say.
     ///
     /// # Errors
@@ -123,6 +136,14 @@ impl Config {
             return refuse(format!("pod network {ipv6} is smaller than {}", self.ipv4));
         }
         self.check_addresses()?;
+        if let Some(net) = self.service_ipv4.filter(|net| net.overlaps(self.ipv4)) {
+            return refuse(format!("service network {net} overlaps pod network {}", self.ipv4));
+        }
+        if let (Some(net), Some(pods)) = (self.service_ipv6, self.ipv6)
+            && net.overlaps(pods)
+        {
+            return refuse(format!("service network {net} overlaps pod network {pods}"));
+        }
         match self.mtu {
             Some(mtu) if !(576..=65535).contains(&mtu) => {
                 refuse(format!("MTU {mtu} is not from 576 to 65535"))
@@ -186,6 +207,13 @@ pub struct HostPort {
     pub container_port: u16,
     /// The protocol of both.
     pub protocol: Protocol,
+}
+
+impl HostPort {
+    /// The one address that the port is bound to, if it is not every one.
+    pub(crate) fn bound_ip(&self) -> Option<IpAddr> {
+        self.host_ip.filter(|ip| !ip.is_unspecified())
+    }
 }
 
 /// A pod as the network sees it.
@@ -297,6 +325,8 @@ mod tests {
         assert!(
             refusal(|c| c.ipv6 = Some("fd00::/120".parse().unwrap())).contains("smaller than 10.85.0.0/16")
         );
+        let overlap = refusal(|c| c.service_ipv4 = Some("10.85.128.0/20".parse().unwrap()));
+        assert!(overlap.contains("service network 10.85.128.0/20 overlaps pod network 10.85.0.0/16"));
         assert!(refusal(|c| c.mtu = Some(100)).contains("MTU 100"));
         for gateway in ["10.86.0.1", "10.85.0.0", "10.85.255.255"] {
             let text = refusal(|c| c.gateway = Some(gateway.parse().unwrap()));

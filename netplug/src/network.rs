@@ -1,5 +1,7 @@
 //! The verbs of the pod network.
 
+mod services;
+
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,8 +19,10 @@ use crate::error::{Error, Result};
 use crate::ipam::{Claim, Guard, Lease, Shared};
 use crate::monitor::Monitor;
 use crate::nft::admission;
+use crate::nft::encode::Change;
 use crate::nft::ruleset::{elements, ruleset};
 use crate::nft::table::Table;
+use crate::service::{self, Service};
 use crate::sys::netlink::{self, Socket};
 use crate::sys::netns::{self, Traveller, on_thread};
 use crate::veth::{self, Plan};
@@ -58,6 +62,7 @@ struct Inner {
     bridge: AtomicU32,
     ipam: Shared,
     table: Mutex<Table>,
+    services: Mutex<Vec<Service>>,
     /// Some link was deleted.
     link_gone: Notify,
     /// Held while bridge or table are repaired.
@@ -248,6 +253,7 @@ impl Inner {
         };
         let inner = Self {
             ipam: if visiting { Shared::among_others(&config)? } else { Shared::alone(&config)? },
+            services: Mutex::new(service::load(&config.state_dir)?),
             config,
             visiting,
             mtu,
@@ -300,10 +306,15 @@ impl Inner {
         let new = elements(&self.config, &claim.lease);
         let mut gone = claim.before.as_ref().map(|old| elements(&self.config, old)).unwrap_or_default();
         gone.retain(|element| !new.contains(element));
+        let ways = conntrack::host_port_ways(&self.config, &claim.lease);
+        let mut old_ways =
+            claim.before.as_ref().map(|old| conntrack::host_port_ways(&self.config, old)).unwrap_or_default();
+        old_ways.retain(|way| !ways.contains(way));
         {
             let mut table = self.table();
+            let change = Change { gone, new, ..Change::default() };
             // A table that was deleted or changed by somebody refuses the change, and is made anew from all leases.
-            let changed = if table.exists()? { table.change(&gone, &new) } else { self.rebuild(&mut table) };
+            let changed = if table.exists()? { table.change(&change) } else { self.rebuild(&mut table) };
             if changed.is_err() {
                 self.rebuild(&mut table)?;
             }
@@ -312,7 +323,7 @@ impl Inner {
             }
         }
         self.enter_host(thread)?;
-        conntrack::forget(&gone, &new)
+        conntrack::forget(&old_ways, &ways)
     }
 
     fn plan(&self, lease: &Lease) -> Plan {
@@ -368,11 +379,11 @@ impl Inner {
         }
         {
             let mut table = self.table();
-            if table.change(&gone, &[]).is_err() {
+            if table.change(&Change { gone, ..Change::default() }).is_err() {
                 self.rebuild(&mut table)?;
             }
         }
-        conntrack::forget(&gone, &[])
+        conntrack::forget(&conntrack::host_port_ways(&self.config, lease), &[])
     }
 
     /// Waits for a link to vanish with its pod's namespace, but not for long.
@@ -391,10 +402,11 @@ impl Inner {
         }
     }
 
-    /// The table anew from all leases, which nobody changes meanwhile. Locking order: table before leases.
+    /// The table anew from all leases, which nobody changes meanwhile, and Services. Locking order: table before leases
+    /// and Services.
     fn rebuild(&self, table: &mut Table) -> Result<()> {
         let ipam = self.ipam()?;
-        table.rebuild(&ruleset(&self.config, ipam.leases()))
+        table.rebuild(&ruleset(&self.config, ipam.leases(), &self.services()))
     }
 
     async fn repair(self: &Arc<Self>, what: Repair) -> Result<()> {
@@ -460,8 +472,9 @@ impl Inner {
             .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
         let removed = self.table().remove();
         let dismissed = admission::dismiss(&mut self.table());
+        let forgotten = service::forget(&self.config.state_dir);
         let cleared = self.ipam()?.clear();
-        unlinked.and(removed).and(dismissed).and(cleared)
+        unlinked.and(removed).and(dismissed).and(forgotten).and(cleared)
     }
 
     /// Repairs what the monitor sees deleted, until the network is closed or dropped.
