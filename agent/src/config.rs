@@ -117,6 +117,8 @@ struct File {
     read_only_address: Option<String>,
     bridge: Option<String>,
     nft_table: Option<String>,
+    cni_conf_dir: Option<PathBuf>,
+    cni_bin_dir: Option<String>,
     insecure_registries: Option<Vec<String>>,
     registry_certs_dirs: Option<Vec<PathBuf>>,
     registry_auth_file: Option<PathBuf>,
@@ -332,6 +334,10 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Whether pods without a seccompProfile get the runtime's default one.
     pub seccomp_default: bool,
+    /// Folder of network configurations for pods, in place of Berth's own network.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Folders of CNI plugins.
+    pub cni_bin_dirs: Vec<PathBuf>,
     /// Longest back-off between restarts.
     pub max_restart_period: Duration,
     /// Other OCI runtimes, by the name that a pod's `runtimeClassName` has for them.
@@ -435,6 +441,8 @@ impl Config {
             pod_pids_limit: file.pod_pids_limit.filter(|n| *n > 0),
             max_pods: file.max_pods.unwrap_or(110),
             cluster_dns: file.cluster_dns.unwrap_or_default(),
+            cni_bin_dirs: check_cni(file.cni_conf_dir.is_some(), file.cni_bin_dir.as_deref())?,
+            cni_conf_dir: file.cni_conf_dir.map(absolute).transpose()?,
             cluster_domain: file.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             resolv_conf: file.resolv_conf.unwrap_or_else(|| "/etc/resolv.conf".into()),
             seccomp_default: file.seccomp_default.unwrap_or(true),
@@ -581,6 +589,17 @@ fn check_cgroup_parent(parent: &str) -> anyhow::Result<String> {
     Ok(if trimmed.is_empty() { String::new() } else { format!("/{trimmed}") })
 }
 
+/// The folders of `cniBinDir`, separated by commas as a kubelet's were.
+fn check_cni(on: bool, dirs: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
+    let Some(dirs) = dirs else {
+        return Ok(crate::cni::DEFAULT_BIN_DIRS.map(PathBuf::from).to_vec());
+    };
+    if !on {
+        bail!("cniBinDir: is without effect while cniConfDir is not set");
+    }
+    dirs.split(',').map(|dir| absolute(dir.trim().into())).collect()
+}
+
 fn check_interface(name: String) -> anyhow::Result<String> {
     if name.is_empty() || name.len() > 15 || name.contains(['/', ' ', ':']) {
         bail!("bridge {name:?}: an interface name has 1 to 15 characters and no '/', ':' or space");
@@ -706,6 +725,23 @@ mod tests {
             let error = runtime(path, word).unwrap_err();
             assert!(error.starts_with(said), "{error}");
         }
+    }
+
+    #[test]
+    fn folders_of_plugins_belong_to_one_of_networks() {
+        let dirs = |confs: Option<&str>, bins: Option<&str>| {
+            let file = File {
+                cni_conf_dir: confs.map(Into::into),
+                cni_bin_dir: bins.map(Into::into),
+                ..File::default()
+            };
+            merged(file).map(|c| (c.cni_conf_dir, c.cni_bin_dirs)).map_err(|e| e.to_string())
+        };
+        let default = vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")];
+        assert_eq!(dirs(None, None), Ok((None, default.clone())));
+        assert_eq!(dirs(Some("/n"), None), Ok((Some("/n".into()), default)));
+        assert_eq!(dirs(Some("/n"), Some("/a, /b")).unwrap().1, [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert!(dirs(None, Some("/a")).unwrap_err().starts_with("cniBinDir: is without effect"));
     }
 
     #[test]

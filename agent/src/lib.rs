@@ -10,6 +10,7 @@ pub mod api;
 pub mod apparmor;
 pub mod backend;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod configs;
 pub mod etcfiles;

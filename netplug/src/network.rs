@@ -4,6 +4,7 @@ mod services;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -122,6 +123,16 @@ impl Network {
         self.inner.table().exists().map(drop)
     }
 
+    /// Opens the network for an agent whose pods are connected by somebody else: neither bridge nor table is made, and
+    /// nothing is watched. Leases of pods that were connected here before can be detached.
+    ///
+    /// # Errors
+    /// As [`Network::open`].
+    pub async fn dormant(config: Config) -> Result<Self> {
+        let (inner, tasks) = Inner::open(config, false).await?;
+        Ok(Self { inner, _tasks: Arc::new(tasks) })
+    }
+
     /// A new network namespace for a pod, with nothing in it. It is gone when nobody is in it or holds the descriptor.
     /// One is kept ready, for making it takes the kernel as long as all the rest of an attach.
     ///
@@ -190,20 +201,22 @@ impl Network {
     /// # Errors
     /// The first of what was refused; the rest is done all the same.
     pub async fn gc(&self, live: &[String]) -> Result<Vec<String>> {
+        let outcome = self.detach_all_but(live).await;
+        let repaired = self.inner.repair(Repair::All).await.and(self.inner.sweep().await);
+        outcome.and_then(|leaked| repaired.map(|()| leaked))
+    }
+
+    /// Detaches every pod that is not in `live`; gives their ids.
+    ///
+    /// # Errors
+    /// The first of what was refused; the rest is done all the same.
+    pub async fn detach_all_but(&self, live: &[String]) -> Result<Vec<String>> {
         self.inner.check_open()?;
-        let leaked: Vec<String> = self
-            .inner
-            .ipam()?
-            .leases()
-            .map(|lease| lease.id.clone())
-            .filter(|id| !live.contains(id))
-            .collect();
+        let leaked: Vec<String> = self.ids()?.into_iter().filter(|id| !live.contains(id)).collect();
         let mut outcome = Ok(());
         for detached in join_all(leaked.iter().map(|id| self.detach(id))).await {
             outcome = outcome.and(detached);
         }
-        outcome = outcome.and(self.inner.repair(Repair::All).await);
-        outcome = outcome.and(self.inner.sweep().await);
         outcome.map(|()| leaked)
     }
 
@@ -225,6 +238,15 @@ impl Network {
     pub async fn stats(&self, host_if: &str) -> Result<Stats> {
         bridge::stats(&self.inner.handle, host_if).await
     }
+}
+
+/// Brings up `lo` of a namespace, for pods that somebody else connects.
+///
+/// # Errors
+/// The namespace has gone, or what the kernel refused.
+pub async fn bring_up_loopback(netns: &Path) -> Result<()> {
+    let namespace = netns::open(netns)?;
+    on_thread(move |thread| veth::bring_up_loopback(thread, &namespace)).await
 }
 
 /// How much to set right.

@@ -210,6 +210,17 @@ fn fill(inside: &mut Socket, plan: &Plan) -> Result<()> {
     batch.send(inside, &plan.pod)
 }
 
+/// Brings up `lo` in `namespace`.
+pub(crate) fn bring_up_loopback(thread: &Traveller, namespace: &OwnedFd) -> Result<()> {
+    let open = || {
+        thread.enter(namespace)?;
+        Socket::open(netlink::ROUTE)
+    };
+    let mut socket = open().map_err(|e| Error::netlink("open a netlink socket in", "a pod", e))?;
+    let message = RouteNetlinkMessage::NewLink(LinkUnspec::new_with_name("lo").up().build());
+    Batch::default().add("bring up lo of", message, 0).send(&mut socket, "a pod")
+}
+
 /// Puts existing links, given as host's name and pod, on the bridge again. Those that have gone are left out.
 pub(crate) fn reattach<'a>(
     outside: &mut Socket,

@@ -110,7 +110,16 @@ impl AgentNode {
         }
         self.id_ranges.collect_garbage(&|uid| known.contains(uid));
         let live: Vec<String> = known.iter().cloned().collect();
-        match self.network.gc(&live).await {
+        match self.cni.gc(&live).await {
+            Ok(freed) if !freed.is_empty() => tracing::info!(?freed, "disconnected pods that nobody owned"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error, "cannot disconnect pods that nobody owns"),
+        }
+        let freed = match self.cni.is_on() {
+            true => self.network.detach_all_but(&live).await,
+            false => self.network.gc(&live).await,
+        };
+        match freed {
             Ok(freed) if !freed.is_empty() => tracing::info!(?freed, "freed addresses that no pod owned"),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot look for addresses that no pod owns"),

@@ -42,6 +42,7 @@ use berth_reconciler::worker::Reconciler;
 use berth_runtime::cgroup::{Cgroups, Version};
 use k8s_openapi::api::core::v1;
 
+use crate::cni::Cni;
 use crate::config::Config;
 use crate::configs::Configs;
 use crate::events::Recorder;
@@ -67,6 +68,8 @@ pub struct Parts {
     pub images: Store,
     /// The pod network.
     pub network: Network,
+    /// The networks of other plugins, if those are to be used.
+    pub cni: Cni,
     /// Control groups.
     pub cgroups: Cgroups,
     /// ConfigMaps and Secrets.
@@ -91,6 +94,8 @@ pub struct AgentNode {
     pub images: Store,
     /// The pod network.
     pub network: Network,
+    /// The networks of other plugins, if those are to be used.
+    pub cni: Cni,
     /// Control groups.
     pub cgroups: Cgroups,
     /// ConfigMaps and Secrets.
@@ -138,6 +143,7 @@ impl AgentNode {
             facts: parts.facts,
             images: parts.images,
             network: parts.network,
+            cni: parts.cni,
             cgroups: parts.cgroups,
             configs: parts.configs,
             claims: parts.claims,

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::backend::AgentBackend;
+use crate::cni::Cni;
 use crate::config::{AgentArgs, Config};
 use crate::configs::Configs;
 use crate::events::{Recorder, Regarding};
@@ -191,7 +192,12 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
     network.bridge.clone_from(&config.bridge);
     network.ipv4 = config.pod_cidr.parse().with_context(|| format!("pod CIDR {:?}", config.pod_cidr))?;
     network.table.clone_from(&config.nft_table);
-    let network = Network::open(network).await.context("set up the pod network")?;
+    let cni = Cni::new(config.cni_conf_dir.clone(), config.cni_bin_dirs.clone(), &config.root);
+    let network = match cni.is_on() {
+        true => Network::dormant(network).await,
+        false => Network::open(network).await,
+    }
+    .context("set up the pod network")?;
     let counters = Arc::new(Counters::new(facts.started_at).context("register metrics")?);
     let events = Arc::new(Recorder::new(store.clone(), &config.node_name));
     let claims = Claims::new(&config.root, store.clone(), events.clone());
@@ -201,6 +207,7 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
         config: config.clone(),
         images,
         network,
+        cni,
         cgroups,
         configs: Configs::new(store.clone()),
         claims,
@@ -308,6 +315,9 @@ async fn clean_up(node: &Arc<AgentNode>, reconciler: &Arc<Reconciler<AgentNode>>
         let left: Vec<String> = reconciler.pods().iter().map(|v| v.pod.full_name()).collect();
         tracing::error!(pods = left.join(", "), "could not remove these pods in time");
         return;
+    }
+    if let Err(error) = node.cni.gc(&[]).await {
+        tracing::error!(error, "cannot disconnect all pods");
     }
     if let Err(error) = node.network.close_all().await {
         tracing::error!(%error, "cannot remove the pod network");

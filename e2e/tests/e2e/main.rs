@@ -3,6 +3,7 @@
 
 mod changes;
 mod claims;
+mod cni_node;
 mod cni_plugin;
 mod commands;
 mod config_objects;

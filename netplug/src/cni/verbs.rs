@@ -173,11 +173,8 @@ async fn gc(conf: &Conf) -> Result<(), Failure> {
         return Err(Failure::new(CONFIG, "GC needs cni.dev/valid-attachments"));
     };
     let network = Network::visit(conf.network.clone()).await?;
-    let mut outcome = Ok(());
-    for id in network.ids()?.iter().filter(|id| !valid.contains(id)) {
-        outcome = outcome.and(network.detach(id).await);
-    }
-    Ok(outcome?)
+    network.detach_all_but(valid).await?;
+    Ok(())
 }
 
 #[cfg(test)]

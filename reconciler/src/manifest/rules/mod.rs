@@ -10,6 +10,7 @@ pub(crate) mod env;
 pub(crate) mod ephemeral;
 pub(crate) mod meta;
 pub(crate) mod names;
+pub(crate) mod network;
 pub(crate) mod probe;
 pub(crate) mod resources;
 pub(crate) mod security;
