@@ -3,6 +3,8 @@
 //! The config file uses the field names of `KubeletConfiguration` where Kubernetes has one (a file of that kind is
 //! read as it is) and Berth's own names, documented in `docs/config.md`, for what a kubelet leaves to others.
 
+mod shutdown;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use berth_reconciler::memory_qos::MemoryQos;
 use berth_reconciler::quantity::Quantity;
+use berth_reconciler::shutdown::Turn;
 use berth_runtime::cgroup::Driver;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use serde::Deserialize;
@@ -99,6 +102,9 @@ struct File {
     single_process_oom_kill: Option<bool>,
     memory_swap: Option<MemorySwap>,
     fail_swap_on: Option<bool>,
+    shutdown_grace_period: Option<String>,
+    shutdown_grace_period_critical_pods: Option<String>,
+    shutdown_grace_period_by_pod_priority: Option<Vec<shutdown::TurnFile>>,
     feature_gates: Option<BTreeMap<String, bool>>,
     memory_throttling_factor: Option<f64>,
     memory_reservation_policy: Option<String>,
@@ -353,6 +359,8 @@ pub struct Config {
     pub swap: SwapBehavior,
     /// Which memory is kept and who is slowed down (cgroup v2 only); none: nobody.
     pub memory_qos: Option<MemoryQos>,
+    /// In which turns pods end with the machine, in ascending order of priority; empty: they are left to it.
+    pub shutdown: Vec<Turn>,
     /// Unsafe sysctls that pods may set: names, or prefixes with `*` at their end.
     pub unsafe_sysctls: Vec<String>,
     /// Folder of the seccomp profiles of type Localhost.
@@ -388,6 +396,7 @@ impl Config {
     fn merge(args: &AgentArgs, file: File) -> anyhow::Result<Self> {
         check_managers(&file)?;
         let (cfs, swap, memory_qos) = (Cfs::check(&file)?, check_swap(&file)?, check_memory_qos(&file)?);
+        let shutdown = shutdown::check(&file)?;
         let manifests = if args.manifests.is_empty() {
             file.manifests
                 .or(file.static_pod_path.map(|p| vec![p]))
@@ -455,6 +464,7 @@ impl Config {
             cfs,
             swap,
             memory_qos,
+            shutdown,
             single_process_oom_kill: file.single_process_oom_kill.unwrap_or(false),
             group_oom_kill_wanted: file.single_process_oom_kill == Some(false),
             unsafe_sysctls: check_sysctls(file.allowed_unsafe_sysctls.unwrap_or_default())?,

@@ -19,6 +19,7 @@ pub mod planner;
 pub mod pod;
 pub mod quantity;
 pub mod resources;
+pub mod shutdown;
 pub mod status;
 pub mod storage;
 pub mod worker;

@@ -147,7 +147,7 @@ fn clock_back_does_not_prolong_what_an_evicted_pod_has() {
     bench.probed(&actions[0], false);
     assert_eq!(bench.take(), ["Stop c-0"]);
     passes(&mut bench, 10);
-    bench.seen.evicted = Some(Eviction { message: "too much".into(), since: bench.now });
+    bench.seen.evicted = Some(Eviction::at_once("too much".into(), bench.now));
     is_set_to(&mut bench, HOUR + 10);
     is_set_to(&mut bench, 0);
     passes(&mut bench, 1);

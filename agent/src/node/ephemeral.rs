@@ -126,14 +126,19 @@ fn judge(node: &AgentNode, entry: &Arc<Entry>, usage: &Usage) {
     let pod = entry.pod();
     let Some(message) = storage::exceeded(pod.spec(), usage) else { return };
     tracing::warn!(pod = pod.full_name(), "evicting: {message}");
-    let eviction = Eviction { message: message.clone(), since: Timestamp::now() };
+    evict(node, entry, Eviction::at_once(message, Timestamp::now()), EVICTED);
+}
+
+/// Ends a pod for good, with an event of that reason.
+pub(super) fn evict(node: &AgentNode, entry: &Arc<Entry>, eviction: Eviction, event: &'static str) {
+    let pod = entry.pod();
     // On disk before it is believed: the next agent goes on with it.
     if let Err(error) = write_json(&entry.dir.join(RECORD), &eviction) {
-        tracing::error!(pod = pod.full_name(), %error, "cannot record that the pod is evicted");
+        tracing::error!(pod = pod.full_name(), %error, "cannot record why the pod is to end");
         return;
     }
+    node.note(&pod, true, event, eviction.message.clone(), None);
     entry.state().evicted = Some(eviction);
-    node.note(&pod, true, EVICTED, message, None);
     if let Some(reconciler) = node.reconciler.get() {
         reconciler.wake(pod.uid());
     }

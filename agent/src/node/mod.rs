@@ -21,6 +21,7 @@ mod probe;
 mod resize;
 mod sandbox;
 mod shims;
+mod shutdown;
 mod signal;
 mod start;
 mod tls;

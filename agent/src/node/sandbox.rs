@@ -349,6 +349,10 @@ pub(super) async fn stop(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failure
     let entry = node.entry(pod);
     clear(node, &entry).await?;
     let (folders, evicted) = (node.folders(pod.uid()), entry.is_evicted());
+    // What ends with the machine goes on with its data once that is up again.
+    if entry.ends_with_machine() {
+        return Ok(());
+    }
     let removed = blocking(move || {
         volumes::tear_down(&folders)?;
         let layers = &folders.rootfs;

@@ -155,14 +155,20 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    if config.cleanup_on_exit {
+    let with_machine = !config.cleanup_on_exit && !config.shutdown.is_empty() && machine_is_stopping().await;
+    if with_machine {
+        tracing::info!("ending with the machine; all pods end first");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::ExtendTimeoutUsec(node.shutdown_micros())]);
+    } else if config.cleanup_on_exit {
         tracing::info!("ending; removing all pods");
     } else {
         tracing::info!("ending; pods go on running");
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     following.abort();
-    if config.cleanup_on_exit {
+    if with_machine {
+        node.shut_down().await;
+    } else if config.cleanup_on_exit {
         clean_up(&node, &reconciler).await;
     }
     let _ = stop.send(true);
@@ -178,6 +184,19 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         let _ = std::fs::remove_dir(&config.run);
     }
     Ok(())
+}
+
+/// Whether the agent is told to end because the machine does.
+async fn machine_is_stopping() -> bool {
+    let asked = tokio::task::spawn_blocking(berth_runtime::cgroup::machine_is_stopping).await;
+    match asked {
+        Ok(Ok(stopping)) => stopping,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "cannot tell whether the machine is about to end; pods go on running");
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {

@@ -26,6 +26,7 @@ mod oci_runtime;
 mod pause;
 mod runtimes;
 mod scale;
+mod shutdown;
 mod smoke;
 mod streams;
 mod users;

@@ -75,8 +75,9 @@ impl Rules {
             let grace = i64::try_from(deletion.grace_seconds).unwrap() * 1000;
             (moment.deleted_at + grace, grace == 0)
         });
-        // An evicted pod has a second at most, whatever else its containers are stopped for.
-        let evicted = self.evicted_at.filter(|_| pod.is_none()).map(|at| at + pod_grace.min(1) * 1000);
+        // An evicted pod has no more than the node gives it, whatever else its containers are stopped for.
+        let evicted =
+            self.evicted_at.filter(|_| pod.is_none()).map(|at| at + pod_grace.min(self.evicted_grace) * 1000);
         let own = own.map(|(deadline, force)| (evicted.map_or(deadline, |at| deadline.min(at)), force));
         Ok(match (own, pod) {
             (Some(own), Some(pod)) => Some((own.0.min(pod.0), own.1 || pod.1)),
