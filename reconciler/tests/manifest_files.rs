@@ -148,7 +148,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
     (
         "  containers:\n  - name: c\n    image: i\n    resources: {limits: {cpu: 1, memory: 1GB}, requests: {cpu: 2}}\n",
         &[
-            "8: spec.containers[0].resources.limits[memory]: Invalid value: \"1GB\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            "8: spec.containers[0].resources.limits[memory]: Invalid value: \"1GB\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$' (did you mean 1Gi or 1G?)",
             "8: spec.containers[0].resources.requests[cpu]: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
         ],
     ),

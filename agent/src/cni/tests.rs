@@ -150,7 +150,9 @@ async fn what_no_plugin_takes_is_refused() {
     std::fs::remove_file(bench.dir.path().join("second")).unwrap();
     pod.wishes.egress = None;
     let error = bench.attach(&pod).await.unwrap_err();
-    assert!(error.starts_with("plugin type=\"second\" name=\"net\" cannot be called: there is no such program"));
+    assert!(
+        error.starts_with("plugin type=\"second\" name=\"net\" cannot be called: there is no such program")
+    );
     assert_eq!(bench.calls(), [""; 0]);
     assert!(!bench.cni.holds("uid"));
     let off = Cni::new(None, Vec::new(), bench.dir.path());
