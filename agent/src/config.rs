@@ -188,6 +188,14 @@ impl Cfs {
     }
 }
 
+/// Where manifests lie: flags win over Berth's own field, that over a kubelet's.
+fn manifest_folders(args: &AgentArgs, own: Option<Vec<PathBuf>>, kubelets: Option<PathBuf>) -> Vec<PathBuf> {
+    if !args.manifests.is_empty() {
+        return args.manifests.clone();
+    }
+    own.or(kubelets.map(|path| vec![path])).unwrap_or_else(|| vec!["/etc/berth/manifests".into()])
+}
+
 /// Refuses the policies that give containers whole cores or parts of the memory.
 fn check_managers(file: &File) -> anyhow::Result<()> {
     for (field, value) in [
@@ -397,13 +405,7 @@ impl Config {
         check_managers(&file)?;
         let (cfs, swap, memory_qos) = (Cfs::check(&file)?, check_swap(&file)?, check_memory_qos(&file)?);
         let shutdown = shutdown::check(&file)?;
-        let manifests = if args.manifests.is_empty() {
-            file.manifests
-                .or(file.static_pod_path.map(|p| vec![p]))
-                .unwrap_or_else(|| vec!["/etc/berth/manifests".into()])
-        } else {
-            args.manifests.clone()
-        };
+        let manifests = manifest_folders(args, file.manifests, file.static_pod_path);
         let run = absolute(args.run.clone().or(file.run).unwrap_or_else(|| "/run/berth".into()))?;
         let log_dir =
             absolute(args.log_dir.clone().or(file.pod_logs_dir).unwrap_or_else(|| "/var/log/pods".into()))?;
