@@ -57,6 +57,9 @@ pub struct AgentArgs {
     /// IPv4 range of the pods [default: 10.85.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub pod_cidr: Option<String>,
+    /// IPv4 range of the Services' addresses [default: 10.86.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Option<String>,
     /// nftables table (family inet) for masquerading and host ports [default: berth]
     #[arg(long, value_name = "NAME")]
     pub nft_table: Option<String>,
@@ -122,6 +125,8 @@ struct File {
     socket: Option<PathBuf>,
     read_only_address: Option<String>,
     bridge: Option<String>,
+    #[serde(rename = "serviceCIDR")]
+    service_cidr: Option<String>,
     nft_table: Option<String>,
     cni_conf_dir: Option<PathBuf>,
     cni_bin_dir: Option<String>,
@@ -324,6 +329,8 @@ pub struct Config {
     pub bridge: String,
     /// Pod CIDR, IPv4.
     pub pod_cidr: String,
+    /// Range of the Services' addresses, IPv4.
+    pub service_cidr: String,
     /// nft table.
     pub nft_table: String,
     /// Registries spoken to over plain http.
@@ -439,8 +446,9 @@ impl Config {
             node_ip: args.node_ip.or(file.node_ip),
             read_only: read_only_address(read_only.as_deref())?,
             bridge: check_interface(args.bridge.clone().or(file.bridge).unwrap_or_else(|| "berth0".into()))?,
-            pod_cidr: args.pod_cidr.clone().or(file.pod_cidr).unwrap_or_else(|| "10.85.0.0/16".into()),
-            nft_table: args.nft_table.clone().or(file.nft_table).unwrap_or_else(|| "berth".into()),
+            pod_cidr: given(args.pod_cidr.as_ref(), file.pod_cidr, "10.85.0.0/16"),
+            service_cidr: given(args.service_cidr.as_ref(), file.service_cidr, "10.86.0.0/16"),
+            nft_table: given(args.nft_table.as_ref(), file.nft_table, "berth"),
             insecure_registries: insecure,
             registry_certs_dirs: file.registry_certs_dirs.unwrap_or_else(default_certs_dirs),
             registry_auth_file: file.registry_auth_file.unwrap_or_else(|| DEFAULT_AUTH_FILE.into()),
@@ -610,6 +618,18 @@ fn check_cni(on: bool, dirs: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
         bail!("cniBinDir: is without effect while cniConfDir is not set");
     }
     dirs.split(',').map(|dir| absolute(dir.trim().into())).collect()
+}
+
+fn manifest_folders(args: &AgentArgs, file: Option<Vec<PathBuf>>, one: Option<PathBuf>) -> Vec<PathBuf> {
+    if !args.manifests.is_empty() {
+        return args.manifests.clone();
+    }
+    file.or(one.map(|folder| vec![folder])).unwrap_or_else(|| vec!["/etc/berth/manifests".into()])
+}
+
+/// What a flag says, else the file, else the default.
+fn given(flag: Option<&String>, file: Option<String>, default: &str) -> String {
+    flag.cloned().or(file).unwrap_or_else(|| default.to_owned())
 }
 
 fn check_interface(name: String) -> anyhow::Result<String> {

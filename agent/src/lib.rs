@@ -21,6 +21,7 @@ pub mod node;
 pub mod oci;
 pub mod oci_cli;
 pub mod serve;
+pub mod services;
 mod shared;
 mod shim_program;
 pub mod store;

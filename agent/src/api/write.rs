@@ -47,8 +47,11 @@ impl Target {
             | Kind::ConfigMap
             | Kind::Secret
             | Kind::PersistentVolume
-            | Kind::PersistentVolumeClaim => Ok(()),
-            Kind::Event | Kind::Node | Kind::Namespace => Err(ApiError::method_not_allowed()),
+            | Kind::PersistentVolumeClaim
+            | Kind::Service => Ok(()),
+            Kind::Endpoints | Kind::Event | Kind::Node | Kind::Namespace => {
+                Err(ApiError::method_not_allowed())
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The agent behind its API: what creating, changing and deleting objects does.
 
 pub mod objects;
+mod services;
 mod storage;
 
 use std::os::fd::OwnedFd;
@@ -281,6 +282,12 @@ impl Backend for AgentBackend {
         if matches!(kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
             return self.put_storage(kind, checked, dry_run).await;
         }
+        if let manifest::Object::Service(service) = checked {
+            return match kind {
+                Kind::Service => self.put_service(*service, create_only, dry_run).await,
+                _ => Err(ApiError::bad_request(format!("the object is a Service, not a {kind}"))),
+            };
+        }
         let mut object = match checked {
             manifest::Object::ConfigMap(o) => Object::ConfigMap(Arc::new(*o)),
             manifest::Object::Secret(o) => Object::Secret(Arc::new(*o)),
@@ -327,6 +334,9 @@ impl Backend for AgentBackend {
     async fn delete_config(&self, kind: Kind, namespace: &str, name: &str) -> Result<(), ApiError> {
         if matches!(kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
             return self.delete_storage(kind, namespace, name).await;
+        }
+        if kind == Kind::Service {
+            return self.delete_service(namespace, name).await;
         }
         let key: ObjectKey = (kind, namespace.to_owned(), name.to_owned());
         match self.node.configs.owner(&key) {

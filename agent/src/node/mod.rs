@@ -49,6 +49,7 @@ use crate::configs::Configs;
 use crate::events::Recorder;
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
+use crate::services::Services;
 use crate::store::{Kind, ObjectStore};
 use crate::volumes::claims::{Claims, Pods};
 
@@ -77,6 +78,8 @@ pub struct Parts {
     pub configs: Configs,
     /// PersistentVolumeClaims and PersistentVolumes.
     pub claims: Claims,
+    /// Services.
+    pub services: Services,
     /// Objects shown by the API.
     pub store: ObjectStore,
     /// Events.
@@ -103,6 +106,8 @@ pub struct AgentNode {
     pub configs: Configs,
     /// PersistentVolumeClaims and PersistentVolumes.
     pub claims: Claims,
+    /// Services.
+    pub services: Services,
     /// Objects shown by the API.
     pub store: ObjectStore,
     /// Events.
@@ -148,6 +153,7 @@ impl AgentNode {
             cgroups: parts.cgroups,
             configs: parts.configs,
             claims: parts.claims,
+            services: parts.services,
             store: parts.store,
             events: parts.events,
             counters: parts.counters,
@@ -348,11 +354,13 @@ impl Node for AgentNode {
         self.objects.save_pod(pod, deletion);
         let shown = crate::backend::shown_pod(pod, deletion, status);
         self.show(pod, shown);
+        self.services.pod_changed(pod, deletion.is_some(), status);
     }
 
     fn gone(&self, pod: &Arc<Pod>) {
         self.objects.remove_pod(pod);
         self.claims.pod_gone(pod);
+        self.services.pod_gone(pod.uid());
         // A pod that only waited for its name must not take the one that has it out of sight.
         let others = self.reconciler.get().map(|r| r.pods()).unwrap_or_default();
         if !others.iter().any(|v| v.pod.uid() != pod.uid() && v.pod.full_name() == pod.full_name()) {

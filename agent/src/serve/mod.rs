@@ -25,6 +25,7 @@ use crate::events::{Recorder, Regarding};
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
 use crate::node::{AgentNode, Parts};
+use crate::services::Services;
 use crate::store::{Kind, ObjectStore};
 use crate::volumes::claims::Claims;
 
@@ -211,6 +212,9 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
     network.bridge.clone_from(&config.bridge);
     network.ipv4 = config.pod_cidr.parse().with_context(|| format!("pod CIDR {:?}", config.pod_cidr))?;
     network.table.clone_from(&config.nft_table);
+    let range =
+        config.service_cidr.parse().with_context(|| format!("service CIDR {:?}", config.service_cidr))?;
+    network.service_ipv4 = Some(range);
     let cni = Cni::new(config.cni_conf_dir.clone(), config.cni_bin_dirs.clone(), &config.root);
     let network = match cni.is_on() {
         true => Network::dormant(network).await,
@@ -222,6 +226,9 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
     let claims = Claims::new(&config.root, store.clone(), events.clone());
     // Before anybody can ask for them.
     claims.load();
+    let services =
+        Services::new(&config.root, (!cni.is_on()).then_some(range), &config.node_name, store.clone());
+    services.load();
     Ok(Parts {
         config: config.clone(),
         images,
@@ -230,6 +237,7 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
         cgroups,
         configs: Configs::new(store.clone()),
         claims,
+        services,
         events,
         counters,
         facts,

@@ -26,6 +26,7 @@ mod oci_runtime;
 mod pause;
 mod runtimes;
 mod scale;
+mod services;
 mod shutdown;
 mod smoke;
 mod streams;

@@ -51,6 +51,7 @@ const DROPPED: &[(&str, &[&str])] = &[
     ("Pod", &["status"]),
     ("PersistentVolumeClaim", &["status"]),
     ("PersistentVolume", &["status"]),
+    ("Service", &["status"]),
     (
         "ObjectMeta",
         &[
@@ -151,6 +152,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "storageClassName", "volumeMode",
     ]),
     ("LocalVolumeSource", &["path"]),
+    ("Service", &["apiVersion", "kind", "metadata", "spec"]),
+    ("ServiceSpec", &[
+        "clusterIP", "clusterIPs", "externalTrafficPolicy", "internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy", "ports",
+        "publishNotReadyAddresses", "selector", "sessionAffinity", "sessionAffinityConfig", "trafficDistribution", "type",
+    ]),
+    ("ServicePort", &[ALL]),
+    ("SessionAffinityConfig", &[ALL]),
+    ("ClientIPConfig", &[ALL]),
     ("ObjectReference", &[ALL]),
     ("VolumeNodeAffinity", &["required"]),
     ("NodeSelector", &[ALL]),
@@ -270,6 +279,19 @@ const REFUSED: &[Refused] = &[
         "",
         "the volume type is not supported",
         Some("supported: hostPath, local"),
+    ),
+    refused("ServiceSpec", "externalName", "ExternalName Services are not supported", REMOVE),
+    refused(
+        "ServiceSpec",
+        "externalIPs",
+        "a Service has its own address and node ports only",
+        Some("use type NodePort, or `hostPort` in the pod"),
+    ),
+    refused(
+        "ServiceSpec",
+        "loadBalancerIP",
+        "a node without a cluster has no load balancer",
+        Some("use type NodePort, or `hostPort` in the pod"),
     ),
     refused(
         "VolumeProjection",

@@ -14,6 +14,7 @@ pub(crate) mod network;
 pub(crate) mod probe;
 pub(crate) mod resources;
 pub(crate) mod security;
+pub(crate) mod service;
 pub(crate) mod spec;
 pub(crate) mod sysctls;
 pub(crate) mod volume;
