@@ -620,13 +620,6 @@ fn check_cni(on: bool, dirs: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
     dirs.split(',').map(|dir| absolute(dir.trim().into())).collect()
 }
 
-fn manifest_folders(args: &AgentArgs, file: Option<Vec<PathBuf>>, one: Option<PathBuf>) -> Vec<PathBuf> {
-    if !args.manifests.is_empty() {
-        return args.manifests.clone();
-    }
-    file.or(one.map(|folder| vec![folder])).unwrap_or_else(|| vec!["/etc/berth/manifests".into()])
-}
-
 /// What a flag says, else the file, else the default.
 fn given(flag: Option<&String>, file: Option<String>, default: &str) -> String {
     flag.cloned().or(file).unwrap_or_else(|| default.to_owned())
