@@ -3,6 +3,8 @@
 //! The config file uses the field names of `KubeletConfiguration` where Kubernetes has one (a file of that kind is
 //! read as it is) and Berth's own names, documented in `docs/config.md`, for what a kubelet leaves to others.
 
+mod shutdown;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use berth_reconciler::memory_qos::MemoryQos;
 use berth_reconciler::quantity::Quantity;
+use berth_reconciler::shutdown::Turn;
 use berth_runtime::cgroup::Driver;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use serde::Deserialize;
@@ -54,6 +57,9 @@ pub struct AgentArgs {
     /// IPv4 range of the pods [default: 10.85.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub pod_cidr: Option<String>,
+    /// IPv4 range of the Services' addresses [default: 10.86.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Option<String>,
     /// nftables table (family inet) for masquerading and host ports [default: berth]
     #[arg(long, value_name = "NAME")]
     pub nft_table: Option<String>,
@@ -99,6 +105,9 @@ struct File {
     single_process_oom_kill: Option<bool>,
     memory_swap: Option<MemorySwap>,
     fail_swap_on: Option<bool>,
+    shutdown_grace_period: Option<String>,
+    shutdown_grace_period_critical_pods: Option<String>,
+    shutdown_grace_period_by_pod_priority: Option<Vec<shutdown::TurnFile>>,
     feature_gates: Option<BTreeMap<String, bool>>,
     memory_throttling_factor: Option<f64>,
     memory_reservation_policy: Option<String>,
@@ -116,7 +125,11 @@ struct File {
     socket: Option<PathBuf>,
     read_only_address: Option<String>,
     bridge: Option<String>,
+    #[serde(rename = "serviceCIDR")]
+    service_cidr: Option<String>,
     nft_table: Option<String>,
+    cni_conf_dir: Option<PathBuf>,
+    cni_bin_dir: Option<String>,
     insecure_registries: Option<Vec<String>>,
     registry_certs_dirs: Option<Vec<PathBuf>>,
     registry_auth_file: Option<PathBuf>,
@@ -178,6 +191,14 @@ impl Cfs {
         let period = u64::try_from(period.as_micros()).unwrap_or(u64::MAX);
         Ok(Self { quota: file.cpu_cfs_quota.unwrap_or(true), period })
     }
+}
+
+/// Where manifests lie: flags win over Berth's own field, that over a kubelet's.
+fn manifest_folders(args: &AgentArgs, own: Option<Vec<PathBuf>>, kubelets: Option<PathBuf>) -> Vec<PathBuf> {
+    if !args.manifests.is_empty() {
+        return args.manifests.clone();
+    }
+    own.or(kubelets.map(|path| vec![path])).unwrap_or_else(|| vec!["/etc/berth/manifests".into()])
 }
 
 /// Refuses the policies that give containers whole cores or parts of the memory.
@@ -308,6 +329,8 @@ pub struct Config {
     pub bridge: String,
     /// Pod CIDR, IPv4.
     pub pod_cidr: String,
+    /// Range of the Services' addresses, IPv4.
+    pub service_cidr: String,
     /// nft table.
     pub nft_table: String,
     /// Registries spoken to over plain http.
@@ -332,6 +355,10 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Whether pods without a seccompProfile get the runtime's default one.
     pub seccomp_default: bool,
+    /// Folder of network configurations for pods, in place of Berth's own network.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Folders of CNI plugins.
+    pub cni_bin_dirs: Vec<PathBuf>,
     /// Longest back-off between restarts.
     pub max_restart_period: Duration,
     /// Other OCI runtimes, by the name that a pod's `runtimeClassName` has for them.
@@ -347,6 +374,8 @@ pub struct Config {
     pub swap: SwapBehavior,
     /// Which memory is kept and who is slowed down (cgroup v2 only); none: nobody.
     pub memory_qos: Option<MemoryQos>,
+    /// In which turns pods end with the machine, in ascending order of priority; empty: they are left to it.
+    pub shutdown: Vec<Turn>,
     /// Unsafe sysctls that pods may set: names, or prefixes with `*` at their end.
     pub unsafe_sysctls: Vec<String>,
     /// Folder of the seccomp profiles of type Localhost.
@@ -382,13 +411,8 @@ impl Config {
     fn merge(args: &AgentArgs, file: File) -> anyhow::Result<Self> {
         check_managers(&file)?;
         let (cfs, swap, memory_qos) = (Cfs::check(&file)?, check_swap(&file)?, check_memory_qos(&file)?);
-        let manifests = if args.manifests.is_empty() {
-            file.manifests
-                .or(file.static_pod_path.map(|p| vec![p]))
-                .unwrap_or_else(|| vec!["/etc/berth/manifests".into()])
-        } else {
-            args.manifests.clone()
-        };
+        let shutdown = shutdown::check(&file)?;
+        let manifests = manifest_folders(args, file.manifests, file.static_pod_path);
         let run = absolute(args.run.clone().or(file.run).unwrap_or_else(|| "/run/berth".into()))?;
         let log_dir =
             absolute(args.log_dir.clone().or(file.pod_logs_dir).unwrap_or_else(|| "/var/log/pods".into()))?;
@@ -422,8 +446,9 @@ impl Config {
             node_ip: args.node_ip.or(file.node_ip),
             read_only: read_only_address(read_only.as_deref())?,
             bridge: check_interface(args.bridge.clone().or(file.bridge).unwrap_or_else(|| "berth0".into()))?,
-            pod_cidr: args.pod_cidr.clone().or(file.pod_cidr).unwrap_or_else(|| "10.85.0.0/16".into()),
-            nft_table: args.nft_table.clone().or(file.nft_table).unwrap_or_else(|| "berth".into()),
+            pod_cidr: given(args.pod_cidr.as_ref(), file.pod_cidr, "10.85.0.0/16"),
+            service_cidr: given(args.service_cidr.as_ref(), file.service_cidr, "10.86.0.0/16"),
+            nft_table: given(args.nft_table.as_ref(), file.nft_table, "berth"),
             insecure_registries: insecure,
             registry_certs_dirs: file.registry_certs_dirs.unwrap_or_else(default_certs_dirs),
             registry_auth_file: file.registry_auth_file.unwrap_or_else(|| DEFAULT_AUTH_FILE.into()),
@@ -435,6 +460,8 @@ impl Config {
             pod_pids_limit: file.pod_pids_limit.filter(|n| *n > 0),
             max_pods: file.max_pods.unwrap_or(110),
             cluster_dns: file.cluster_dns.unwrap_or_default(),
+            cni_bin_dirs: check_cni(file.cni_conf_dir.is_some(), file.cni_bin_dir.as_deref())?,
+            cni_conf_dir: file.cni_conf_dir.map(absolute).transpose()?,
             cluster_domain: file.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             resolv_conf: file.resolv_conf.unwrap_or_else(|| "/etc/resolv.conf".into()),
             seccomp_default: file.seccomp_default.unwrap_or(true),
@@ -447,6 +474,7 @@ impl Config {
             cfs,
             swap,
             memory_qos,
+            shutdown,
             single_process_oom_kill: file.single_process_oom_kill.unwrap_or(false),
             group_oom_kill_wanted: file.single_process_oom_kill == Some(false),
             unsafe_sysctls: check_sysctls(file.allowed_unsafe_sysctls.unwrap_or_default())?,
@@ -581,6 +609,22 @@ fn check_cgroup_parent(parent: &str) -> anyhow::Result<String> {
     Ok(if trimmed.is_empty() { String::new() } else { format!("/{trimmed}") })
 }
 
+/// The folders of `cniBinDir`, separated by commas as a kubelet's were.
+fn check_cni(on: bool, dirs: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
+    let Some(dirs) = dirs else {
+        return Ok(crate::cni::DEFAULT_BIN_DIRS.map(PathBuf::from).to_vec());
+    };
+    if !on {
+        bail!("cniBinDir: is without effect while cniConfDir is not set");
+    }
+    dirs.split(',').map(|dir| absolute(dir.trim().into())).collect()
+}
+
+/// What a flag says, else the file, else the default.
+fn given(flag: Option<&String>, file: Option<String>, default: &str) -> String {
+    flag.cloned().or(file).unwrap_or_else(|| default.to_owned())
+}
+
 fn check_interface(name: String) -> anyhow::Result<String> {
     if name.is_empty() || name.len() > 15 || name.contains(['/', ' ', ':']) {
         bail!("bridge {name:?}: an interface name has 1 to 15 characters and no '/', ':' or space");
@@ -706,6 +750,23 @@ mod tests {
             let error = runtime(path, word).unwrap_err();
             assert!(error.starts_with(said), "{error}");
         }
+    }
+
+    #[test]
+    fn folders_of_plugins_belong_to_one_of_networks() {
+        let dirs = |confs: Option<&str>, bins: Option<&str>| {
+            let file = File {
+                cni_conf_dir: confs.map(Into::into),
+                cni_bin_dir: bins.map(Into::into),
+                ..File::default()
+            };
+            merged(file).map(|c| (c.cni_conf_dir, c.cni_bin_dirs)).map_err(|e| e.to_string())
+        };
+        let default = vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")];
+        assert_eq!(dirs(None, None), Ok((None, default.clone())));
+        assert_eq!(dirs(Some("/n"), None), Ok((Some("/n".into()), default)));
+        assert_eq!(dirs(Some("/n"), Some("/a, /b")).unwrap().1, [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert!(dirs(None, Some("/a")).unwrap_err().starts_with("cniBinDir: is without effect"));
     }
 
     #[test]

@@ -1,14 +1,19 @@
-//! `berth`: one binary for the agent, with the shim of each pod in it, the command line, and as `berth-oci` an OCI runtime.
+//! `berth`: one binary for the agent, with the shim of each pod in it, the command line, as `berth-oci` an OCI runtime,
+//! and as `berth-cni` a CNI plugin.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
-    let oci = args.next().is_some_and(|name| Path::new(&name).file_name().is_some_and(|n| n == "berth-oci"));
+    let called = args.next().unwrap_or_default();
+    let name = Path::new(&called).file_name().unwrap_or_default();
     let mut args = args.peekable();
-    if oci {
+    if name == "berth-oci" {
         return berth::oci_cli::main(args);
+    }
+    if name == "berth-cni" {
+        return berth_netplug::cni::main();
     }
     if args.peek().is_some_and(|word| word == "oci-runtime") {
         return berth::oci_cli::main(args.skip(1));

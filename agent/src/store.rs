@@ -35,12 +35,17 @@ pub enum Kind {
     PersistentVolume,
     /// `v1 PersistentVolumeClaim`.
     PersistentVolumeClaim,
+    /// `v1 Service`.
+    Service,
+    /// `v1 Endpoints`.
+    Endpoints,
 }
 
 impl Kind {
     /// Every kind, in the order of discovery.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 10] = [
         Kind::ConfigMap,
+        Kind::Endpoints,
         Kind::Event,
         Kind::Namespace,
         Kind::Node,
@@ -48,6 +53,7 @@ impl Kind {
         Kind::PersistentVolume,
         Kind::Pod,
         Kind::Secret,
+        Kind::Service,
     ];
 
     /// The `kind` field.
@@ -61,6 +67,8 @@ impl Kind {
             Kind::Namespace => "Namespace",
             Kind::PersistentVolume => "PersistentVolume",
             Kind::PersistentVolumeClaim => "PersistentVolumeClaim",
+            Kind::Service => "Service",
+            Kind::Endpoints => "Endpoints",
         }
     }
 
@@ -75,6 +83,8 @@ impl Kind {
             Kind::Namespace => "namespaces",
             Kind::PersistentVolume => "persistentvolumes",
             Kind::PersistentVolumeClaim => "persistentvolumeclaims",
+            Kind::Service => "services",
+            Kind::Endpoints => "endpoints",
         }
     }
 
@@ -89,6 +99,8 @@ impl Kind {
             Kind::Namespace => &["ns"],
             Kind::PersistentVolume => &["pv"],
             Kind::PersistentVolumeClaim => &["pvc"],
+            Kind::Service => &["svc"],
+            Kind::Endpoints => &["ep"],
         }
     }
 

@@ -140,6 +140,32 @@ fn parts_of_a_pod_have_paths_of_their_own() {
 }
 
 #[test]
+fn conditions_of_others_are_set_in_the_status() {
+    let server = Server::start();
+    server.put_pod("web", running("web"));
+    server.block_on(async {
+        let path = format!("{PODS}/web/status");
+        let head = [("content-type", "application/strategic-merge-patch+json")];
+        let gate = json!({"type": "example.org/gate", "status": "True"});
+        let patch = |status: Value| json!({ "status": status }).to_string();
+        let (code, text_) = text(&server, "PATCH", &path, &head, patch(json!({"conditions": [gate]}))).await;
+        assert_eq!(code, 200, "{text_}");
+        let conditions = get(&server, &path).await["status"]["conditions"].clone();
+        let types: Vec<_> = conditions.as_array().unwrap().iter().map(|c| c["type"].clone()).collect();
+        assert_eq!(types, ["Ready", "example.org/gate"]);
+        let (code, text_) = text(&server, "PATCH", &path, &head, patch(json!({"phase": "Failed"}))).await;
+        assert_eq!(code, 422);
+        let refused: Value = serde_json::from_str(&text_).unwrap();
+        assert_eq!(refused["details"]["causes"][0]["field"], "status.phase");
+        // A pod that comes as a whole changes nothing of its status.
+        let mut pod = get(&server, &path).await;
+        pod["status"]["phase"] = json!("Failed");
+        assert_eq!(call(&server, "PUT", &format!("{PODS}/web"), pod).await.0, 200);
+        assert_eq!(get(&server, &path).await["status"]["phase"], "Running");
+    });
+}
+
+#[test]
 fn bad_requests_get_a_status() {
     let server = Server::start();
     server.put_pod("web", running("web"));

@@ -42,6 +42,7 @@ pub mod leftovers;
 pub mod machine;
 pub mod manifest;
 pub mod node;
+pub mod pid1;
 pub mod pods;
 pub mod poll;
 pub mod registry;

@@ -61,6 +61,7 @@ pub struct Node {
     run: TempDir,
     cgroup_parent: String,
     extra: Vec<String>,
+    environment: Vec<(String, String)>,
     /// The running agent: `nsenter` that started it, and its PID on the machine.
     agent: Option<(Child, i32)>,
     mounts: Vec<String>,
@@ -107,7 +108,17 @@ impl Node {
         let machine = Arc::new(Machine::new()?);
         let mounts = machine.mounts()?;
         let extra = flags.iter().map(ToString::to_string).collect();
-        let node = Self { machine, dir, run, cgroup_parent, extra, agent: None, mounts, checked: true };
+        let node = Self {
+            machine,
+            dir,
+            run,
+            cgroup_parent,
+            extra,
+            environment: Vec::new(),
+            agent: None,
+            mounts,
+            checked: true,
+        };
         let tar = tools::demo_rootfs()?;
         node.berth(&["image", "import", &tar.to_string_lossy(), manifest::IMAGE])?.ok()?;
         Ok(node)
@@ -173,12 +184,18 @@ impl Node {
         command
     }
 
+    /// Sets a variable of the environment of agents that are started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.push((name.into(), value.into()));
+    }
+
     /// Starts the agent and returns when it answers.
     pub fn start_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
         let log = std::fs::File::options().create(true).append(true).open(self.path("agent.log"))?;
         let mut command = self.agent_command();
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.spawn().context("start the agent")?;
         let what = "the agent answers";
         let found = poll::until(what, Duration::from_secs(30), || {

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use berth_netplug::{Config, HostPort, Network, PodNetwork, Protocol};
+use berth_netplug::{Config, HostPort, Network, PodNetwork, Protocol, Wishes};
 use futures::future::join_all;
 use nix::sched::{CloneFlags, unshare};
 
@@ -36,6 +36,7 @@ fn pod(id: String, netns: &OwnedFd, host_port: Option<u16>) -> PodNetwork {
         namespace: "default".into(),
         netns: format!("/proc/self/fd/{}", netns.as_raw_fd()).into(),
         host_ports: host_ports.into_iter().collect(),
+        wishes: Wishes::default(),
     }
 }
 

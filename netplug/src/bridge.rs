@@ -1,18 +1,19 @@
 //! The bridge on the host, and what else is asked of the host's links, through rtnetlink.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteHeader};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 
 use crate::config::{Config, Stats};
 use crate::error::{Error, Result};
 use crate::ipam::{LINK_PREFIX, mac};
+use crate::nft::ruleset::Net;
 
 /// MTU where no uplink tells one.
 const ETHERNET: u32 = 1500;
@@ -26,15 +27,16 @@ fn cause(error: rtnetlink::Error) -> io::Error {
 
 /// The gateway addresses of the pods, with prefix lengths.
 pub(crate) fn gateways(config: &Config) -> Vec<(IpAddr, u8)> {
-    let v4 = config.ipv4.nth(1).map(|ip| (IpAddr::V4(ip), config.ipv4.prefix()));
-    let v6 = config.ipv6.and_then(|net| net.nth(1).map(|ip| (IpAddr::V6(ip), net.prefix())));
-    [v4, v6].into_iter().flatten().collect()
+    let v4 = config.gateway();
+    let place = config.ipv4.offset(v4).unwrap_or(1);
+    let v6 = config.ipv6.and_then(|net| net.nth(place).map(|ip| (IpAddr::V6(ip), net.prefix())));
+    [Some((IpAddr::V4(v4), config.ipv4.prefix())), v6].into_iter().flatten().collect()
 }
 
 /// Makes the bridge or repairs it. Returns its index.
 pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result<u32> {
     let name = config.bridge.as_str();
-    let address = mac(config.ipv4.nth(1).unwrap_or(Ipv4Addr::UNSPECIFIED)).to_vec();
+    let address = mac(config.gateway()).to_vec();
     if get(handle, name).await?.is_none() {
         // A fixed hardware address: without it the bridge takes the lowest of its ports', and pods lose their gateway
         // for as long as they remember the old one.
@@ -52,7 +54,11 @@ pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result
     }
     let index = link.header.index;
     // Setting the MTU, even to what it is, keeps the bridge from following its ports'.
-    let message = LinkUnspec::new_with_index(index).address(address).mtu(mtu).up().build();
+    let mut message = LinkUnspec::new_with_index(index).address(address).mtu(mtu).up();
+    if config.promiscuous {
+        message = message.promiscuous(true);
+    }
+    let message = message.build();
     handle
         .link()
         .set(message)
@@ -67,7 +73,29 @@ pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result
         let fail = |e| Error::netlink("set address of bridge", format!("{name} to {gateway}"), cause(e));
         request.execute().await.map_err(fail)?;
     }
+    lead_to_services(handle, config, index).await?;
     Ok(index)
+}
+
+/// A route to the Services' addresses: without one, a host that has no default route could send nothing to them. No
+/// packet takes it, for the nft table gives it another destination or refuses it.
+async fn lead_to_services(handle: &Handle, config: &Config, bridge: u32) -> Result<()> {
+    for net in config.service_nets() {
+        let message = match net {
+            Net::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(net.network(), net.prefix())
+                .output_interface(bridge)
+                .scope(RouteScope::Link)
+                .build(),
+            Net::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(net.network(), net.prefix())
+                .output_interface(bridge)
+                .build(),
+        };
+        let fail = |e| Error::netlink("set route to Services of", net.to_string(), cause(e));
+        handle.route().add(message).replace().execute().await.map_err(fail)?;
+    }
+    Ok(())
 }
 
 /// A link by name.

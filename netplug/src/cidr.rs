@@ -68,6 +68,11 @@ impl Ipv4Cidr {
     pub fn contains(self, address: Ipv4Addr) -> bool {
         self.offset(address).is_some()
     }
+
+    /// Whether the networks have addresses in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.network()) || other.contains(self.network())
+    }
 }
 
 impl fmt::Display for Ipv4Cidr {
@@ -125,10 +130,27 @@ impl Ipv6Cidr {
         Ipv6Addr::from(self.mask_bits())
     }
 
+    /// Whether `address` belongs to the network.
+    pub fn contains(self, address: Ipv6Addr) -> bool {
+        u128::from(address) & self.mask_bits() == self.network
+    }
+
+    /// Whether the networks have addresses in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.network()) || other.contains(self.network())
+    }
+
     /// The address `offset` places after the network address, if it is inside.
     pub fn nth(self, offset: u32) -> Option<Ipv6Addr> {
         let address = self.network.checked_add(u128::from(offset))?;
         (address & self.mask_bits() == self.network).then(|| Ipv6Addr::from(address))
+    }
+
+    /// How far `address` is from the network address, if it is inside and not farther than IPv4 addresses can be.
+    pub fn offset(self, address: Ipv6Addr) -> Option<u32> {
+        let address = u128::from(address);
+        let inside = address & self.mask_bits() == self.network;
+        inside.then(|| u32::try_from(address - self.network).ok()).flatten()
     }
 }
 

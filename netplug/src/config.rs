@@ -1,7 +1,7 @@
 //! What the caller says and what it gets back.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cidr::{Ipv4Cidr, Ipv6Cidr};
 use crate::error::{Error, Result};
+use crate::nft::ruleset::Net;
 
 /// The longest name a link can have (IFNAMSIZ without the closing zero).
 pub(crate) const LINK_NAME_MAX: usize = 15;
@@ -18,8 +19,13 @@ pub(crate) const LINK_NAME_MAX: usize = 15;
 pub struct Config {
     /// Name of the bridge, at most 15 characters.
     pub bridge: String,
-    /// Range of pod addresses. The first one belongs to the bridge and is the pods' gateway.
+    /// Range of pod addresses. One belongs to the bridge and is the pods' gateway.
     pub ipv4: Ipv4Cidr,
+    /// The bridge's address; by default the first of the range.
+    pub gateway: Option<Ipv4Addr>,
+    /// First and last of the addresses that pods get which ask for none; by default all of `ipv4`. What is left of `ipv4`
+    /// can be asked for.
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Range of IPv6 pod addresses, if pods are to have them. A pod's place in it is that of its IPv4 address.
     pub ipv6: Option<Ipv6Cidr>,
     /// MTU of bridge and pod interfaces in bytes; by default that of the link with the default route, or 1500.
@@ -32,6 +38,17 @@ pub struct Config {
     pub masquerade: bool,
     /// How long a released address is not given out again.
     pub quarantine: Duration,
+    /// Whether a pod gets its default routes here.
+    pub default_route: bool,
+    /// Whether the bridge sends a packet back by the port it came from, which a pod that uses its own host port needs.
+    pub hairpin: bool,
+    /// Whether the bridge takes every packet, whomever it is for.
+    pub promiscuous: bool,
+    /// Range of the Services' addresses, if there are Services. What is sent to an address in it that leads nowhere is
+    /// refused, and the host itself reaches them even without a default route.
+    pub service_ipv4: Option<Ipv4Cidr>,
+    /// Range of the Services' IPv6 addresses.
+    pub service_ipv6: Option<Ipv6Cidr>,
 }
 
 impl Config {
@@ -40,13 +57,56 @@ impl Config {
         Self {
             bridge: "berth0".into(),
             ipv4: Ipv4Cidr::new([10, 85, 0, 0].into(), 16).expect("16 is a prefix length"),
+            gateway: None,
+            range: None,
             ipv6: None,
             mtu: None,
             table: "berth".into(),
             state_dir: state_dir.into(),
             masquerade: true,
             quarantine: Duration::from_secs(30),
+            default_route: true,
+            hairpin: true,
+            promiscuous: false,
+            service_ipv4: None,
+            service_ipv6: None,
         }
+    }
+
+    /// The bridge's address: the one that was given, or the first.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        self.gateway.or_else(|| self.ipv4.nth(1)).unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Whether an address of the range can be somebody's: neither the network's own nor that of broadcasts.
+    fn is_host(&self, address: Ipv4Addr) -> bool {
+        let offset = self.ipv4.offset(address);
+        offset.is_some_and(|offset| offset >= 1 && u64::from(offset) + 1 < self.ipv4.size())
+    }
+
+    /// Whether a pod may have this address.
+    pub(crate) fn is_for_pods(&self, address: Ipv4Addr) -> bool {
+        self.is_host(address) && address != self.gateway()
+    }
+
+    fn check_addresses(&self) -> Result<()> {
+        let refuse = |text: String| Err(Error::InvalidConfig(text));
+        if let Some(gateway) = self.gateway.filter(|gateway| !self.is_host(*gateway)) {
+            return refuse(format!("gateway {gateway} is no address for a host of {}", self.ipv4));
+        }
+        let Some((first, last)) = self.range else { return Ok(()) };
+        if !self.is_host(first) || !self.is_host(last) || first > last {
+            return refuse(format!("{first} to {last} is no range of addresses for hosts of {}", self.ipv4));
+        }
+        if first == last && first == self.gateway() {
+            return refuse(format!("the range of {} has no address but the gateway's", self.ipv4));
+        }
+        Ok(())
+    }
+
+    /// The ranges of the Services' addresses.
+    pub(crate) fn service_nets(&self) -> impl Iterator<Item = Net> {
+        [self.service_ipv4.map(Net::V4), self.service_ipv6.map(Net::V6)].into_iter().flatten()
     }
 
     /// Checks what the types do not say.
@@ -75,6 +135,15 @@ impl Config {
         if let Some(ipv6) = self.ipv6.filter(|ipv6| ipv6.prefix() > widest) {
             return refuse(format!("pod network {ipv6} is smaller than {}", self.ipv4));
         }
+        self.check_addresses()?;
+        if let Some(net) = self.service_ipv4.filter(|net| net.overlaps(self.ipv4)) {
+            return refuse(format!("service network {net} overlaps pod network {}", self.ipv4));
+        }
+        if let (Some(net), Some(pods)) = (self.service_ipv6, self.ipv6)
+            && net.overlaps(pods)
+        {
+            return refuse(format!("service network {net} overlaps pod network {pods}"));
+        }
         match self.mtu {
             Some(mtu) if !(576..=65535).contains(&mtu) => {
                 refuse(format!("MTU {mtu} is not from 576 to 65535"))
@@ -84,7 +153,8 @@ impl Config {
     }
 }
 
-fn link_name_ok(name: &str) -> bool {
+/// Whether a link can have this name.
+pub(crate) fn link_name_ok(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= LINK_NAME_MAX
         && name != "."
@@ -139,10 +209,17 @@ pub struct HostPort {
     pub protocol: Protocol,
 }
 
+impl HostPort {
+    /// The one address that the port is bound to, if it is not every one.
+    pub(crate) fn bound_ip(&self) -> Option<IpAddr> {
+        self.host_ip.filter(|ip| !ip.is_unspecified())
+    }
+}
+
 /// A pod as the network sees it.
 #[derive(Clone, Debug)]
 pub struct PodNetwork {
-    /// What identifies the pod (its uid); the key of its lease. Letters, digits, `-`, `_` and `.` only.
+    /// What identifies the pod (its uid); the key of its lease. Letters, digits, `-`, `_`, `.` and `:` only.
     pub id: String,
     /// Name, for the interface's name and alias and for error messages.
     pub name: String,
@@ -152,20 +229,53 @@ pub struct PodNetwork {
     pub netns: PathBuf,
     /// Ports of the host that lead into the pod.
     pub host_ports: Vec<HostPort>,
+    /// What else it wants.
+    pub wishes: Wishes,
 }
 
-/// What a pod has got. The interface inside is always `eth0`.
+/// What a pod may ask for beside what every pod gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Wishes {
+    /// Name of the interface inside; by default `eth0`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// The addresses to have: at most one per family, both at the same place in their ranges.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ips: Vec<IpAddr>,
+    /// The hardware address to have; by default it is made from the IPv4 address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<[u8; 6]>,
+    /// How much may be sent to the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Rate>,
+    /// How much the pod may send.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Rate>,
+}
+
+/// A limit on traffic in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Bits per second in the long run, at least 8.
+    pub bits_per_second: u64,
+    /// Bytes that may pass at once after a pause; by default what passes in a tenth of a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_bytes: Option<u32>,
+}
+
+/// What a pod has got.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// The pod's addresses, IPv4 first.
     pub ips: Vec<IpAddr>,
-    /// Hardware address of `eth0`, as `0a:58:0a:55:00:02`.
+    /// Hardware address of the interface inside, as `0a:58:0a:55:00:02`.
     pub mac: String,
     /// Name of the link on the host's side.
     pub host_if: String,
     /// The IPv4 gateway.
     pub gateway: IpAddr,
-    /// MTU of `eth0` in bytes.
+    /// MTU of the interface inside, in bytes.
     pub mtu: u32,
 }
 
@@ -215,6 +325,21 @@ mod tests {
         assert!(
             refusal(|c| c.ipv6 = Some("fd00::/120".parse().unwrap())).contains("smaller than 10.85.0.0/16")
         );
+        let overlap = refusal(|c| c.service_ipv4 = Some("10.85.128.0/20".parse().unwrap()));
+        assert!(overlap.contains("service network 10.85.128.0/20 overlaps pod network 10.85.0.0/16"));
         assert!(refusal(|c| c.mtu = Some(100)).contains("MTU 100"));
+        for gateway in ["10.86.0.1", "10.85.0.0", "10.85.255.255"] {
+            let text = refusal(|c| c.gateway = Some(gateway.parse().unwrap()));
+            assert!(text.contains(&format!("gateway {gateway} is no address")), "{text}");
+        }
+        let range = |first: &str, last: &str| Some((first.parse().unwrap(), last.parse().unwrap()));
+        for (first, last) in
+            [("10.85.0.9", "10.85.0.2"), ("10.85.0.0", "10.85.0.9"), ("10.85.0.2", "10.86.0.2")]
+        {
+            assert!(refusal(|c| c.range = range(first, last)).contains("is no range of addresses"));
+        }
+        assert!(
+            refusal(|c| c.range = range("10.85.0.1", "10.85.0.1")).contains("no address but the gateway's")
+        );
     }
 }

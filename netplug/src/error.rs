@@ -27,6 +27,14 @@ pub enum Error {
         /// Addresses released so recently that they are not given out again yet.
         quarantined: usize,
     },
+    /// The pod asks for an address that it cannot have.
+    #[error("address {address} cannot be had: {reason}")]
+    AddressRefused {
+        /// The address.
+        address: std::net::IpAddr,
+        /// Why not: who has it, or what is wrong with it.
+        reason: String,
+    },
     /// Another pod holds a host port that this one asks for.
     #[error("host port {port}/{protocol}{} is already used by pod {holder}", at(.host_ip))]
     HostPortConflict {

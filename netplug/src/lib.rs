@@ -5,10 +5,13 @@
 //!
 //! * [`config`]: what the caller says ([`Config`], [`PodNetwork`]) and what it gets back ([`Attachment`]).
 //! * [`network`]: the verbs ([`Network`]): open, attach, detach, gc, stats, close. Start reading here.
+//! * [`service`]: Services, whose addresses and node ports lead to pods ([`Network::set_services`]).
 //! * `ipam`: leases on disk, one file per pod, with address, interface name and host ports.
 //! * `bridge`, `veth`: links, addresses and routes over rtnetlink.
-//! * `nft`: the ruleset as a pure function of config and leases, and its encoding as nfnetlink messages.
-//! * `conntrack`: forgets UDP flows whose host port went away.
+//! * `nft`: the ruleset as a pure function of config, leases and Services, and its encoding as nfnetlink messages.
+//! * `conntrack`: forgets UDP flows whose host port or endpoint went away.
+//! * `shaping`: limits on a pod's traffic.
+//! * [`cni`]: all of this as a CNI plugin, one process per request, over the same files.
 //! * `monitor`: wakes the network when somebody else deletes the bridge or the table.
 //! * `sysctl`, `sys`: files below /proc/sys/net, network namespaces and netlink sockets.
 //!
@@ -16,6 +19,7 @@
 
 mod bridge;
 pub mod cidr;
+pub mod cni;
 pub mod config;
 mod conntrack;
 pub mod error;
@@ -23,11 +27,14 @@ mod ipam;
 mod monitor;
 pub mod network;
 mod nft;
+pub mod service;
+mod shaping;
 mod sys;
 mod sysctl;
 mod veth;
 
 pub use cidr::{Ipv4Cidr, Ipv6Cidr};
-pub use config::{Attachment, Config, HostPort, PodNetwork, Protocol, Stats};
+pub use config::{Attachment, Config, HostPort, PodNetwork, Protocol, Rate, Stats, Wishes};
 pub use error::{Error, Result};
-pub use network::Network;
+pub use network::{Network, bring_up_loopback};
+pub use service::{Service, ServicePort};

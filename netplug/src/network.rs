@@ -1,7 +1,10 @@
 //! The verbs of the pod network.
 
+mod services;
+
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,11 +17,13 @@ use tokio::time::Instant;
 
 use crate::config::{Attachment, Config, PodNetwork, Stats};
 use crate::error::{Error, Result};
-use crate::ipam::{Claim, Ipam, Lease};
+use crate::ipam::{Claim, Guard, Lease, Shared};
 use crate::monitor::Monitor;
 use crate::nft::admission;
+use crate::nft::encode::Change;
 use crate::nft::ruleset::{elements, ruleset};
 use crate::nft::table::Table;
+use crate::service::{self, Service};
 use crate::sys::netlink::{self, Socket};
 use crate::sys::netns::{self, Traveller, on_thread};
 use crate::veth::{self, Plan};
@@ -48,14 +53,17 @@ impl Drop for Tasks {
 #[derive(Debug)]
 struct Inner {
     config: Config,
+    /// Whether other processes change the leases, too: see [`Network::visit`].
+    visiting: bool,
     mtu: u32,
     /// The namespace where the network was opened.
     host: OwnedFd,
     handle: Handle,
     /// Index of the bridge, 0 before it was made.
     bridge: AtomicU32,
-    ipam: Mutex<Ipam>,
+    ipam: Shared,
     table: Mutex<Table>,
+    services: Mutex<Vec<Service>>,
     /// Some link was deleted.
     link_gone: Notify,
     /// Held while bridge or table are repaired.
@@ -75,32 +83,53 @@ impl Network {
     /// # Errors
     /// [`Error::InvalidConfig`], [`Error::NotABridge`], or what the kernel or the file system refused.
     pub async fn open(config: Config) -> Result<Self> {
-        config.check()?;
-        let host = netns::current()?;
-        let (connection, handle, _) = rtnetlink::new_connection()
-            .map_err(|e| Error::netlink("open a netlink connection for", &config.bridge, e))?;
-        let mut tasks = Tasks(vec![tokio::spawn(connection).abort_handle()]);
-        let table = Table::open(&config.table)?;
-        let monitor = Monitor::open(&config.bridge, &config.table, table.port())?;
-        let mtu = match config.mtu {
-            Some(mtu) => mtu,
-            None => bridge::uplink_mtu(&handle).await?,
+        let (inner, mut tasks) = Inner::open(config, false).await?;
+        let monitor = {
+            let port = inner.table().port();
+            Monitor::open(&inner.config.bridge, &inner.config.table, port)?
         };
-        let inner = Arc::new(Inner {
-            ipam: Mutex::new(Ipam::open(&config)?),
-            config,
-            mtu,
-            host,
-            handle,
-            bridge: AtomicU32::new(0),
-            table: Mutex::new(table),
-            link_gone: Notify::new(),
-            repair: tokio::sync::Mutex::new(()),
-            closed: AtomicBool::new(false),
-            spare: Mutex::new(None),
-        });
         inner.repair(Repair::All).await?;
         tasks.0.push(tokio::spawn(inner.clone().watch(monitor)).abort_handle());
+        Ok(Self { inner, _tasks: Arc::new(tasks) })
+    }
+
+    /// Opens the network for one request in a process of its own, beside others that do the same: leases are read anew
+    /// under a lock on their folder each time they are needed, nothing is watched, and bridge and table are made when a
+    /// pod is attached and they are not there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], or what the kernel or the file system refused.
+    pub(crate) async fn visit(config: Config) -> Result<Self> {
+        let (inner, tasks) = Inner::open(config, true).await?;
+        if let Some(bridge) = bridge::get(&inner.handle, &inner.config.bridge).await? {
+            inner.bridge.store(bridge.header.index, Ordering::Relaxed);
+        }
+        Ok(Self { inner, _tasks: Arc::new(tasks) })
+    }
+
+    /// What a pod has got, if it has a lease.
+    pub(crate) fn attached(&self, id: &str) -> Result<Option<Attachment>> {
+        Ok(self.inner.ipam()?.get(id).map(|lease| self.inner.attachment(lease)))
+    }
+
+    /// Ids of all pods that have a lease.
+    pub(crate) fn ids(&self) -> Result<Vec<String>> {
+        Ok(self.inner.ipam()?.leases().map(|lease| lease.id.clone()).collect())
+    }
+
+    /// Whether another pod could be attached: an address is free and the table can be asked for.
+    pub(crate) fn has_room(&self) -> Result<()> {
+        self.inner.ipam()?.has_room(SystemTime::now())?;
+        self.inner.table().exists().map(drop)
+    }
+
+    /// Opens the network for an agent whose pods are connected by somebody else: neither bridge nor table is made, and
+    /// nothing is watched. Leases of pods that were connected here before can be detached.
+    ///
+    /// # Errors
+    /// As [`Network::open`].
+    pub async fn dormant(config: Config) -> Result<Self> {
+        let (inner, tasks) = Inner::open(config, false).await?;
         Ok(Self { inner, _tasks: Arc::new(tasks) })
     }
 
@@ -136,6 +165,9 @@ impl Network {
     /// none after an error.
     pub async fn attach(&self, pod: &PodNetwork) -> Result<Attachment> {
         self.inner.check_open()?;
+        if self.inner.visiting {
+            self.inner.repair(Repair::Bridge).await?;
+        }
         let bridge = self.inner.bridge.load(Ordering::Relaxed);
         let first = self.inner.clone().attach(pod.clone()).await;
         if !matches!(first, Err(Error::Netlink { .. })) {
@@ -155,8 +187,10 @@ impl Network {
     /// What the kernel or the file system refused; call it again then.
     pub async fn detach(&self, id: &str) -> Result<()> {
         self.inner.check_open()?;
-        let Some(lease) = self.inner.ipam().get(id).cloned() else { return Ok(()) };
-        self.inner.wait_for_link(&lease.host_if).await?;
+        let Some(lease) = self.inner.ipam()?.get(id).cloned() else { return Ok(()) };
+        if !self.inner.visiting {
+            self.inner.wait_for_link(&lease.host_if).await?;
+        }
         let inner = self.inner.clone();
         on_thread(move |thread| inner.detach(thread, &lease)).await
     }
@@ -167,20 +201,22 @@ impl Network {
     /// # Errors
     /// The first of what was refused; the rest is done all the same.
     pub async fn gc(&self, live: &[String]) -> Result<Vec<String>> {
+        let outcome = self.detach_all_but(live).await;
+        let repaired = self.inner.repair(Repair::All).await.and(self.inner.sweep().await);
+        outcome.and_then(|leaked| repaired.map(|()| leaked))
+    }
+
+    /// Detaches every pod that is not in `live`; gives their ids.
+    ///
+    /// # Errors
+    /// The first of what was refused; the rest is done all the same.
+    pub async fn detach_all_but(&self, live: &[String]) -> Result<Vec<String>> {
         self.inner.check_open()?;
-        let leaked: Vec<String> = self
-            .inner
-            .ipam()
-            .leases()
-            .map(|lease| lease.id.clone())
-            .filter(|id| !live.contains(id))
-            .collect();
+        let leaked: Vec<String> = self.ids()?.into_iter().filter(|id| !live.contains(id)).collect();
         let mut outcome = Ok(());
         for detached in join_all(leaked.iter().map(|id| self.detach(id))).await {
             outcome = outcome.and(detached);
         }
-        outcome = outcome.and(self.inner.repair(Repair::All).await);
-        outcome = outcome.and(self.inner.sweep().await);
         outcome.map(|()| leaked)
     }
 
@@ -204,6 +240,15 @@ impl Network {
     }
 }
 
+/// Brings up `lo` of a namespace, for pods that somebody else connects.
+///
+/// # Errors
+/// The namespace has gone, or what the kernel refused.
+pub async fn bring_up_loopback(netns: &Path) -> Result<()> {
+    let namespace = netns::open(netns)?;
+    on_thread(move |thread| veth::bring_up_loopback(thread, &namespace)).await
+}
+
 /// How much to set right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Repair {
@@ -216,13 +261,42 @@ enum Repair {
 }
 
 impl Inner {
+    /// Everything in memory; bridge and table are left as they are.
+    async fn open(config: Config, visiting: bool) -> Result<(Arc<Self>, Tasks)> {
+        config.check()?;
+        let host = netns::current()?;
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|e| Error::netlink("open a netlink connection for", &config.bridge, e))?;
+        let tasks = Tasks(vec![tokio::spawn(connection).abort_handle()]);
+        let table = Table::open(&config.table)?;
+        let mtu = match config.mtu {
+            Some(mtu) => mtu,
+            None => bridge::uplink_mtu(&handle).await?,
+        };
+        let inner = Self {
+            ipam: if visiting { Shared::among_others(&config)? } else { Shared::alone(&config)? },
+            services: Mutex::new(service::load(&config.state_dir)?),
+            config,
+            visiting,
+            mtu,
+            host,
+            handle,
+            bridge: AtomicU32::new(0),
+            table: Mutex::new(table),
+            link_gone: Notify::new(),
+            repair: tokio::sync::Mutex::new(()),
+            closed: AtomicBool::new(false),
+            spare: Mutex::new(None),
+        };
+        Ok((Arc::new(inner), tasks))
+    }
+
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Relaxed) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// The leases. A panic of another holder cannot leave them half changed: disk comes first, memory after.
-    fn ipam(&self) -> MutexGuard<'_, Ipam> {
-        self.ipam.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ipam(&self) -> Result<Guard<'_>> {
+        self.ipam.lock()
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -236,7 +310,7 @@ impl Inner {
     async fn attach(self: Arc<Self>, pod: PodNetwork) -> Result<Attachment> {
         on_thread(move |thread| {
             let namespace = netns::open(&pod.netns)?;
-            let claim = self.ipam().claim(&pod, SystemTime::now())?;
+            let claim = self.ipam()?.claim(&pod, SystemTime::now())?;
             let outcome = self.connect(thread, &namespace, &claim);
             if outcome.is_err()
                 && claim.before.is_none()
@@ -254,16 +328,24 @@ impl Inner {
         let new = elements(&self.config, &claim.lease);
         let mut gone = claim.before.as_ref().map(|old| elements(&self.config, old)).unwrap_or_default();
         gone.retain(|element| !new.contains(element));
+        let ways = conntrack::host_port_ways(&self.config, &claim.lease);
+        let mut old_ways =
+            claim.before.as_ref().map(|old| conntrack::host_port_ways(&self.config, old)).unwrap_or_default();
+        old_ways.retain(|way| !ways.contains(way));
         {
             let mut table = self.table();
+            let change = Change { gone, new, ..Change::default() };
             // A table that was deleted or changed by somebody refuses the change, and is made anew from all leases.
-            let changed = if table.exists()? { table.change(&gone, &new) } else { self.rebuild(&mut table) };
+            let changed = if table.exists()? { table.change(&change) } else { self.rebuild(&mut table) };
             if changed.is_err() {
                 self.rebuild(&mut table)?;
             }
+            if self.visiting {
+                admission::admit(&mut table, &self.config.bridge)?;
+            }
         }
         self.enter_host(thread)?;
-        conntrack::forget(&gone, &new)
+        conntrack::forget(&old_ways, &ways)
     }
 
     fn plan(&self, lease: &Lease) -> Plan {
@@ -274,11 +356,18 @@ impl Inner {
         Plan {
             pod: lease.pod(),
             host_if: lease.host_if.clone(),
+            interface: lease.interface().to_owned(),
             mac: lease.mac(),
             mtu: self.mtu,
             bridge: self.bridge.load(Ordering::Relaxed),
             addresses: lease.ips(&self.config).into_iter().map(|ip| (ip, prefix(&ip))).collect(),
-            gateways: bridge::gateways(&self.config).into_iter().map(|(ip, _)| ip).collect(),
+            gateways: match self.config.default_route {
+                true => bridge::gateways(&self.config).into_iter().map(|(ip, _)| ip).collect(),
+                false => Vec::new(),
+            },
+            hairpin: self.config.hairpin,
+            ingress: lease.wishes.ingress,
+            egress: lease.wishes.egress,
         }
     }
 
@@ -287,7 +376,7 @@ impl Inner {
             ips: lease.ips(&self.config),
             mac: lease.mac().map(|byte| format!("{byte:02x}")).join(":"),
             host_if: lease.host_if.clone(),
-            gateway: IpAddr::V4(self.config.ipv4.nth(1).unwrap_or(lease.ipv4)),
+            gateway: IpAddr::V4(self.config.gateway()),
             mtu: self.mtu,
         }
     }
@@ -305,18 +394,18 @@ impl Inner {
     /// Link, lease, host ports; in this order, so that a lease stands for whatever is still to be removed.
     fn detach(&self, thread: &Traveller, lease: &Lease) -> Result<()> {
         veth::delete(&mut self.host_socket(thread)?, &lease.host_if)?;
-        self.ipam().release(&lease.id, SystemTime::now())?;
+        self.ipam()?.release(&lease.id, SystemTime::now())?;
         let gone = elements(&self.config, lease);
         if gone.is_empty() {
             return Ok(());
         }
         {
             let mut table = self.table();
-            if table.change(&gone, &[]).is_err() {
+            if table.change(&Change { gone, ..Change::default() }).is_err() {
                 self.rebuild(&mut table)?;
             }
         }
-        conntrack::forget(&gone, &[])
+        conntrack::forget(&conntrack::host_port_ways(&self.config, lease), &[])
     }
 
     /// Waits for a link to vanish with its pod's namespace, but not for long.
@@ -335,10 +424,11 @@ impl Inner {
         }
     }
 
-    /// The table anew from all leases. Locking order: table before leases.
+    /// The table anew from all leases, which nobody changes meanwhile, and Services. Locking order: table before leases
+    /// and Services.
     fn rebuild(&self, table: &mut Table) -> Result<()> {
-        let ruleset = ruleset(&self.config, self.ipam().leases());
-        table.rebuild(&ruleset)
+        let ipam = self.ipam()?;
+        table.rebuild(&ruleset(&self.config, ipam.leases(), &self.services()))
     }
 
     async fn repair(self: &Arc<Self>, what: Repair) -> Result<()> {
@@ -368,15 +458,21 @@ impl Inner {
         let mut socket = self.host_socket(thread)?;
         sysctl::host(thread, &self.config)?;
         let links: Vec<(String, String)> =
-            self.ipam().leases().map(|lease| (lease.host_if.clone(), lease.pod())).collect();
-        veth::reattach(&mut socket, bridge, links.iter().map(|(link, pod)| (link.as_str(), pod.as_str())))
+            self.ipam()?.leases().map(|lease| (lease.host_if.clone(), lease.pod())).collect();
+        let hairpin = self.config.hairpin;
+        veth::reattach(
+            &mut socket,
+            bridge,
+            hairpin,
+            links.iter().map(|(link, pod)| (link.as_str(), pod.as_str())),
+        )
     }
 
     /// Removes links on the bridge that look like ours and belong to nobody.
     async fn sweep(self: &Arc<Self>) -> Result<()> {
         let links = bridge::pod_links(&self.handle, self.bridge.load(Ordering::Relaxed)).await?;
         let orphans: Vec<String> = {
-            let ipam = self.ipam();
+            let ipam = self.ipam()?;
             links.into_iter().filter(|link| !ipam.leases().any(|lease| lease.host_if == *link)).collect()
         };
         if orphans.is_empty() {
@@ -391,15 +487,16 @@ impl Inner {
     }
 
     fn remove_all(&self, thread: &Traveller) -> Result<()> {
-        let mut links: Vec<String> = self.ipam().leases().map(|lease| lease.host_if.clone()).collect();
+        let mut links: Vec<String> = self.ipam()?.leases().map(|lease| lease.host_if.clone()).collect();
         links.push(self.config.bridge.clone());
         let unlinked = self
             .host_socket(thread)
             .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
         let removed = self.table().remove();
         let dismissed = admission::dismiss(&mut self.table());
-        let cleared = self.ipam().clear();
-        unlinked.and(removed).and(dismissed).and(cleared)
+        let forgotten = service::forget(&self.config.state_dir);
+        let cleared = self.ipam()?.clear();
+        unlinked.and(removed).and(dismissed).and(forgotten).and(cleared)
     }
 
     /// Repairs what the monitor sees deleted, until the network is closed or dropped.

@@ -59,16 +59,21 @@ fn forward_ipv6(bridge: &str) -> Result<()> {
     set(&format!("ipv6/conf/{bridge}/forwarding"), "1")
 }
 
-/// What a pod needs. The thread must be in the pod's namespace, and `eth0` must exist.
+/// What a pod needs. The thread must be in the pod's namespace, and `interface` must exist.
+///
+/// When the interface comes up, the kernel announces its addresses, by ARP and by a neighbour advertisement: whoever
+/// remembers another hardware address for one of them learns the new one.
 ///
 /// Without br_netfilter the host tells a pod that reaches a neighbour's host port to go there directly, and the pod
 /// would from then on send everything for the host to the neighbour.
-pub(crate) fn pod(_here: &Traveller, ipv6: bool) -> Result<()> {
+pub(crate) fn pod(_here: &Traveller, interface: &str, ipv6: bool) -> Result<()> {
     optional("ipv4/conf/all/accept_redirects", "0")?;
-    optional("ipv4/conf/eth0/accept_redirects", "0")?;
+    optional(&format!("ipv4/conf/{interface}/accept_redirects"), "0")?;
+    optional(&format!("ipv4/conf/{interface}/arp_notify"), "1")?;
     if ipv6 {
-        optional("ipv6/conf/eth0/disable_ipv6", "0")?;
-        optional("ipv6/conf/eth0/accept_ra", "0")?;
+        optional(&format!("ipv6/conf/{interface}/disable_ipv6"), "0")?;
+        optional(&format!("ipv6/conf/{interface}/accept_ra"), "0")?;
+        optional(&format!("ipv6/conf/{interface}/ndisc_notify"), "1")?;
     }
     Ok(())
 }

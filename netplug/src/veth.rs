@@ -18,13 +18,12 @@ use rtnetlink::{
     AddressMessageBuilder, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
 
+use crate::config::Rate;
 use crate::error::{Error, Result};
+use crate::shaping;
 use crate::sys::netlink::{self, ACK, CREATE, EXCL, REPLACE, REQUEST, Socket, attribute, text};
 use crate::sys::netns::Traveller;
 use crate::sysctl;
-
-/// Name of the pod's interface.
-pub(crate) const POD_LINK: &str = "eth0";
 
 /// What a pod's links shall be.
 #[derive(Clone, Debug)]
@@ -32,26 +31,37 @@ pub(crate) struct Plan {
     /// `namespace/name`; the alias of the host's link.
     pub pod: String,
     pub host_if: String,
+    /// Name of the interface inside.
+    pub interface: String,
     pub mac: [u8; 6],
     pub mtu: u32,
     /// Index of the bridge.
     pub bridge: u32,
     /// Addresses with the prefix lengths of their networks.
     pub addresses: Vec<(IpAddr, u8)>,
-    /// Gateways, one per family.
+    /// Gateways of default routes, one per family.
     pub gateways: Vec<IpAddr>,
+    /// Whether the bridge may send a packet back by the port it came from.
+    pub hairpin: bool,
+    pub ingress: Option<Rate>,
+    pub egress: Option<Rate>,
 }
 
 /// Requests that are sent together.
 #[derive(Default)]
-struct Batch {
+pub(crate) struct Batch {
     bytes: Vec<u8>,
     /// What each is for, for error messages.
     purposes: Vec<&'static str>,
 }
 
 impl Batch {
-    fn add(&mut self, purpose: &'static str, message: RouteNetlinkMessage, flags: u16) -> &mut Self {
+    pub(crate) fn add(
+        &mut self,
+        purpose: &'static str,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> &mut Self {
         self.purposes.push(purpose);
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags | REQUEST | ACK;
@@ -64,7 +74,7 @@ impl Batch {
     }
 
     /// Sends all; the first refusal is the error.
-    fn send(&self, socket: &mut Socket, object: &str) -> Result<()> {
+    pub(crate) fn send(&self, socket: &mut Socket, object: &str) -> Result<()> {
         let refused = socket
             .exchange(&self.bytes, |_| {})
             .map_err(|e| Error::netlink("send requests for", object, e))?;
@@ -90,14 +100,23 @@ pub(crate) fn connect(thread: &Traveller, host: &OwnedFd, pod: &OwnedFd, plan: &
         }
         other => other?,
     }
+    // Before the interface is up, which is when the kernel tells the neighbours of its addresses.
+    sysctl::pod(thread, &plan.interface, plan.addresses.len() > 1)?;
     fill(&mut inside, plan)?;
-    sysctl::pod(thread, plan.addresses.len() > 1)
+    for (socket, interface, rate, object) in [
+        (&mut outside, &plan.host_if, plan.ingress, &plan.host_if),
+        (&mut inside, &plan.interface, plan.egress, &plan.pod),
+    ] {
+        let link = link(socket, interface)?.ok_or_else(|| Error::NoSuchLink(object.clone()))?;
+        shaping::limit(socket, object, link.index, link.shaped, plan.mtu, rate)?;
+    }
+    Ok(())
 }
 
 /// Makes the pair: peer in the pod, host's end up and on the bridge. (The peer cannot be up in the same request.)
 fn create(outside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
-        .name(POD_LINK)
+        .name(plan.interface.clone())
         .mtu(plan.mtu)
         .address(plan.mac.to_vec())
         .setns_by_fd(pod.as_raw_fd())
@@ -114,28 +133,34 @@ fn create(outside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
         .send(outside, &plan.host_if)?;
     // Not in the same batch: if the name is somebody else's, this would change their link.
     Batch::default()
-        .add("set up bridge port", RouteNetlinkMessage::NewLink(port(&plan.host_if, &plan.pod).build()), 0)
+        .add(
+            "set up bridge port",
+            RouteNetlinkMessage::NewLink(port(&plan.host_if, &plan.pod, plan.hairpin).build()),
+            0,
+        )
         .send(outside, &plan.host_if)
 }
 
 /// Settings of the host's end: the alias, and hairpin, for with br_netfilter a pod's packets to its own host port turn
 /// round inside the bridge.
-fn port(host_if: &str, pod: &str) -> LinkMessageBuilder<LinkBridgePort> {
-    LinkBridgePort::new(0).name(host_if).alias(pod).hairpin(true)
+fn port(host_if: &str, pod: &str, hairpin: bool) -> LinkMessageBuilder<LinkBridgePort> {
+    LinkBridgePort::new(0).name(host_if).alias(pod).hairpin(hairpin)
 }
 
 /// A link of either name exists: repairs the pair if it is ours, replaces it if its peer is elsewhere (the pod was made
 /// anew and the old namespace lingers), refuses if it is somebody else's.
 fn adopt(outside: &mut Socket, inside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
     let ours = link(outside, &plan.host_if)?;
-    let theirs = link(inside, POD_LINK)?;
+    let theirs = link(inside, &plan.interface)?;
     match (ours, theirs) {
         (Some(ours), Some(theirs)) if theirs.peer == Some(ours.index) => {
-            reattach(outside, plan.bridge, [(plan.host_if.as_str(), plan.pod.as_str())].into_iter())
+            let ours = [(plan.host_if.as_str(), plan.pod.as_str())];
+            reattach(outside, plan.bridge, plan.hairpin, ours.into_iter())
         }
-        (_, Some(_)) => {
-            Err(Error::InterfaceTaken { owner: format!("pod {}", plan.pod), interface: POD_LINK.into() })
-        }
+        (_, Some(_)) => Err(Error::InterfaceTaken {
+            owner: format!("pod {}", plan.pod),
+            interface: plan.interface.clone(),
+        }),
         (Some(ours), None) if ours.alias.as_ref().is_some_and(|alias| *alias != plan.pod) => {
             Err(Error::InterfaceTaken { owner: "the host".into(), interface: plan.host_if.clone() })
         }
@@ -150,8 +175,8 @@ fn adopt(outside: &mut Socket, inside: &mut Socket, pod: &OwnedFd, plan: &Plan) 
 
 /// Everything inside the pod, in one batch.
 fn fill(inside: &mut Socket, plan: &Plan) -> Result<()> {
-    let missing = || Error::NoSuchLink(format!("{POD_LINK} of pod {}", plan.pod));
-    let index = link(inside, POD_LINK)?.ok_or_else(missing)?.index;
+    let missing = || Error::NoSuchLink(format!("{} of pod {}", plan.interface, plan.pod));
+    let index = link(inside, &plan.interface)?.ok_or_else(missing)?.index;
     let up = |message: LinkMessageBuilder<LinkUnspec>| RouteNetlinkMessage::NewLink(message.up().build());
     let mut batch = Batch::default();
     batch.add("bring up lo of pod", up(LinkUnspec::new_with_name("lo")), 0);
@@ -170,7 +195,7 @@ fn fill(inside: &mut Socket, plan: &Plan) -> Result<()> {
         };
         batch.add("set address of pod", RouteNetlinkMessage::NewAddress(message), CREATE | REPLACE);
     }
-    batch.add("bring up eth0 of pod", up(LinkUnspec::new_with_index(index)), 0);
+    batch.add("bring up interface of pod", up(LinkUnspec::new_with_index(index)), 0);
     for gateway in &plan.gateways {
         let message = match gateway {
             IpAddr::V4(ip) => {
@@ -185,17 +210,29 @@ fn fill(inside: &mut Socket, plan: &Plan) -> Result<()> {
     batch.send(inside, &plan.pod)
 }
 
+/// Brings up `lo` in `namespace`.
+pub(crate) fn bring_up_loopback(thread: &Traveller, namespace: &OwnedFd) -> Result<()> {
+    let open = || {
+        thread.enter(namespace)?;
+        Socket::open(netlink::ROUTE)
+    };
+    let mut socket = open().map_err(|e| Error::netlink("open a netlink socket in", "a pod", e))?;
+    let message = RouteNetlinkMessage::NewLink(LinkUnspec::new_with_name("lo").up().build());
+    Batch::default().add("bring up lo of", message, 0).send(&mut socket, "a pod")
+}
+
 /// Puts existing links, given as host's name and pod, on the bridge again. Those that have gone are left out.
 pub(crate) fn reattach<'a>(
     outside: &mut Socket,
     bridge: u32,
+    hairpin: bool,
     links: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> Result<()> {
     for (host_if, pod) in links {
         let onto = LinkUnspec::new_with_name(host_if).controller(bridge).up().build();
         let mut batch = Batch::default();
         batch.add("put link on the bridge", RouteNetlinkMessage::NewLink(onto), 0);
-        batch.add("set up bridge port", RouteNetlinkMessage::NewLink(port(host_if, pod).build()), 0);
+        batch.add("set up bridge port", RouteNetlinkMessage::NewLink(port(host_if, pod, hairpin).build()), 0);
         match batch.send(outside, host_if) {
             Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::ENODEV) => {}
             other => other?,
@@ -210,11 +247,14 @@ struct Link {
     /// Index of the other end in its own namespace.
     peer: Option<u32>,
     alias: Option<String>,
+    /// Whether it has a queue as [`shaping`] makes it.
+    shaped: bool,
 }
 
 fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
     const INFO: usize = 16;
     const PEER: u16 = 5;
+    const QUEUE: u16 = 6;
     const ALIAS: u16 = 20;
     let mut message = LinkMessage::default();
     message.attributes.push(netlink_packet_route::link::LinkAttribute::IfName(name.into()));
@@ -228,6 +268,7 @@ fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
             index,
             peer: attribute(attributes, PEER).and_then(number),
             alias: attribute(attributes, ALIAS).map(|alias| text(alias).to_owned()),
+            shaped: attribute(attributes, QUEUE).map(text) == Some(shaping::KIND),
         });
     });
     let refused = refused.map_err(|e| Error::netlink("look for link", name, e))?;

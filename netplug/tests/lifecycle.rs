@@ -80,6 +80,7 @@ fn every_namespace_is_handed_out_once() {
                 name: id.clone(),
                 namespace: "default".into(),
                 host_ports: Vec::new(),
+                wishes: Default::default(),
             };
             assert_eq!(runtime.block_on(network.attach(&pod)).unwrap().ips.len(), 1);
             runtime.block_on(network.detach(&id)).unwrap();

@@ -14,6 +14,7 @@ use crate::envfile;
 use crate::pod::Pod;
 use crate::quantity::Quantity;
 use crate::resources;
+use crate::services;
 
 /// Where ConfigMaps and Secrets are found.
 pub trait Lookup: Send + Sync {
@@ -21,6 +22,10 @@ pub trait Lookup: Send + Sync {
     fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<v1::ConfigMap>>;
     /// The Secret of that namespace and name.
     fn secret(&self, namespace: &str, name: &str) -> Option<Arc<v1::Secret>>;
+    /// The Services that containers of the pod are told of.
+    fn services(&self, _pod: &Pod) -> Vec<Arc<v1::Service>> {
+        Vec::new()
+    }
     /// The text of a file in an emptyDir volume of the pod, none when it does not exist.
     ///
     /// # Errors
@@ -115,8 +120,8 @@ pub enum EnvError {
     Unset(String),
 }
 
-/// The variables of a container in order (envFrom first, then env; a later one replaces the value of an earlier one of the
-/// same name), without those of the image.
+/// The variables of a container in order (Services first, then envFrom, then env; a later one replaces the value of an
+/// earlier one of the same name), without those of the image.
 pub fn container_env(
     pod: &Pod,
     container: &v1::Container,
@@ -124,6 +129,10 @@ pub fn container_env(
     lookup: &dyn Lookup,
 ) -> Result<Vec<(String, String)>, EnvError> {
     let mut env = Vec::new();
+    if pod.spec().enable_service_links != Some(false) {
+        let known = lookup.services(pod);
+        env = services::variables(&known.iter().map(Arc::as_ref).collect::<Vec<_>>());
+    }
     for source in container.env_from.iter().flatten() {
         for (key, value) in env_from(pod, source, lookup)? {
             let name = format!("{}{key}", source.prefix.as_deref().unwrap_or_default());

@@ -43,6 +43,8 @@ pub enum FolderEvent {
         volumes: Vec<Arc<v1::PersistentVolume>>,
         /// Its PersistentVolumeClaims.
         claims: Vec<Arc<v1::PersistentVolumeClaim>>,
+        /// Its Services.
+        services: Vec<Arc<v1::Service>>,
         /// What is wrong with it.
         errors: Vec<ManifestError>,
         /// There are errors, so what this file gave before and does not give now stays as it is: pods and objects

@@ -145,14 +145,37 @@ pub struct Observation {
     pub allocated: BTreeMap<String, v1::ResourceRequirements>,
 }
 
-/// Why and since when a pod is evicted.
+/// Why and since when the node ends a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Eviction {
+    /// `status.reason`: [`EVICTED`](crate::storage::EVICTED), [`TERMINATED`](crate::shutdown::TERMINATED).
+    #[serde(default = "evicted")]
+    pub reason: String,
     /// `status.message`.
     pub message: String,
     /// When it was decided.
     pub since: Timestamp,
+    /// How long its containers may take at most, in seconds.
+    #[serde(default = "one")]
+    pub grace_seconds: u64,
+}
+
+/// What records of agents mean that knew of no other reason.
+fn evicted() -> String {
+    crate::storage::EVICTED.to_owned()
+}
+
+/// kubelet: `immediateEvictionGracePeriodSeconds`.
+fn one() -> u64 {
+    1
+}
+
+impl Eviction {
+    /// Of a pod that takes too much: at once.
+    pub fn at_once(message: String, since: Timestamp) -> Eviction {
+        Eviction { reason: evicted(), message, since, grace_seconds: one() }
+    }
 }
 
 /// An order to make and start one container instance.

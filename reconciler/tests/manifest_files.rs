@@ -148,7 +148,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
     (
         "  containers:\n  - name: c\n    image: i\n    resources: {limits: {cpu: 1, memory: 1GB}, requests: {cpu: 2}}\n",
         &[
-            "8: spec.containers[0].resources.limits[memory]: Invalid value: \"1GB\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            "8: spec.containers[0].resources.limits[memory]: Invalid value: \"1GB\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$' (did you mean 1Gi or 1G?)",
             "8: spec.containers[0].resources.requests[cpu]: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
         ],
     ),
@@ -233,6 +233,12 @@ const MISTAKES: &[(&str, &[&str])] = &[
         &["8: spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//5\""],
     ),
     (
+        "  readinessGates: [{conditionType: example.org/ready}, {conditionType: a b}]\n  containers: [{name: c, image: i}]\n",
+        &[
+            "5: spec.readinessGates[1].conditionType: Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+        ],
+    ),
+    (
         "  containers:\n  - name: c\n    image: i\n    image: j\n",
         &["8: spec.containers[0].image: key \"image\" is already set in line 7"],
     ),
@@ -247,8 +253,7 @@ fn every_mistake_has_line_field_and_reason() {
 
 #[test]
 fn other_kinds_and_texts_are_refused() {
-    let supported =
-        "supported: v1 Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume, and Lists of them";
+    let supported = "supported: v1 Pod, ConfigMap, Secret, PersistentVolumeClaim, PersistentVolume and Service, and Lists of them";
     assert_eq!(
         errors("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n"),
         [format!("2: kind: apps/v1 Deployment is not supported ({supported})")]

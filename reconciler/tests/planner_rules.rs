@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use berth_reconciler::node::{Eviction, Sandbox};
 use berth_reconciler::planner::{Action, Limits, Memory, spec_hash};
+use berth_reconciler::shutdown::{TERMINATED, TERMINATED_MESSAGE};
 use planner_fixture::{Bench, at, delay, one, pod};
 use serde_json::{Value, json};
 
@@ -524,7 +525,7 @@ fn planner_ends_an_evicted_pod_as_soon_as_containers_may_be_killed_and_keeps_it_
     let mut bench = Bench::up(one(json!({}), json!({ "terminationGracePeriodSeconds": 600 })));
     bench.running("c", 0, 0);
     let message = "Container c exceeded its local ephemeral storage limit \"1Mi\". ".to_owned();
-    bench.seen.evicted = Some(Eviction { message: message.clone(), since: at(60) });
+    bench.seen.evicted = Some(Eviction::at_once(message.clone(), at(60)));
     assert_eq!(bench.time(60).take(), ["Stop c-0"]);
     // Two seconds are the least that a process gets after its stop signal.
     assert_eq!(bench.time(62).take(), ["Kill c-0"]);
@@ -537,6 +538,29 @@ fn planner_ends_an_evicted_pod_as_soon_as_containers_may_be_killed_and_keeps_it_
     );
     bench.seen.sandbox = Sandbox::Absent;
     assert_eq!(bench.plan().actions, [], "it is not started again");
+}
+
+#[test]
+fn planner_gives_a_pod_that_ends_with_the_machine_no_more_than_its_turn() {
+    for (own, turn, killed_at) in [(600, 20, 80), (5, 20, 65)] {
+        let grace = json!({ "terminationGracePeriodSeconds": own });
+        let mut bench = Bench::up(one(json!({ "lifecycle": { "preStop": { "exec": {} } } }), grace));
+        bench.running("c", 0, 0);
+        let (reason, message) = (TERMINATED.to_owned(), TERMINATED_MESSAGE.to_owned());
+        bench.seen.evicted = Some(Eviction { reason, message, since: at(60), grace_seconds: turn });
+        assert_eq!(bench.time(60).take(), ["PreStop c-0"]);
+        assert_eq!(bench.take(), ["Stop c-0"]);
+        assert_eq!(bench.time(killed_at - 1).take(), [""; 0]);
+        assert_eq!(bench.time(killed_at).take(), ["Kill c-0"]);
+        bench.exited("c", 0, 0, killed_at, 137);
+        let status = bench.status(None);
+        assert_eq!(
+            (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref()),
+            (Some("Failed"), Some("Terminated"), Some(TERMINATED_MESSAGE))
+        );
+        let target = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget").unwrap();
+        assert_eq!(target.reason.as_deref(), Some("TerminationByKubelet"));
+    }
 }
 
 #[test]

@@ -282,7 +282,7 @@ fn status_of_an_evicted_pod_has_the_condition_disruption_target_for_ever() {
     let mut bench = Bench::up(one(json!({}), json!({})));
     bench.running("c", 0, 1);
     let message = "The node was low on resource: memory. ".to_owned();
-    bench.seen.evicted = Some(Eviction { message: message.clone(), since: at(60) });
+    bench.seen.evicted = Some(Eviction::at_once(message.clone(), at(60)));
     let during = bench.time(60).status(None);
     let target = condition(&during, "DisruptionTarget");
     assert_eq!((target.status.as_str(), target.reason.as_deref()), ("True", Some("TerminationByKubelet")));

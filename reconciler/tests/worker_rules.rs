@@ -7,6 +7,7 @@ mod worker_node;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodCondition;
 use serde_json::json;
 use worker_node::{pass, pod, reconciler};
 
@@ -188,4 +189,31 @@ async fn worker_runs_pods_side_by_side() {
     for index in 0..50 {
         assert_eq!(pods.node().phase(&format!("u{index}")).as_deref(), Some("Running"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_makes_a_pod_ready_when_its_readiness_gates_are_opened() {
+    const GATE: &str = "example.org/gate";
+    let pods = reconciler();
+    pods.apply(pod("u", "web", json!({ "readinessGates": [{ "conditionType": GATE }] })));
+    pass(1).await;
+    let truth = |type_: &str| {
+        let status = pods.get("u").unwrap().status.clone();
+        let found = status.conditions.iter().flatten().find(|c| c.type_ == type_).map(|c| c.status.clone());
+        found.unwrap_or_default()
+    };
+    assert_eq!((truth("Ready"), truth("ContainersReady")), ("False".to_owned(), "True".to_owned()));
+    for status in ["True", "False", "True"] {
+        let gate = PodCondition { type_: GATE.to_owned(), status: status.to_owned(), ..Default::default() };
+        pods.set_conditions("u", vec![gate]);
+        pass(1).await;
+        assert_eq!((truth(GATE), truth("Ready")), (status.to_owned(), status.to_owned()));
+    }
+    // What is said once stays, and what is withdrawn goes.
+    pods.wake("u");
+    pass(1).await;
+    assert_eq!(truth("Ready"), "True");
+    pods.set_conditions("u", Vec::new());
+    pass(1).await;
+    assert_eq!((truth(GATE), truth("Ready")), (String::new(), "False".to_owned()));
 }

@@ -39,6 +39,8 @@ pub enum Part {
     Resize,
     /// `ephemeralcontainers`.
     Ephemeral,
+    /// `status`: the conditions that are not the node's own.
+    Status,
 }
 
 /// How to attach to a running container.
@@ -99,6 +101,15 @@ pub trait Backend: Send + Sync + 'static {
         name: &str,
         part: Part,
         pod: Value,
+        dry_run: bool,
+    ) -> Result<v1::Pod, ApiError>;
+
+    /// Replaces the conditions of a pod that are not the node's own.
+    async fn set_conditions(
+        &self,
+        namespace: &str,
+        name: &str,
+        conditions: Vec<v1::PodCondition>,
         dry_run: bool,
     ) -> Result<v1::Pod, ApiError>;
 

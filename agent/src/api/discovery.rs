@@ -90,15 +90,18 @@ fn described(kind: Kind) -> Value {
 
 fn verbs(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::PersistentVolume | Kind::PersistentVolumeClaim => {
-            &["create", "delete", "get", "list", "patch", "update", "watch"]
-        }
-        Kind::Event | Kind::Node | Kind::Namespace => &["get", "list", "watch"],
+        Kind::Pod
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::PersistentVolume
+        | Kind::PersistentVolumeClaim
+        | Kind::Service => &["create", "delete", "get", "list", "patch", "update", "watch"],
+        Kind::Endpoints | Kind::Event | Kind::Node | Kind::Namespace => &["get", "list", "watch"],
     }
 }
 
 fn categories(kind: Kind) -> &'static [&'static str] {
-    if kind == Kind::Pod { &["all"] } else { &[] }
+    if matches!(kind, Kind::Pod | Kind::Service) { &["all"] } else { &[] }
 }
 
 type Subresource = (&'static str, &'static str, &'static [&'static str]);
@@ -114,7 +117,7 @@ fn subresources(kind: Kind) -> &'static [Subresource] {
             ("portforward", "PodPortForwardOptions", &["create", "get"]),
             ("resize", "Pod", &["get", "patch", "update"]),
             ("resume", "Pod", &["create"]),
-            ("status", "Pod", &["get"]),
+            ("status", "Pod", &["get", "patch", "update"]),
         ],
         Kind::Node => &[("status", "Node", &["get"])],
         _ => &[],

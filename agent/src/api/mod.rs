@@ -19,6 +19,7 @@ mod read;
 mod remote;
 mod routes;
 mod selector;
+mod status;
 mod stdio;
 mod strategic;
 pub mod table;

@@ -18,8 +18,14 @@ pub fn index() -> Response {
 /// `/openapi/v3/api/v1`.
 pub fn core() -> Response {
     let mut paths = Map::new();
-    let writable =
-        [Kind::ConfigMap, Kind::PersistentVolume, Kind::PersistentVolumeClaim, Kind::Pod, Kind::Secret];
+    let writable = [
+        Kind::ConfigMap,
+        Kind::PersistentVolume,
+        Kind::PersistentVolumeClaim,
+        Kind::Pod,
+        Kind::Secret,
+        Kind::Service,
+    ];
     for kind in writable {
         let namespace = if kind.namespaced() { "namespaces/{namespace}/" } else { "" };
         let collection = format!("/api/v1/{namespace}{}", kind.plural());

@@ -92,6 +92,7 @@ impl Part {
         match sub {
             "resize" => Some(Part::Resize),
             "ephemeralcontainers" => Some(Part::Ephemeral),
+            "status" => Some(Part::Status),
             _ => None,
         }
     }
@@ -105,7 +106,7 @@ async fn subresource(
     mut parts: Parts,
 ) -> Result<Response, ApiError> {
     match (object.kind, sub, &parts.method) {
-        (Kind::Pod | Kind::Node, "status", &Method::GET) => {
+        (Kind::Node, "status", &Method::GET) => {
             read::get(api, object, read::Format::of(&parts.headers, params))
         }
         (Kind::Pod, "log", &Method::GET) => log::respond(api, object, params).await,
@@ -128,7 +129,7 @@ async fn subresource(
             let pod = api.backend.pause(&object.namespace, &object.name, sub == "pause").await?;
             Ok(axum::Json(pod).into_response())
         }
-        (Kind::Pod | Kind::Node, "status", _)
+        (Kind::Node, "status", _)
         | (Kind::Pod, "log" | "exec" | "attach" | "portforward" | "pause" | "resume", _) => {
             Err(ApiError::method_not_allowed())
         }

@@ -132,7 +132,8 @@ fn selectable(kind: Kind, path: &str) -> bool {
         Kind::Node => &["spec.unschedulable"],
         Kind::Secret => &["type"],
         Kind::Namespace => &["status.phase"],
-        Kind::ConfigMap | Kind::PersistentVolume | Kind::PersistentVolumeClaim => &[],
+        Kind::Service => &["spec.clusterIP", "spec.type"],
+        Kind::ConfigMap | Kind::PersistentVolume | Kind::PersistentVolumeClaim | Kind::Endpoints => &[],
     };
     path == "metadata.name" || (path == "metadata.namespace" && kind.namespaced()) || own.contains(&path)
 }

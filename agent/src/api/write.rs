@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::params::Params;
 use super::patch::{self, PatchType};
 use super::read::json_response;
-use super::{Api, ApiError, Part};
+use super::{Api, ApiError, Part, status};
 use crate::store::{Kind, Object};
 
 /// Bytes of a request's body that are accepted, as many as the API server takes.
@@ -47,8 +47,11 @@ impl Target {
             | Kind::ConfigMap
             | Kind::Secret
             | Kind::PersistentVolume
-            | Kind::PersistentVolumeClaim => Ok(()),
-            Kind::Event | Kind::Node | Kind::Namespace => Err(ApiError::method_not_allowed()),
+            | Kind::PersistentVolumeClaim
+            | Kind::Service => Ok(()),
+            Kind::Endpoints | Kind::Event | Kind::Node | Kind::Namespace => {
+                Err(ApiError::method_not_allowed())
+            }
         }
     }
 
@@ -194,6 +197,11 @@ async fn store_next(
         return Ok(old);
     }
     let updated = match target.kind {
+        Kind::Pod if part == Part::Status => {
+            let refused = |causes| ApiError::invalid(Kind::Pod, &target.name, causes);
+            let conditions = status::conditions(&old, &object).map_err(refused)?;
+            json!(api.backend.set_conditions(&target.namespace, &target.name, conditions, dry_run).await?)
+        }
         Kind::Pod => {
             json!(api.backend.update_pod(&target.namespace, &target.name, part, object, dry_run).await?)
         }

@@ -1,6 +1,7 @@
 //! The agent behind its API: what creating, changing and deleting objects does.
 
 pub mod objects;
+mod services;
 mod storage;
 
 use std::os::fd::OwnedFd;
@@ -185,6 +186,8 @@ impl Backend for AgentBackend {
             Part::Whole => manifest::pod_update_allowed(old, &new),
             Part::Resize => manifest::pod_resize_allowed(old, &new),
             Part::Ephemeral => manifest::pod_ephemeral_allowed(old, &new),
+            // Which comes by `set_conditions`.
+            Part::Status => return Err(ApiError::method_not_allowed()),
         };
         allowed.map_err(|errors| refused(Kind::Pod, name, errors))?;
         if part != Part::Whole {
@@ -206,6 +209,29 @@ impl Backend for AgentBackend {
         if pod.object.metadata != *old_metadata {
             // Files of the downward API tell labels and annotations.
             self.node.refresh_volumes(&pod);
+        }
+        Ok(shown)
+    }
+
+    async fn set_conditions(
+        &self,
+        namespace: &str,
+        name: &str,
+        mut conditions: Vec<v1::PodCondition>,
+        dry_run: bool,
+    ) -> Result<v1::Pod, ApiError> {
+        let view = self.existing(namespace, name)?;
+        let known = view.status.conditions.as_deref().unwrap_or_default();
+        for condition in &mut conditions {
+            let same = known.iter().find(|k| k.type_ == condition.type_ && k.status == condition.status);
+            let since = same.and_then(|known| known.last_transition_time.clone()).unwrap_or(Time(now()));
+            condition.last_transition_time.get_or_insert(since);
+        }
+        let status = berth_reconciler::status::with_conditions(&view.status, &conditions);
+        let shown = shown_pod(&view.pod, view.deletion.as_ref(), &status);
+        if !dry_run {
+            self.node.store.put(Kind::Pod, namespace, name, &shown);
+            self.reconciler.set_conditions(view.pod.uid(), conditions);
         }
         Ok(shown)
     }
@@ -256,6 +282,12 @@ impl Backend for AgentBackend {
         if matches!(kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
             return self.put_storage(kind, checked, dry_run).await;
         }
+        if let manifest::Object::Service(service) = checked {
+            return match kind {
+                Kind::Service => self.put_service(*service, create_only, dry_run).await,
+                _ => Err(ApiError::bad_request(format!("the object is a Service, not a {kind}"))),
+            };
+        }
         let mut object = match checked {
             manifest::Object::ConfigMap(o) => Object::ConfigMap(Arc::new(*o)),
             manifest::Object::Secret(o) => Object::Secret(Arc::new(*o)),
@@ -302,6 +334,9 @@ impl Backend for AgentBackend {
     async fn delete_config(&self, kind: Kind, namespace: &str, name: &str) -> Result<(), ApiError> {
         if matches!(kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
             return self.delete_storage(kind, namespace, name).await;
+        }
+        if kind == Kind::Service {
+            return self.delete_service(namespace, name).await;
         }
         let key: ObjectKey = (kind, namespace.to_owned(), name.to_owned());
         match self.node.configs.owner(&key) {

@@ -36,6 +36,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             Object::Secret(_) => "Secret",
             Object::PersistentVolumeClaim(_) => "PersistentVolumeClaim",
             Object::PersistentVolume(_) => "PersistentVolume",
+            Object::Service(_) => "Service",
         };
         *kinds.entry(kind).or_default() += 1;
     }

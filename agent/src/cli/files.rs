@@ -106,6 +106,7 @@ impl Item {
             Object::Pod(pod) => (Kind::Pod, pod.metadata(), json!(pod)),
             Object::ConfigMap(map) => (Kind::ConfigMap, map.metadata(), json!(map)),
             Object::Secret(secret) => (Kind::Secret, secret.metadata(), json!(secret)),
+            Object::Service(service) => (Kind::Service, service.metadata(), json!(service)),
             Object::PersistentVolumeClaim(claim) => {
                 (Kind::PersistentVolumeClaim, claim.metadata(), json!(claim))
             }

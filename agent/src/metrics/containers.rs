@@ -5,8 +5,10 @@ use std::sync::Arc;
 use berth_netplug::Stats as NetStats;
 use berth_reconciler::node::ContainerState;
 use berth_reconciler::pod::Pod;
+use berth_reconciler::resources::{self, CpuMem};
 use berth_runtime::cgroup::Stats;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{CounterVec, GaugeVec, Opts, Result};
@@ -21,6 +23,10 @@ pub struct ContainerSample {
     cgroup: String,
     started_at: Timestamp,
     restarts: u32,
+    /// What its cgroup was given.
+    values: CpuMem,
+    /// When this was read.
+    seen_at: Timestamp,
     stats: Stats,
 }
 
@@ -40,12 +46,18 @@ pub async fn gather(node: &AgentNode) -> Vec<PodSample> {
             let state = entry.state();
             (state.instances.clone(), state.attachment.clone())
         };
+        let pod = entry.pod();
         let mut containers = Vec::new();
         for instance in instances {
             let ContainerState::Running { started_at } = instance.record.state else { continue };
             // A container that ends just now has no figures any more.
             let Ok(stats) = node.cgroups.stats(&instance.cgroup) else { continue };
+            let given = v1::Container { resources: instance.record.resources, ..Default::default() };
+            let cfs = node.config.cfs;
+            let values = resources::container_values(pod.spec(), &given).under(cfs.quota, cfs.period);
             containers.push(ContainerSample {
+                values,
+                seen_at: Timestamp::now(),
                 name: instance.record.name,
                 id: instance.record.id,
                 image: instance.record.image,
@@ -59,7 +71,7 @@ pub async fn gather(node: &AgentNode) -> Vec<PodSample> {
             Some(attachment) => node.network.stats(&attachment.host_if).await.ok(),
             None => None,
         };
-        samples.push(PodSample { pod: entry.pod(), containers, network });
+        samples.push(PodSample { pod, containers, network });
     }
     samples.sort_by_key(|s| s.pod.full_name());
     samples
@@ -161,6 +173,24 @@ const FIGURES: &[Figure] = &[
     ),
     ("container_spec_memory_limit_bytes", "Memory limit for the container; 0 is none.", Kind::Gauge, |c| {
         some(c.stats.memory.limit.unwrap_or(0))
+    }),
+    (
+        "container_spec_memory_reservation_limit_bytes",
+        "Memory request of the container; 0 is none.",
+        Kind::Gauge,
+        |c| some(c.values.memory_request),
+    ),
+    ("container_spec_cpu_shares", "CPU share of the container.", Kind::Gauge, |c| some(c.values.shares)),
+    ("container_spec_cpu_period", "CPU period of the container.", Kind::Gauge, |c| some(c.values.period)),
+    // As with cAdvisor, only of containers that have one.
+    ("container_spec_cpu_quota", "CPU quota of the container.", Kind::Gauge, |c| {
+        c.values.quota.map(|quota| quota as f64)
+    }),
+    ("container_last_seen", "Last time a container was seen by the exporter.", Kind::Gauge, |c| {
+        Some(c.seen_at.as_second() as f64)
+    }),
+    ("container_threads", "Number of threads running inside the container.", Kind::Gauge, |c| {
+        some(c.stats.pids.current)
     }),
     (
         "container_processes",

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use berth_reconciler::node::{ContainerState, Deletion, Sandbox};
+use berth_reconciler::node::{ContainerState, Deletion, Eviction, Sandbox};
 use berth_reconciler::pod::Pod;
+use berth_reconciler::shutdown::TERMINATED;
 use berth_runtime::shim::client::{Client, ContainerState as ShimContainer, ExitRecord, Status};
 use k8s_openapi::api::core::v1;
 
@@ -38,8 +39,15 @@ impl AgentNode {
                 continue;
             }
             let status = read_json(&dir.join("status.json"));
+            let evicted: Option<Eviction> = read_json(&dir.join(super::ephemeral::RECORD));
             let entry = Arc::new(Entry::new(dir, record.pod.clone()));
-            entry.state().evicted = read_json(&entry.dir.join(super::ephemeral::RECORD));
+            if evicted.as_ref().is_some_and(|e| e.reason == TERMINATED) && record.deletion.is_none() {
+                // It ended with the machine, which is up again, although the run folder has outlived that.
+                kill_remains(self, &entry).await;
+                self.remove_folder(&entry.dir).await;
+                continue;
+            }
+            entry.state().evicted = evicted;
             self.entries().insert(record.pod.uid().to_owned(), entry.clone());
             self.connect_to(&entry).await;
             if entry.state().sandbox != Sandbox::Absent {
@@ -89,6 +97,10 @@ impl AgentNode {
     /// A run folder that does not say whose it is: an agent died while it made or removed it.
     async fn remove_nameless(&self, dir: &Path) {
         tracing::warn!(dir = %dir.display(), "removing a run folder without a record");
+        self.remove_folder(dir).await;
+    }
+
+    async fn remove_folder(&self, dir: &Path) {
         let folder = dir.to_owned();
         blocking(move || {
             kill_shim(&folder);
@@ -110,7 +122,16 @@ impl AgentNode {
         }
         self.id_ranges.collect_garbage(&|uid| known.contains(uid));
         let live: Vec<String> = known.iter().cloned().collect();
-        match self.network.gc(&live).await {
+        match self.cni.gc(&live).await {
+            Ok(freed) if !freed.is_empty() => tracing::info!(?freed, "disconnected pods that nobody owned"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error, "cannot disconnect pods that nobody owns"),
+        }
+        let freed = match self.cni.is_on() {
+            true => self.network.detach_all_but(&live).await,
+            false => self.network.gc(&live).await,
+        };
+        match freed {
             Ok(freed) if !freed.is_empty() => tracing::info!(?freed, "freed addresses that no pod owned"),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot look for addresses that no pod owns"),

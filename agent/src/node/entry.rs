@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use berth_netplug::Attachment;
 use berth_reconciler::node::{ContainerRecord, ContainerState, Deletion, Eviction, Observation, Sandbox};
 use berth_reconciler::pod::Pod;
+use berth_reconciler::shutdown::TERMINATED;
 use berth_runtime::shim::client::Client;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1;
@@ -124,6 +125,12 @@ impl Entry {
         }
     }
 
+    /// Whether it is to end because the machine does.
+    pub fn ends_with_machine(&self) -> bool {
+        self.state().evicted.as_ref().is_some_and(|eviction| eviction.reason == TERMINATED)
+    }
+
+    /// Whether the node has decided to end it.
     pub fn is_evicted(&self) -> bool {
         self.state().evicted.is_some()
     }

@@ -14,6 +14,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 
 use crate::configs::Configs;
+use crate::services::Services;
 
 /// The longest file that is read, in bytes: more than that no program could be given.
 const MAX_FILE: u64 = 1 << 20;
@@ -22,6 +23,8 @@ const MAX_FILE: u64 = 1 << 20;
 pub(super) struct PodFiles<'a> {
     /// ConfigMaps and Secrets.
     pub configs: &'a Configs,
+    /// Services.
+    pub services: &'a Services,
     /// Folder of the pod's emptyDir volumes.
     pub data: PathBuf,
 }
@@ -33,6 +36,10 @@ impl Lookup for PodFiles<'_> {
 
     fn secret(&self, namespace: &str, name: &str) -> Option<Arc<v1::Secret>> {
         self.configs.secret(namespace, name)
+    }
+
+    fn services(&self, pod: &Pod) -> Vec<Arc<v1::Service>> {
+        self.services.of(pod.namespace())
     }
 
     fn volume_file(&self, _: &Pod, volume: &str, path: &str) -> Result<Option<String>, String> {

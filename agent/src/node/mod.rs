@@ -21,6 +21,7 @@ mod probe;
 mod resize;
 mod sandbox;
 mod shims;
+mod shutdown;
 mod signal;
 mod start;
 mod tls;
@@ -42,11 +43,13 @@ use berth_reconciler::worker::Reconciler;
 use berth_runtime::cgroup::{Cgroups, Version};
 use k8s_openapi::api::core::v1;
 
+use crate::cni::Cni;
 use crate::config::Config;
 use crate::configs::Configs;
 use crate::events::Recorder;
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
+use crate::services::Services;
 use crate::store::{Kind, ObjectStore};
 use crate::volumes::claims::{Claims, Pods};
 
@@ -67,12 +70,16 @@ pub struct Parts {
     pub images: Store,
     /// The pod network.
     pub network: Network,
+    /// The networks of other plugins, if those are to be used.
+    pub cni: Cni,
     /// Control groups.
     pub cgroups: Cgroups,
     /// ConfigMaps and Secrets.
     pub configs: Configs,
     /// PersistentVolumeClaims and PersistentVolumes.
     pub claims: Claims,
+    /// Services.
+    pub services: Services,
     /// Objects shown by the API.
     pub store: ObjectStore,
     /// Events.
@@ -91,12 +98,16 @@ pub struct AgentNode {
     pub images: Store,
     /// The pod network.
     pub network: Network,
+    /// The networks of other plugins, if those are to be used.
+    pub cni: Cni,
     /// Control groups.
     pub cgroups: Cgroups,
     /// ConfigMaps and Secrets.
     pub configs: Configs,
     /// PersistentVolumeClaims and PersistentVolumes.
     pub claims: Claims,
+    /// Services.
+    pub services: Services,
     /// Objects shown by the API.
     pub store: ObjectStore,
     /// Events.
@@ -138,9 +149,11 @@ impl AgentNode {
             facts: parts.facts,
             images: parts.images,
             network: parts.network,
+            cni: parts.cni,
             cgroups: parts.cgroups,
             configs: parts.configs,
             claims: parts.claims,
+            services: parts.services,
             store: parts.store,
             events: parts.events,
             counters: parts.counters,
@@ -341,11 +354,13 @@ impl Node for AgentNode {
         self.objects.save_pod(pod, deletion);
         let shown = crate::backend::shown_pod(pod, deletion, status);
         self.show(pod, shown);
+        self.services.pod_changed(pod, deletion.is_some(), status);
     }
 
     fn gone(&self, pod: &Arc<Pod>) {
         self.objects.remove_pod(pod);
         self.claims.pod_gone(pod);
+        self.services.pod_gone(pod.uid());
         // A pod that only waited for its name must not take the one that has it out of sight.
         let others = self.reconciler.get().map(|r| r.pods()).unwrap_or_default();
         if !others.iter().any(|v| v.pod.uid() != pod.uid() && v.pod.full_name() == pod.full_name()) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use berth_netplug::{Attachment, HostPort, PodNetwork, Protocol};
+use berth_netplug::{Attachment, HostPort, PodNetwork, Protocol, Rate, Wishes};
 use berth_reconciler::node::{Failure, Sandbox};
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::Client;
@@ -157,7 +157,11 @@ async fn attach(
     begun: Instant,
 ) -> Result<Option<Attachment>, Failure> {
     let Some(netns) = netns else { return Ok(None) };
-    let attached = node.network.attach(&network_of(pod, netns)).await.map_err(failed)?;
+    let wanted = network_of(pod, netns).map_err(failed)?;
+    let attached = match node.cni.attach(&wanted).await {
+        Some(attached) => attached.map_err(failed)?,
+        None => node.network.attach(&wanted).await.map_err(failed)?,
+    };
     node.counters.stage(Stage::Network, begun);
     Ok(Some(attached))
 }
@@ -212,7 +216,9 @@ async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[IpAddr]) -> Res
     .map(drop)
 }
 
-fn network_of(pod: &Pod, netns: &Path) -> PodNetwork {
+fn network_of(pod: &Pod, netns: &Path) -> Result<PodNetwork, berth_reconciler::network::Refusal> {
+    let asked = berth_reconciler::network::Wishes::read(pod.object.metadata.annotations.as_ref())?;
+    let rate = |bits: Option<u64>| bits.map(|bits_per_second| Rate { bits_per_second, burst_bytes: None });
     let ports = pod.all_containers().flat_map(|c| c.ports.iter().flatten());
     let host_ports = ports
         .filter_map(|port| {
@@ -228,13 +234,20 @@ fn network_of(pod: &Pod, netns: &Path) -> PodNetwork {
             })
         })
         .collect();
-    PodNetwork {
+    Ok(PodNetwork {
         id: pod.uid().into(),
         name: pod.name().into(),
         namespace: pod.namespace().into(),
         netns: netns.to_owned(),
         host_ports,
-    }
+        wishes: Wishes {
+            interface: None,
+            ips: asked.ips,
+            mac: asked.mac,
+            ingress: rate(asked.ingress),
+            egress: rate(asked.egress),
+        },
+    })
 }
 
 /// Takes down what is left of an earlier sandbox: its shim and every process. Volumes and records stay.
@@ -242,9 +255,15 @@ async fn clear(node: &AgentNode, entry: &Arc<Entry>) -> Result<(), Failure> {
     if !entry.dir.exists() {
         return Ok(());
     }
+    // Held only where it is wanted: the kernel takes the pod's link away when nobody holds its namespace any more.
+    let held = node.cni.holds(entry.pod().uid());
+    let namespace = held.then(|| network_namespace(&entry.dir)).flatten();
     stop_shim(node, entry).await?;
     let pod = entry.pod();
     in_tree(node, &pod, Tree::remove).await.map_err(failed_kill)?;
+    let netns = namespace.as_ref().map(path_of);
+    node.cni.detach(pod.uid(), netns.as_deref()).await.map_err(failed_kill)?;
+    drop(namespace);
     node.network.detach(pod.uid()).await.map_err(failed_kill)?;
     // Nobody has these ids any more, and no file on disk ever had.
     node.id_ranges.release(pod.uid());
@@ -282,15 +301,30 @@ pub(super) async fn kill_remains(node: &AgentNode, entry: &Arc<Entry>) {
     }
 }
 
+/// The network namespace that the shim of a run folder keeps, for as long as the descriptor is held: plugins of others undo
+/// what they did inside only while it is there.
+fn network_namespace(dir: &Path) -> Option<OwnedFd> {
+    let pid = shim_pid(dir).filter(|pid| is_shim_of(*pid, dir))?;
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).ok()?;
+    is_shim_of(pid, dir).then(|| namespace.into())
+}
+
+fn shim_pid(dir: &Path) -> Option<i32> {
+    let text = std::fs::read_to_string(dir.join("shim.pid")).ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
+/// Whether a process is the shim of this run folder, going by its words.
+fn is_shim_of(pid: i32, dir: &Path) -> bool {
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let wanted = dir.as_os_str().as_encoded_bytes();
+    arguments.split(|b| *b == 0).any(|word| word == wanted)
+}
+
 /// Kills the shim of a run folder by its pid file, if that pid is still this shim, and waits until it is gone.
 pub(super) fn kill_shim(dir: &Path) {
-    let Ok(text) = std::fs::read_to_string(dir.join("shim.pid")) else { return };
-    let Some(pid) = text.split_whitespace().next().and_then(|n| n.parse::<i32>().ok()) else { return };
-    let ours = || {
-        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let wanted = dir.as_os_str().as_encoded_bytes();
-        arguments.split(|b| *b == 0).any(|word| word == wanted)
-    };
+    let Some(pid) = shim_pid(dir) else { return };
+    let ours = || is_shim_of(pid, dir);
     if !ours() {
         return;
     }
@@ -315,6 +349,10 @@ pub(super) async fn stop(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failure
     let entry = node.entry(pod);
     clear(node, &entry).await?;
     let (folders, evicted) = (node.folders(pod.uid()), entry.is_evicted());
+    // What ends with the machine goes on with its data once that is up again.
+    if entry.ends_with_machine() {
+        return Ok(());
+    }
     let removed = blocking(move || {
         volumes::tear_down(&folders)?;
         let layers = &folders.rootfs;

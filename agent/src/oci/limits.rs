@@ -7,6 +7,7 @@ use berth_reconciler::memory_qos::Setting;
 use berth_reconciler::pod::Pod;
 use berth_reconciler::quantity::Quantity;
 use berth_reconciler::resources::{self, CpuMem, QosClass};
+use berth_reconciler::shutdown;
 use k8s_openapi::api::core::v1;
 use serde_json::{Map, Value, json};
 
@@ -102,11 +103,7 @@ const PAGE: u64 = 4096;
 /// Bytes that a container may swap, as in kubelet's `swap_util.go`: with LimitedSwap a Burstable container's share of the
 /// machine's swap is its request's share of the machine's memory, and everybody else has none.
 fn swap_limit(pod: &Pod, container: &v1::Container, behavior: SwapBehavior, swap: Swap) -> u64 {
-    let critical = pod.spec().priority.is_some_and(|p| p >= SYSTEM_CRITICAL)
-        || matches!(
-            pod.spec().priority_class_name.as_deref(),
-            Some("system-node-critical" | "system-cluster-critical")
-        );
+    let critical = shutdown::priority(pod.spec()) >= shutdown::SYSTEM_CRITICAL;
     let bytes = |list| resources::amount(list, "memory").unwrap_or(Quantity::ZERO);
     let (request, limit) = (bytes(resources::requests(container)), bytes(resources::limits(container)));
     let limited = behavior == SwapBehavior::Limited
@@ -120,9 +117,6 @@ fn swap_limit(pod: &Pod, container: &v1::Container, behavior: SwapBehavior, swap
     let share = u128::from(u64::try_from(request.value()).unwrap_or(0)) * u128::from(swap.total);
     u64::try_from(share / u128::from(swap.memory)).unwrap_or(swap.total).min(swap.total)
 }
-
-/// The lowest priority that Kubernetes takes for critical.
-const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -55,6 +55,9 @@ impl Desired {
                 Source::Api => stored.iter().any(|s| s.pod.uid() == uid),
             };
             tracing::info!(pod = pod.full_name(), uid, "took over a pod of an earlier agent");
+            if let Some(status) = &found.status {
+                self.node.services.pod_changed(&found.pod, found.deletion.is_some(), status);
+            }
             self.reconciler.adopt(found.pod, found.deletion, found.status);
             if !wanted {
                 self.reconciler.delete(&uid, None);
@@ -82,12 +85,25 @@ impl Desired {
         let mut events = folder::watch(config.manifests.clone(), context, options);
         while let Some(event) = events.recv().await {
             match event {
-                FolderEvent::Loaded { file, pods, config_maps, secrets, volumes, claims, errors, broken } => {
+                FolderEvent::Loaded {
+                    file,
+                    pods,
+                    config_maps,
+                    secrets,
+                    volumes,
+                    claims,
+                    services,
+                    errors,
+                    broken,
+                } => {
                     self.storage(&file, volumes, claims, broken).await;
+                    // Before the pods of the same file, which are told of them.
+                    self.services(&file, services, broken).await;
                     self.loaded(&file, pods, config_maps, secrets, &errors, broken);
                 }
                 FolderEvent::Removed { file } => {
                     self.storage(&file, Vec::new(), Vec::new(), false).await;
+                    self.services(&file, Vec::new(), false).await;
                     self.removed(&file);
                 }
                 FolderEvent::Synced => {
@@ -123,6 +139,15 @@ impl Desired {
                     tracing::error!(%error, "cannot look after claims and volumes");
                 }
             });
+        }
+    }
+
+    async fn services(&self, file: &Path, services: Vec<Arc<v1::Service>>, broken: bool) {
+        let (path, all) = (file.to_owned(), self.node.services.clone());
+        // It writes files.
+        match tokio::task::spawn_blocking(move || all.file_loaded(&path, services, broken)).await {
+            Ok(errors) => errors.iter().for_each(|error| self.complain(file, error)),
+            Err(error) => tracing::error!(%error, "cannot look after Services"),
         }
     }
 
@@ -317,6 +342,8 @@ impl Desired {
         if let Err(error) = tokio::task::spawn_blocking(move || claims.synced()).await {
             tracing::error!(%error, "cannot look after claims and volumes");
         }
+        self.node.services.synced();
+        tokio::spawn(self.node.services.clone().run(self.node.network.clone()));
         for (uid, pod) in self.found.drain() {
             tracing::info!(pod = pod.full_name(), uid, "no manifest wants this pod any more");
             self.reconciler.delete(&uid, None);

@@ -18,12 +18,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::backend::AgentBackend;
+use crate::cni::Cni;
 use crate::config::{AgentArgs, Config};
 use crate::configs::Configs;
 use crate::events::{Recorder, Regarding};
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
 use crate::node::{AgentNode, Parts};
+use crate::services::Services;
 use crate::store::{Kind, ObjectStore};
 use crate::volumes::claims::Claims;
 
@@ -154,14 +156,20 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    if config.cleanup_on_exit {
+    let with_machine = !config.cleanup_on_exit && !config.shutdown.is_empty() && machine_is_stopping().await;
+    if with_machine {
+        tracing::info!("ending with the machine; all pods end first");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::ExtendTimeoutUsec(node.shutdown_micros())]);
+    } else if config.cleanup_on_exit {
         tracing::info!("ending; removing all pods");
     } else {
         tracing::info!("ending; pods go on running");
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     following.abort();
-    if config.cleanup_on_exit {
+    if with_machine {
+        node.shut_down().await;
+    } else if config.cleanup_on_exit {
         clean_up(&node, &reconciler).await;
     }
     let _ = stop.send(true);
@@ -179,6 +187,19 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the agent is told to end because the machine does.
+async fn machine_is_stopping() -> bool {
+    let asked = tokio::task::spawn_blocking(berth_runtime::cgroup::machine_is_stopping).await;
+    match asked {
+        Ok(Ok(stopping)) => stopping,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "cannot tell whether the machine is about to end; pods go on running");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
 async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
     let facts = NodeFacts::gather(config);
     let store = ObjectStore::new();
@@ -191,19 +212,32 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
     network.bridge.clone_from(&config.bridge);
     network.ipv4 = config.pod_cidr.parse().with_context(|| format!("pod CIDR {:?}", config.pod_cidr))?;
     network.table.clone_from(&config.nft_table);
-    let network = Network::open(network).await.context("set up the pod network")?;
+    let range =
+        config.service_cidr.parse().with_context(|| format!("service CIDR {:?}", config.service_cidr))?;
+    network.service_ipv4 = Some(range);
+    let cni = Cni::new(config.cni_conf_dir.clone(), config.cni_bin_dirs.clone(), &config.root);
+    let network = match cni.is_on() {
+        true => Network::dormant(network).await,
+        false => Network::open(network).await,
+    }
+    .context("set up the pod network")?;
     let counters = Arc::new(Counters::new(facts.started_at).context("register metrics")?);
     let events = Arc::new(Recorder::new(store.clone(), &config.node_name));
     let claims = Claims::new(&config.root, store.clone(), events.clone());
     // Before anybody can ask for them.
     claims.load();
+    let services =
+        Services::new(&config.root, (!cni.is_on()).then_some(range), &config.node_name, store.clone());
+    services.load();
     Ok(Parts {
         config: config.clone(),
         images,
         network,
+        cni,
         cgroups,
         configs: Configs::new(store.clone()),
         claims,
+        services,
         events,
         counters,
         facts,
@@ -308,6 +342,9 @@ async fn clean_up(node: &Arc<AgentNode>, reconciler: &Arc<Reconciler<AgentNode>>
         let left: Vec<String> = reconciler.pods().iter().map(|v| v.pod.full_name()).collect();
         tracing::error!(pods = left.join(", "), "could not remove these pods in time");
         return;
+    }
+    if let Err(error) = node.cni.gc(&[]).await {
+        tracing::error!(error, "cannot disconnect all pods");
     }
     if let Err(error) = node.network.close_all().await {
         tracing::error!(%error, "cannot remove the pod network");

@@ -100,6 +100,19 @@ impl Backend for Fake {
         if dry_run { Ok(serde_json::from_value(pod).unwrap()) } else { Ok(self.save(&pod)) }
     }
 
+    async fn set_conditions(
+        &self,
+        ns: &str,
+        name: &str,
+        conditions: Vec<v1::PodCondition>,
+        dry_run: bool,
+    ) -> Result<v1::Pod, ApiError> {
+        let mut pod = self.store.get(Kind::Pod, ns, name).unwrap().value();
+        let given = conditions.into_iter().map(|condition| json!(condition));
+        pod["status"]["conditions"].as_array_mut().unwrap().extend(given);
+        if dry_run { Ok(serde_json::from_value(pod).unwrap()) } else { Ok(self.save(&pod)) }
+    }
+
     async fn delete_pod(
         &self,
         ns: &str,

@@ -347,3 +347,43 @@ fn a_pod_for_other_nodes_is_refused_as_a_kubelet_refuses_it() {
     node.wait_running(&["a"]).unwrap();
     node.finish().unwrap();
 }
+
+#[test]
+fn a_pod_is_ready_once_others_have_opened_its_readiness_gates() {
+    const GATE: &str = "example.org/load-balancer";
+    let mut node = Node::start().unwrap();
+    let pod = Builder::new("a")
+        .shell("exec sleep 1000000")
+        .with_pod(&format!("readinessGates: [{{ conditionType: {GATE} }}]"));
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    let first = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    let name = first.metadata.name.clone().unwrap();
+    node.wait("its containers are ready", SOON, |p| p.get("a").is_some_and(|p| p.has("ContainersReady")))
+        .unwrap();
+    assert!(!node.pod("a").unwrap().has("Ready"));
+    let shown = node.berth(&["get", "pods", "-o", "wide"]).unwrap().ok().unwrap();
+    assert!(shown.contains("0/1"), "{shown}");
+    let set = |status: &'static str| {
+        move |pod: &mut Value| {
+            let conditions = pod["status"]["conditions"].as_array_mut().unwrap();
+            conditions.retain(|c| c["type"] != GATE);
+            conditions.push(json!({ "type": GATE, "status": status }));
+        }
+    };
+    let (code, answer) = put(&node, &name, "/status", set("True"));
+    assert_eq!(code, 200, "{answer}");
+    let ready =
+        |want: bool| move |p: &berth_e2e::pods::Pods| p.get("a").is_some_and(|p| p.has("Ready") == want);
+    node.wait("the pod is ready", SOON, ready(true)).unwrap();
+    let (code, refused) = put(&node, &name, "/status", |pod| pod["status"]["phase"] = json!("Failed"));
+    assert_eq!((code, &refused["details"]["causes"][0]["field"]), (422, &json!("status.phase")), "{refused}");
+    // The next agent knows what was said.
+    node.kill9_agent().unwrap();
+    node.start_agent().unwrap();
+    node.wait("the pod is ready", SOON, ready(true)).unwrap();
+    assert!(node.pod("a").unwrap().has(GATE));
+    let (code, answer) = put(&node, &name, "/status", set("False"));
+    assert_eq!(code, 200, "{answer}");
+    node.wait("the pod is not ready", SOON, ready(false)).unwrap();
+    node.finish().unwrap();
+}

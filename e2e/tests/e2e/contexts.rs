@@ -257,6 +257,56 @@ fn smoke_memory_is_kept_and_throttled_if_the_node_says_so() {
     assert_eq!(all(&guaranteed, "", "/.."), [text(32), zero, max]);
 }
 
+/// What is kept and from where a container is slowed down goes with its resources, while it runs.
+#[test]
+fn smoke_a_resize_changes_what_is_kept_and_throttled() {
+    const MI: u64 = 1 << 20;
+    let settings = "featureGates: { MemoryQoS: true }\nmemoryReservationPolicy: TieredReservation\nmemoryThrottlingFactor: 0.5\n";
+    let node = node_with(settings);
+    let sized = |request: u64, limit: u64| {
+        let resources = format!("{{ requests: {{ memory: {request}Mi }}, limits: {{ memory: {limit}Mi }} }}");
+        let pod = Builder::new("b").shell("exec sleep 1000000").with(&format!("resources: {resources}"));
+        node.apply("b.yaml", &pod.yaml()).unwrap();
+    };
+    sized(16, 64);
+    let pod = node.wait_running(&["b"]).unwrap().remove("b").unwrap();
+    let own = container_folder(&pod);
+    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let value = |below: &str, file: &str| {
+        cgroup_file(
+            &node,
+            &pod,
+            "/burstable",
+            below,
+            "memory@/memory.limit_in_bytes",
+            &format!("@/memory.{file}"),
+        )
+    };
+    let until = |below: &str, file: &str, mi: u64| {
+        let what = format!("{file} of b{below} is {mi} Mi");
+        let wanted = (mi * MI).to_string();
+        let limit = std::time::Duration::from_secs(30);
+        berth_e2e::poll::until_true(&what, limit, || value(below, file) == wanted).unwrap();
+    };
+    for (request, limit) in [(16, 64), (24, 96), (8, 48)] {
+        sized(request, limit);
+        for below in [own.as_str(), ""] {
+            until(below, "max", limit);
+            if v2 {
+                until(below, "low", request);
+            }
+        }
+        if v2 {
+            until(&own, "high", request + (limit - request) / 2);
+            // The tier keeps what its only pod requests.
+            until("/..", "low", request);
+        }
+    }
+    let after = node.pod("b").unwrap();
+    assert_eq!((after.uid(), after.restarts()), (pod.uid(), 0));
+    node.finish().unwrap();
+}
+
 const PROFILE: &str = "profile berth-test flags=(attach_disconnected,mediate_deleted) { file, capability, network, signal, deny /secret rw, }";
 
 /// Runs on a kernel without AppArmor, too, where the pod must be refused; the VM's kernel has it.

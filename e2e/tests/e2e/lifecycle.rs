@@ -173,3 +173,51 @@ fn a_pod_past_its_deadline_fails_with_deadline_exceeded() {
         node.wait("a failed", SOON, |pods| pods.get("a").is_some_and(|p| p.phase() == "Failed")).unwrap();
     assert_eq!(pods["a"].status.as_ref().unwrap().reason.as_deref(), Some("DeadlineExceeded"));
 }
+
+/// The pod's word counts, then the image's, then TERM.
+#[test]
+fn a_container_is_stopped_with_the_signal_of_its_spec_or_of_its_image() {
+    let node = Node::start().unwrap();
+    let tar = berth_e2e::tools::demo_rootfs().unwrap();
+    let import = [
+        "image",
+        "import",
+        "--change",
+        "STOPSIGNAL SIGUSR2",
+        tar.to_str().unwrap(),
+        "docker.io/library/usr2:1",
+    ];
+    node.berth(&import).unwrap().ok().unwrap();
+    let out = node.path("said");
+    std::fs::create_dir(&out).unwrap();
+    // 37 is RTMIN+3.
+    let traps = "for s in TERM USR1 USR2 37; do trap \"echo $s >/out/$HOSTNAME; exit 0\" $s; done; echo up; \
+                 while :; do sleep 0.1; done";
+    let pods = [
+        ("plain", manifest::IMAGE, None, "TERM"),
+        ("spec", manifest::IMAGE, Some("SIGUSR1"), "USR1"),
+        ("image", "docker.io/library/usr2:1", None, "USR2"),
+        ("both", "docker.io/library/usr2:1", Some("SIGRTMIN+3"), "37"),
+    ];
+    for (name, image, signal, _) in pods {
+        let mut pod = Builder::new(name).image(image, "Never").grace(60).shell(traps);
+        if let Some(signal) = signal {
+            pod = pod.with(&format!("lifecycle: {{ stopSignal: {signal} }}"));
+        }
+        let pod = pod
+            .with("volumeMounts: [{ name: out, mountPath: /out }]")
+            .with_pod(&format!("volumes: [{{ name: out, hostPath: {{ path: {} }} }}]", out.display()))
+            .with_pod(&format!("hostname: {name}"))
+            .with_pod("os: { name: linux }");
+        node.apply(&format!("{name}.yaml"), &pod.yaml()).unwrap();
+    }
+    let found = node.wait_running(&pods.map(|(name, ..)| name)).unwrap();
+    for (name, _, signal, said) in pods {
+        assert_eq!(found[name].container("main").unwrap().stop_signal.as_deref(), signal, "{name}");
+        node.wait_log(&found[name], "up").unwrap();
+        node.remove(&format!("{name}.yaml")).unwrap();
+        node.wait_gone(name).unwrap();
+        assert_eq!(std::fs::read_to_string(out.join(name)).unwrap().trim(), said, "{name}");
+    }
+    node.finish().unwrap();
+}

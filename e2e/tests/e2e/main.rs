@@ -3,6 +3,8 @@
 
 mod changes;
 mod claims;
+mod cni_node;
+mod cni_plugin;
 mod commands;
 mod config_objects;
 mod contexts;
@@ -24,6 +26,8 @@ mod oci_runtime;
 mod pause;
 mod runtimes;
 mod scale;
+mod services;
+mod shutdown;
 mod smoke;
 mod streams;
 mod users;

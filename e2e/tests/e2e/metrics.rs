@@ -7,12 +7,18 @@ use berth_e2e::node::Node;
 use berth_e2e::pods::PodExt;
 use berth_e2e::{poll, tools};
 
+/// A figure of the pod's container.
+fn value(page: &str, name: &str) -> Option<f64> {
+    let line = page.lines().find(|l| l.starts_with(&format!("{name}{{")) && l.contains("pod=\"a-n1\""))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
 #[test]
 fn promtool_accepts_the_metrics_and_they_tell_of_the_containers() {
     let node = Node::start().unwrap();
     let pod = Builder::new("a")
         .shell("while :; do :; done")
-        .with("resources: { limits: { cpu: 100m, memory: 32Mi } }");
+        .with("resources: { requests: { cpu: 50m, memory: 16Mi }, limits: { cpu: 100m, memory: 32Mi } }");
     node.apply("a.yaml", &pod.yaml()).unwrap();
     node.wait_running(&["a"]).unwrap();
     let page = poll::until("the container has used CPU", Duration::from_secs(20), || {
@@ -29,9 +35,19 @@ fn promtool_accepts_the_metrics_and_they_tell_of_the_containers() {
         "container_cpu_cfs_throttled_periods_total",
         "container_network_receive_bytes_total",
         "container_processes",
+        "container_last_seen",
     ] {
-        let line = page.lines().find(|l| l.starts_with(&format!("{name}{{")) && l.contains("pod=\"a-n1\""));
-        assert!(line.is_some(), "{name} is not there: {page}");
+        assert!(value(&page, name).is_some(), "{name} is not there: {page}");
+    }
+    for (name, wanted) in [
+        ("container_spec_cpu_period", 100_000.0),
+        ("container_spec_cpu_quota", 10_000.0),
+        ("container_spec_cpu_shares", 51.0),
+        ("container_spec_memory_limit_bytes", f64::from(32 << 20)),
+        ("container_spec_memory_reservation_limit_bytes", f64::from(16 << 20)),
+        ("container_threads", 1.0),
+    ] {
+        assert_eq!(value(&page, name), Some(wanted), "{name}");
     }
     let mut check = std::process::Command::new(tools::find("promtool").unwrap());
     check.args(["check", "metrics"]);

@@ -109,3 +109,45 @@ fn an_address_stays_with_its_pod_through_container_restarts() {
     assert_eq!(pods["a"].ip(), pod.ip());
     node.machine().shell(&format!("busybox ping -c1 -W5 {}", pod.ip())).unwrap();
 }
+
+/// A pod with annotations.
+fn asking(name: &str, annotations: &str) -> String {
+    let pod = manifest::pod(name, "exec sleep 1000000");
+    pod.replacen("metadata:", &format!("metadata:\n  annotations: {{ {annotations} }}"), 1)
+}
+
+#[test]
+fn a_pod_asks_for_an_address_and_for_limits_on_its_traffic() {
+    let node = Node::start().unwrap();
+    let wishes = "berth.dev/ips: 10.85.7.7, berth.dev/mac: '02:00:00:00:07:07', \
+                  kubernetes.io/ingress-bandwidth: 10M, kubernetes.io/egress-bandwidth: 1M";
+    node.apply("a.yaml", &asking("a", wishes)).unwrap();
+    let pod = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    assert_eq!(pod.ip(), "10.85.7.7");
+    let queues = node.machine().shell("tc qdisc show").unwrap();
+    assert!(queues.contains("tbf") && queues.contains("rate 10Mbit"), "{queues}");
+    let shim = node.shim(pod.uid()).unwrap();
+    let inside =
+        node.machine().shell(&format!("nsenter -t {shim} -n sh -c 'tc qdisc show; ip link'")).unwrap();
+    assert!(inside.contains("rate 1Mbit") && inside.contains("02:00:00:00:07:07"), "{inside}");
+
+    node.apply("b.yaml", &asking("b", "berth.dev/ips: 10.85.7.7")).unwrap();
+    let event = node.wait_event("b", "10.85.7.7").unwrap();
+    assert!(event.contains("address 10.85.7.7 cannot be had: pod default/a-n1 has it"), "{event}");
+    node.remove("b.yaml").unwrap();
+    node.wait_gone("b").unwrap();
+    // A successor of the same name has it at once, in spite of the quarantine.
+    node.apply("a.yaml", &asking("a", "berth.dev/ips: 10.85.7.7")).unwrap();
+    let next = node
+        .wait("the pod is replaced", Duration::from_secs(30), |pods| {
+            pods.get("a").is_some_and(|next| next.uid() != pod.uid() && next.is_running())
+        })
+        .unwrap();
+    assert_eq!(next["a"].ip(), "10.85.7.7");
+
+    let wrong = node.path("wrong.yaml");
+    std::fs::write(&wrong, asking("c", "kubernetes.io/egress-bandwidth: '10'")).unwrap();
+    let said = node.berth(&["check", wrong.to_str().unwrap()]).unwrap().code(1).unwrap();
+    let words = "metadata.annotations[kubernetes.io/egress-bandwidth]: Invalid value: \"10\": resource is unreasonably small";
+    assert!(said.stdout.contains(words), "{said}");
+}

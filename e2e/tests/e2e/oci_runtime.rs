@@ -11,10 +11,10 @@ use berth_e2e::poll::until;
 use berth_e2e::tools::{self, Ran};
 
 /// A machine with an engine's folders and the runtime's link on it.
-struct Host {
-    machine: Machine,
+pub(crate) struct Host {
+    pub(crate) machine: Machine,
     dir: tempfile::TempDir,
-    cgroup: String,
+    pub(crate) cgroup: String,
 }
 
 impl Host {
@@ -28,7 +28,7 @@ impl Host {
         Host { machine, dir, cgroup }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -53,10 +53,10 @@ fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }
 
-struct Podman(Host);
+pub(crate) struct Podman(pub(crate) Host);
 
 impl Podman {
-    fn new() -> Podman {
+    pub(crate) fn new() -> Podman {
         let host = Host::new("podman");
         let dir = host.dir.path().display();
         host.write(
@@ -75,7 +75,7 @@ impl Podman {
         Podman(host)
     }
 
-    fn run(&self, line: &[&str]) -> Ran {
+    pub(crate) fn run(&self, line: &[&str]) -> Ran {
         let mut command = self.0.machine.command(tools::find("podman").unwrap());
         command
             .args(line)
@@ -85,7 +85,7 @@ impl Podman {
         tools::run(command).unwrap()
     }
 
-    fn ok(&self, line: &str) -> String {
+    pub(crate) fn ok(&self, line: &str) -> String {
         self.run(&words(line)).ok().unwrap().trim().to_owned()
     }
 
@@ -142,13 +142,13 @@ fn podman_runs_containers_with_berth_oci() {
     assert_eq!(podman.0.machine.processes().unwrap().len(), 0, "something is left running");
 }
 
-struct Containerd {
-    host: Host,
+pub(crate) struct Containerd {
+    pub(crate) host: Host,
     daemon: Child,
 }
 
 impl Containerd {
-    fn new() -> Containerd {
+    pub(crate) fn new() -> Containerd {
         let host = Host::new("containerd");
         let dir = host.dir.path().display();
         let config = host.write(
@@ -186,7 +186,7 @@ impl Containerd {
     }
 
     /// `ctr run` with the runtime under test.
-    fn start(&self, flags: &str, id: &str, program: &[&str]) -> Ran {
+    pub(crate) fn start(&self, flags: &str, id: &str, program: &[&str]) -> Ran {
         let mut command = with_path(self.host.machine.command(tools::find("ctr").unwrap()));
         command.arg("-a").arg(self.host.path("c.sock")).arg("run").args(words(flags));
         command.args([

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, HostPort, LINK_NAME_MAX, PodNetwork};
+use crate::config::{Config, HostPort, LINK_NAME_MAX, PodNetwork, Wishes};
 use crate::error::{Error, Result};
 
 /// What a pod holds from its first attach to its detach.
@@ -19,6 +19,8 @@ pub(crate) struct Lease {
     pub host_if: String,
     #[serde(default)]
     pub host_ports: Vec<HostPort>,
+    #[serde(default)]
+    pub wishes: Wishes,
     /// Leases are numbered as they are made, so that the ring of addresses goes on after a restart.
     pub sequence: u64,
 }
@@ -37,9 +39,14 @@ impl Lease {
     }
 
     /// The pod's hardware address: made from its address as the CNI plugins do, so that a neighbour's memory of the
-    /// address is never wrong about the hardware.
+    /// address is never wrong about the hardware; or the one it asked for.
     pub(crate) fn mac(&self) -> [u8; 6] {
-        mac(self.ipv4)
+        self.wishes.mac.unwrap_or_else(|| mac(self.ipv4))
+    }
+
+    /// Name of the interface inside.
+    pub(crate) fn interface(&self) -> &str {
+        self.wishes.interface.as_deref().unwrap_or("eth0")
     }
 }
 
@@ -51,7 +58,7 @@ pub(crate) fn mac(address: Ipv4Addr) -> [u8; 6] {
 
 /// Refuses ids that cannot be file names.
 pub(crate) fn check_id(id: &str) -> Result<()> {
-    let letters = id.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let letters = id.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c));
     if id.is_empty() || id.len() > 200 || id.starts_with('.') || !letters {
         return Err(Error::InvalidId(id.into()));
     }

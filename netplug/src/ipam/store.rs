@@ -22,6 +22,9 @@ pub(super) struct Quarantined {
     pub ipv4: Ipv4Addr,
     /// Id of the pod that had it.
     pub id: String,
+    /// Its `namespace/name`.
+    #[serde(default)]
+    pub pod: String,
     /// Number of the lease that had it.
     pub sequence: u64,
     /// End of the quarantine, in milliseconds since 1970.
@@ -32,13 +35,16 @@ impl Quarantined {
     pub(super) fn new(lease: &Lease, until: SystemTime) -> Self {
         let since = until.duration_since(UNIX_EPOCH).unwrap_or_default();
         let until_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        Self { ipv4: lease.ipv4, id: lease.id.clone(), sequence: lease.sequence, until_ms }
+        Self { ipv4: lease.ipv4, id: lease.id.clone(), pod: lease.pod(), sequence: lease.sequence, until_ms }
     }
 
     pub(super) fn until(&self) -> SystemTime {
         UNIX_EPOCH.checked_add(Duration::from_millis(self.until_ms)).unwrap_or(UNIX_EPOCH)
     }
 }
+
+/// The file that is locked while several processes share the folder.
+pub(super) const LOCK: &str = "lock";
 
 /// The folder.
 #[derive(Debug)]
@@ -93,6 +99,7 @@ impl Store {
                 _ => {}
             }
         }
+        remove(&self.dir.join(LOCK))?;
         match fs::remove_dir(&self.dir) {
             Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
                 Err(Error::file("remove", &self.dir, e))

@@ -1,12 +1,12 @@
 #![allow(clippy::unwrap_used)]
 
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::Protocol;
+use crate::config::{Protocol, Wishes};
 
 const QUARANTINE: Duration = Duration::from_secs(30);
 
@@ -21,6 +21,7 @@ fn pod(id: &str) -> PodNetwork {
         namespace: "default".into(),
         netns: "/nowhere".into(),
         host_ports: Vec::new(),
+        wishes: Wishes::default(),
     }
 }
 
@@ -103,6 +104,77 @@ fn host_ports_conflict_by_port_protocol_and_address() {
     twice.host_ports[1].container_port = 1;
     let error = ipam.claim(&twice, at(0)).unwrap_err();
     assert_eq!(error.to_string(), "host port 90/tcp is already used by pod default/name-e itself");
+}
+
+fn wishing(id: &str, ips: &[&str]) -> PodNetwork {
+    let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    PodNetwork { wishes: Wishes { ips, ..Wishes::default() }, ..pod(id) }
+}
+
+fn open_with(dir: &TempDir, change: impl FnOnce(&mut Config)) -> Ipam {
+    let mut config = Config::new(dir.path().join("net"));
+    config.ipv4 = "10.0.0.0/24".parse().unwrap();
+    config.quarantine = QUARANTINE;
+    change(&mut config);
+    Ipam::open(&config).unwrap()
+}
+
+#[test]
+fn the_ring_stays_in_its_range() {
+    let dir = TempDir::new().unwrap();
+    let range = |config: &mut Config| {
+        config.range = Some(([10, 0, 0, 10].into(), [10, 0, 0, 12].into()));
+        config.gateway = Some([10, 0, 0, 11].into());
+    };
+    let mut ipam = open_with(&dir, range);
+    assert_eq!(address(&mut ipam, "a", at(0)), 10);
+    assert_eq!(ipam.claim(&wishing("x", &["10.0.0.200"]), at(0)).unwrap().lease.ipv4.octets()[3], 200);
+    let mut ipam = open_with(&dir, range);
+    assert_eq!(address(&mut ipam, "b", at(0)), 12, "past the gateway");
+    let error = ipam.claim(&pod("c"), at(0)).unwrap_err();
+    assert_eq!(error.to_string(), "no free pod address in 10.0.0.10 to 10.0.0.12: 2 in use, 0 in quarantine");
+    assert!(ipam.has_room(at(0)).is_err());
+    ipam.release("a", at(0)).unwrap();
+    assert!(ipam.has_room(at(29)).is_err() && ipam.has_room(at(30)).is_ok());
+}
+
+#[test]
+fn a_pod_gets_the_address_that_it_asks_for() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = open_with(&dir, |config| config.ipv6 = Some("fd00::/64".parse().unwrap()));
+    let lease = ipam.claim(&wishing("a", &["fd00::9", "10.0.0.9"]), at(0)).unwrap().lease;
+    assert_eq!(lease.ipv4.octets()[3], 9);
+    assert_eq!(ipam.claim(&wishing("b", &["fd00::a"]), at(0)).unwrap().lease.ipv4.octets()[3], 10);
+    for (ips, why) in [
+        (&["10.0.0.9"][..], "pod default/name-a has it"),
+        (&["10.0.0.1"], "it is none of 10.0.0.0/24 that a pod may have"),
+        (&["10.0.0.255"], "it is none of 10.0.0.0/24 that a pod may have"),
+        (&["10.0.1.9"], "it is none of 10.0.0.0/24 that a pod may have"),
+        (&["fd00::1:0:0:9"], "it is none of fd00::/64 that a pod may have"),
+        (&["10.0.0.20", "fd00::9"], "a pod's addresses have the same place in their networks"),
+    ] {
+        let error = ipam.claim(&wishing("c", ips), at(0)).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("cannot be had: {why}")), "{error}");
+    }
+    let error = ipam.claim(&wishing("a", &["10.0.0.30"]), at(0)).unwrap_err().to_string();
+    assert_eq!(error, "address 10.0.0.30 cannot be had: the pod has 10.0.0.9 until it is made anew");
+}
+
+/// So a pod that is replaced by one of its name does not wait for the quarantine that keeps others off.
+#[test]
+fn an_address_in_quarantine_goes_back_only_to_a_pod_of_that_name() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = open_with(&dir, |_| {});
+    ipam.claim(&wishing("a", &["10.0.0.9"]), at(0)).unwrap();
+    ipam.release("a", at(0)).unwrap();
+    let mut ipam = open_with(&dir, |_| {});
+    let error = ipam.claim(&wishing("b", &["10.0.0.9"]), at(10)).unwrap_err().to_string();
+    let why = "it is in quarantine for 20 s after pod default/name-a had it";
+    assert_eq!(error, format!("address 10.0.0.9 cannot be had: {why}"));
+    let next = PodNetwork { id: "other".into(), ..wishing("a", &["10.0.0.9"]) };
+    assert_eq!(ipam.claim(&next, at(10)).unwrap().lease.ipv4.octets()[3], 9);
+    ipam.release("other", at(11)).unwrap();
+    assert!(ipam.claim(&wishing("b", &["10.0.0.9"]), at(41)).is_ok());
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::ruleset::{Chain, Element, Family, MapId, Net, Ruleset, Statement};
+use super::pick_encode;
+use super::ruleset::{Chain, Net, Ruleset, Statement};
+use super::set::{Data, Element, Family, Field, Kind, MapId, SetId};
 use super::wire::{Attributes, Batch};
 use crate::config::LINK_NAME_MAX;
 use crate::sys::netlink::{CREATE, EXCL};
@@ -19,13 +21,22 @@ pub(crate) const DEL_RULE: u8 = 8;
 const NEW_SET: u8 = 9;
 pub(crate) const DEL_SET: u8 = 11;
 const NEW_ELEMENT: u8 = 12;
+pub(super) const GET_ELEMENT: u8 = 13;
 pub(crate) const DEL_ELEMENT: u8 = 14;
 
 const LIST_ELEMENT: u16 = 1;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 /// The first of the 4-byte registers; the older 16-byte register 1 lies over the first four of them.
-const REGISTER: u32 = 8;
+pub(super) const REGISTER: u32 = 8;
+/// The register of verdicts.
+pub(super) const VERDICT: u32 = 0;
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+/// The packet's transport protocol (NFT_META_L4PROTO).
+pub(super) const LAYER4: u32 = 16;
+/// The transport header as a payload's base.
+pub(super) const TRANSPORT: u32 = 2;
 const APPEND: u16 = 0x800;
 /// Elements in one message; an attribute is at most 64 KiB.
 const CHUNK: usize = 400;
@@ -35,6 +46,24 @@ const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_PROTOCOL: u32 = 12;
 const TYPE_PORT: u32 = 13;
+/// Four bytes in the host's order.
+const TYPE_MARK: u32 = 19;
+
+/// What a change takes out of the table and puts into it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Chains that nothing leads to any more once `gone` has gone.
+    pub old_chains: Vec<String>,
+    pub gone: Vec<Element>,
+    pub new_chains: Vec<Chain>,
+    pub new: Vec<Element>,
+}
+
+impl Change {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
 
 /// Makes the table anew, whatever was there.
 pub(crate) fn rebuild(ruleset: &Ruleset) -> Vec<u8> {
@@ -44,17 +73,10 @@ pub(crate) fn rebuild(ruleset: &Ruleset) -> Vec<u8> {
     add_table(&mut batch, table);
     delete_table(&mut batch, table);
     add_table(&mut batch, table);
-    for map in MapId::ALL {
-        add_map(&mut batch, table, map);
+    for (set, number) in SetId::all().zip(1..) {
+        add_set(&mut batch, table, set, number);
     }
-    for chain in &ruleset.chains {
-        add_chain(&mut batch, table, chain);
-    }
-    for chain in &ruleset.chains {
-        for rule in &chain.rules {
-            add_rule(&mut batch, table, chain.name, rule);
-        }
-    }
+    chains(&mut batch, table, &ruleset.chains);
     elements(&mut batch, table, NEW_ELEMENT, CREATE, &ruleset.elements);
     batch.finish()
 }
@@ -67,11 +89,17 @@ pub(crate) fn remove(table: &str) -> Vec<u8> {
     batch.finish()
 }
 
-/// Takes some elements out and puts others in.
-pub(crate) fn change(table: &str, gone: &[Element], new: &[Element]) -> Vec<u8> {
+/// Takes some elements and chains out and puts others in.
+pub(crate) fn change(table: &str, change: &Change) -> Vec<u8> {
     let mut batch = Batch::new();
-    elements(&mut batch, table, DEL_ELEMENT, 0, gone);
-    elements(&mut batch, table, NEW_ELEMENT, CREATE, new);
+    chains(&mut batch, table, &change.new_chains);
+    elements(&mut batch, table, DEL_ELEMENT, 0, &change.gone);
+    elements(&mut batch, table, NEW_ELEMENT, CREATE, &change.new);
+    for chain in &change.old_chains {
+        batch.add(DEL_CHAIN, 0, |a| {
+            a.text(1, table).text(3, chain);
+        });
+    }
     batch.finish()
 }
 
@@ -87,22 +115,70 @@ fn delete_table(batch: &mut Batch, table: &str) {
     });
 }
 
-fn add_map(batch: &mut Batch, table: &str, map: MapId) {
+fn add_set(batch: &mut Batch, table: &str, set: SetId, number: u32) {
     const FLAG_MAP: u32 = 8;
-    let (address, size) = if map.family == Family::V4 { (TYPE_IPV4, 4) } else { (TYPE_IPV6, 16) };
-    let key = TYPE_PROTOCOL << 6 | TYPE_PORT;
-    let (key, key_size) = if map.by_address { (address << 12 | key, size + 8) } else { (key, 8) };
+    const FLAG_TIMEOUT: u32 = 0x10;
+    const FLAG_FILLED_BY_PACKETS: u32 = 0x20;
+    const TYPE_VERDICT: u32 = 0xffff_ff00;
+    // Clients remembered at once; further ones get any endpoint.
+    const CLIENTS: u32 = 65_536;
+    let size = |kinds: &[Kind]| kinds.iter().map(|kind| length(*kind, set.family())).sum::<u32>();
+    let joined = |kinds: &[Kind]| kinds.iter().fold(0, |all, kind| all << 6 | type_of(*kind, set.family()));
+    let mut flags = FLAG_MAP;
+    if set.is_filled_by_packets() {
+        flags |= FLAG_TIMEOUT | FLAG_FILLED_BY_PACKETS;
+    }
     batch.add(NEW_SET, CREATE | EXCL, |a| {
-        a.text(1, table).text(2, map.name()).number(3, FLAG_MAP).number(4, key).number(5, key_size);
-        a.number(6, address << 6 | TYPE_PORT).number(7, size + 4);
+        a.text(1, table).text(2, set.name()).number(3, flags);
+        a.number(4, joined(set.key())).number(5, size(set.key()));
+        match set.value() {
+            Some(kinds) => {
+                a.number(6, joined(kinds)).number(7, size(kinds));
+            }
+            None => {
+                a.number(6, TYPE_VERDICT);
+            }
+        }
+        if set.is_filled_by_packets() {
+            a.nest(9, |a| {
+                a.number(1, CLIENTS);
+            });
+        }
         // The set's number within the batch; the kernel wants one even though rules refer to sets by name.
-        a.number(10, u32::from(map.by_address) << 1 | u32::from(map.family == Family::V6));
+        a.number(10, number);
     });
+}
+
+/// Bytes of a part of a key; each begins in a register of its own.
+fn length(kind: Kind, family: Family) -> u32 {
+    if kind == Kind::Address { family.size() } else { 4 }
+}
+
+fn type_of(kind: Kind, family: Family) -> u32 {
+    match (kind, family) {
+        (Kind::Address, Family::V4) => TYPE_IPV4,
+        (Kind::Address, Family::V6) => TYPE_IPV6,
+        (Kind::Protocol, _) => TYPE_PROTOCOL,
+        (Kind::Port, _) => TYPE_PORT,
+        (Kind::Number, _) => TYPE_MARK,
+    }
+}
+
+/// All chains before their rules, which may jump to any of them.
+fn chains(batch: &mut Batch, table: &str, chains: &[Chain]) {
+    for chain in chains {
+        add_chain(batch, table, chain);
+    }
+    for chain in chains {
+        for rule in &chain.rules {
+            add_rule(batch, table, &chain.name, rule);
+        }
+    }
 }
 
 fn add_chain(batch: &mut Batch, table: &str, chain: &Chain) {
     batch.add(NEW_CHAIN, CREATE | EXCL, |a| {
-        a.text(1, table).text(3, chain.name);
+        a.text(1, table).text(3, &chain.name);
         if let Some(hook) = chain.hook {
             let (kind, number, priority) = hook.place();
             a.nest(4, |a| {
@@ -124,11 +200,11 @@ fn add_rule(batch: &mut Batch, table: &str, chain: &str, rule: &[Statement]) {
 }
 
 fn elements(batch: &mut Batch, table: &str, kind: u8, flags: u16, elements: &[Element]) {
-    for map in MapId::ALL {
-        let mine: Vec<&Element> = elements.iter().filter(|element| element.map == map).collect();
+    for set in SetId::all() {
+        let mine: Vec<&Element> = elements.iter().filter(|element| element.set == set).collect();
         for chunk in mine.chunks(CHUNK) {
             batch.add(kind, flags, |a| {
-                a.text(1, table).text(2, map.name()).nest(3, |a| {
+                a.text(1, table).text(2, set.name()).nest(3, |a| {
                     for one in chunk {
                         element(a, one, kind == NEW_ELEMENT);
                     }
@@ -140,21 +216,31 @@ fn elements(batch: &mut Batch, table: &str, kind: u8, flags: u16, elements: &[El
 
 fn element(a: &mut Attributes<'_>, element: &Element, with_data: bool) {
     a.nest(LIST_ELEMENT, |a| {
-        let mut key = Vec::with_capacity(24);
-        key.extend(element.host_ip.map(octets).unwrap_or_default());
-        key.extend([element.protocol.number(), 0, 0, 0]);
-        key.extend(port(element.host_port));
         a.nest(1, |a| {
-            a.put(DATA_VALUE, &key);
+            a.put(DATA_VALUE, &bytes(&element.key));
         });
         if with_data {
-            let mut data = octets(element.pod_ip);
-            data.extend(port(element.container_port));
-            a.nest(2, |a| {
-                a.put(DATA_VALUE, &data);
+            a.nest(2, |a| match &element.data {
+                Data::Fields(fields) => {
+                    a.put(DATA_VALUE, &bytes(fields));
+                }
+                Data::Goto(chain) => verdict_data(a, GOTO, Some(chain)),
             });
         }
     });
+}
+
+pub(super) fn bytes(fields: &[Field]) -> Vec<u8> {
+    fields.iter().flat_map(|one| field(*one)).collect()
+}
+
+fn field(field: Field) -> Vec<u8> {
+    match field {
+        Field::Address(ip) => octets(ip),
+        Field::Protocol(protocol) => vec![protocol.number(), 0, 0, 0],
+        Field::Port(number) => port(number).to_vec(),
+        Field::Number(number) => number.to_ne_bytes().to_vec(),
+    }
 }
 
 fn octets(ip: IpAddr) -> Vec<u8> {
@@ -170,7 +256,7 @@ fn port(port: u16) -> [u8; 4] {
     [high, low, 0, 0]
 }
 
-fn expression(a: &mut Attributes<'_>, name: &str, fill: impl FnOnce(&mut Attributes<'_>)) {
+pub(super) fn expression(a: &mut Attributes<'_>, name: &str, fill: impl FnOnce(&mut Attributes<'_>)) {
     a.nest(LIST_ELEMENT, |a| {
         a.text(1, name).nest(2, fill);
     });
@@ -182,6 +268,7 @@ pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
     const OUTPUT_NAME: u32 = 7;
     const STATE: u32 = 0;
     const ESTABLISHED_OR_RELATED: u32 = 0b110;
+    const NEW: u32 = 0b1000;
     const STATUS: u32 = 2;
     const DST_NAT: u32 = 0x20;
     match statement {
@@ -197,10 +284,54 @@ pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
         Statement::AnswersOrRedirectedXt => xt_conntrack(a),
         Statement::Accept => verdict(a, 1, None),
         Statement::Drop => verdict(a, 0, None),
-        Statement::Jump(chain) => verdict(a, -3, Some(chain)),
+        Statement::Jump(chain) => verdict(a, JUMP, Some(chain)),
         Statement::Masquerade => expression(a, "masq", |_| {}),
         Statement::RedirectBy(map) => redirect(a, *map),
+        Statement::ProtocolIs(protocol) => {
+            meta(a, LAYER4, REGISTER);
+            compare(a, true, &[protocol.number()]);
+        }
+        Statement::Serve(of, entry) => pick_encode::serve(a, *of, *entry),
+        Statement::Pick(of, entry, count) => pick_encode::pick(a, *of, *entry, *count),
+        Statement::Again(of) => pick_encode::again(a, *of),
+        Statement::IsNew => connection(a, STATE, NEW),
+        Statement::Member(of, entry) => pick_encode::member(a, *of, *entry),
+        Statement::Remember(of, time) => pick_encode::remember(a, *of, *time),
+        Statement::Reset => reject(a, 1),
+        Statement::Reject => reject(a, 2),
     }
+}
+
+fn reject(a: &mut Attributes<'_>, kind: u32) {
+    const RESET: u32 = 1;
+    const PORT_UNREACHABLE: u8 = 1;
+    expression(a, "reject", |a| {
+        let code = if kind == RESET { 0 } else { PORT_UNREACHABLE };
+        a.number(1, kind).put(2, &[code]);
+    });
+}
+
+/// Loads the transport protocol and the port that the packet goes to into `register` and the one after it.
+pub(super) fn port_asked(a: &mut Attributes<'_>, register: u32) {
+    meta(a, LAYER4, register);
+    payload(a, TRANSPORT, 2, 2, register + 1);
+}
+
+/// Looks up what is in the registers from `key`; matches if it is there. What it leads to gets into the registers from
+/// `value`, or is carried out, if that is [`VERDICT`].
+pub(super) fn lookup(a: &mut Attributes<'_>, set: SetId, key: u32, value: u32) {
+    expression(a, "lookup", |a| {
+        a.text(1, set.name()).number(2, key).number(3, value);
+    });
+}
+
+/// Rewrites the destination to what is in the registers: the address from `register` and the port after it.
+pub(super) fn redirect_to(a: &mut Attributes<'_>, of: Family, register: u32) {
+    expression(a, "nat", |a| {
+        const DESTINATION: u32 = 1;
+        let number = if of == Family::V4 { 2 } else { 10 };
+        a.number(1, DESTINATION).number(2, number).number(3, register).number(5, register + of.size() / 4);
+    });
 }
 
 fn compare(a: &mut Attributes<'_>, equal: bool, value: &[u8]) {
@@ -211,7 +342,7 @@ fn compare(a: &mut Attributes<'_>, equal: bool, value: &[u8]) {
     });
 }
 
-fn meta(a: &mut Attributes<'_>, key: u32, register: u32) {
+pub(super) fn meta(a: &mut Attributes<'_>, key: u32, register: u32) {
     expression(a, "meta", |a| {
         a.number(1, register).number(2, key);
     });
@@ -224,21 +355,21 @@ fn link_name(a: &mut Attributes<'_>, key: u32, link: &str, equal: bool) {
     compare(a, equal, &name);
 }
 
-fn family(a: &mut Attributes<'_>, family: Family) {
+pub(super) fn family(a: &mut Attributes<'_>, family: Family) {
     const NFPROTO: u32 = 15;
     meta(a, NFPROTO, REGISTER);
     compare(a, true, &[if family == Family::V4 { 2 } else { 10 }]);
 }
 
 /// Loads bytes of the network header (base 1) or the transport header (base 2).
-fn payload(a: &mut Attributes<'_>, base: u32, offset: u32, length: u32, register: u32) {
+pub(super) fn payload(a: &mut Attributes<'_>, base: u32, offset: u32, length: u32, register: u32) {
     expression(a, "payload", |a| {
         a.number(1, register).number(2, base).number(3, offset).number(4, length);
     });
 }
 
 /// Loads the source or destination address.
-fn address(a: &mut Attributes<'_>, of: Family, destination: bool, register: u32) {
+pub(super) fn address(a: &mut Attributes<'_>, of: Family, destination: bool, register: u32) {
     let (offset, length) = if of == Family::V4 { (12, 4) } else { (8, 16) };
     payload(a, 1, if destination { offset + length } else { offset }, length, register);
 }
@@ -307,38 +438,27 @@ fn xt_conntrack(a: &mut Attributes<'_>) {
 
 fn verdict(a: &mut Attributes<'_>, code: i32, chain: Option<&str>) {
     expression(a, "immediate", |a| {
-        a.number(1, 0).nest(2, |a| {
-            a.nest(DATA_VERDICT, |a| {
-                a.put(1, &code.to_be_bytes());
-                if let Some(chain) = chain {
-                    a.text(2, chain);
-                }
-            });
-        });
+        a.number(1, 0).nest(2, |a| verdict_data(a, code, chain));
+    });
+}
+
+fn verdict_data(a: &mut Attributes<'_>, code: i32, chain: Option<&str>) {
+    a.nest(DATA_VERDICT, |a| {
+        a.put(1, &code.to_be_bytes());
+        if let Some(chain) = chain {
+            a.text(2, chain);
+        }
     });
 }
 
 fn redirect(a: &mut Attributes<'_>, map: MapId) {
-    const LAYER4: u32 = 16;
-    const TRANSPORT: u32 = 2;
-    let address_registers = if map.family == Family::V4 { 1 } else { 4 };
     family(a, map.family);
     let mut register = REGISTER;
     if map.by_address {
         address(a, map.family, true, register);
-        register += address_registers;
+        register += map.family.size() / 4;
     }
-    meta(a, LAYER4, register);
-    payload(a, TRANSPORT, 2, 2, register + 1);
-    expression(a, "lookup", |a| {
-        a.text(1, map.name()).number(2, REGISTER).number(3, REGISTER);
-    });
-    expression(a, "nat", |a| {
-        const DESTINATION: u32 = 1;
-        let family = if map.family == Family::V4 { 2 } else { 10 };
-        a.number(1, DESTINATION)
-            .number(2, family)
-            .number(3, REGISTER)
-            .number(5, REGISTER + address_registers);
-    });
+    port_asked(a, register);
+    lookup(a, SetId::HostPorts(map), REGISTER, REGISTER);
+    redirect_to(a, map.family, REGISTER);
 }

@@ -1,63 +1,20 @@
-//! What the nft table holds, as a pure function of the settings and the host ports.
+//! What the nft table holds, as a pure function of the settings, the host ports and the Services.
 
 use std::fmt::{self, Write as _};
-use std::net::IpAddr;
+use std::time::Duration;
 
+use super::pick::picks;
+use super::set::{Data, Element, Entry, Family, Field, MapId, SetId};
 use crate::cidr::{Ipv4Cidr, Ipv6Cidr};
 use crate::config::{Config, Protocol};
 use crate::ipam::Lease;
-
-/// The address families of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Family {
-    V4,
-    V6,
-}
+use crate::service::Service;
 
 /// A network of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Net {
     V4(Ipv4Cidr),
     V6(Ipv6Cidr),
-}
-
-/// The maps from host ports to pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct MapId {
-    /// Whose addresses it leads to.
-    pub family: Family,
-    /// Whether the host's address is part of the key.
-    pub by_address: bool,
-}
-
-impl MapId {
-    /// All of them, those with the narrower key first, for they win.
-    pub(crate) const ALL: [Self; 4] = [
-        Self { family: Family::V4, by_address: true },
-        Self { family: Family::V4, by_address: false },
-        Self { family: Family::V6, by_address: true },
-        Self { family: Family::V6, by_address: false },
-    ];
-
-    pub(crate) fn name(self) -> &'static str {
-        match (self.family, self.by_address) {
-            (Family::V4, true) => "hostport-address4",
-            (Family::V4, false) => "hostport4",
-            (Family::V6, true) => "hostport-address6",
-            (Family::V6, false) => "hostport6",
-        }
-    }
-}
-
-/// One way from a host port to a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Element {
-    pub map: MapId,
-    pub host_ip: Option<IpAddr>,
-    pub protocol: Protocol,
-    pub host_port: u16,
-    pub pod_ip: IpAddr,
-    pub container_port: u16,
 }
 
 /// A match or an action.
@@ -83,6 +40,23 @@ pub(crate) enum Statement {
     Masquerade,
     /// Rewrites the destination by looking up address (if part of the key), protocol and port.
     RedirectBy(MapId),
+    ProtocolIs(Protocol),
+    /// Goes on in the chain of the Service that the packet is for.
+    Serve(Family, Entry),
+    /// Rewrites the destination to one of so many endpoints.
+    Pick(Family, Entry, u32),
+    /// Rewrites the destination to the endpoint that the client had.
+    Again(Family),
+    /// The packet begins a connection.
+    IsNew,
+    /// Goes on in the chain that remembers the endpoint which the packet was given.
+    Member(Family, Entry),
+    /// Remembers the endpoint for the client, for so long.
+    Remember(Family, Duration),
+    /// Ends a TCP connection that cannot be.
+    Reset,
+    /// Says that nobody is there (ICMP port unreachable).
+    Reject,
 }
 
 /// Where a base chain sits.
@@ -90,10 +64,19 @@ pub(crate) enum Statement {
 pub(crate) enum Hook {
     /// Before connection tracking, as filter.
     Raw,
+    /// What comes in once its destination had its chance to be rewritten, as filter. Before it is routed: the host would
+    /// tell a pod of a better way (an ICMP redirect), and not so soon after that, that nobody is there.
+    In,
+    /// What the host itself sends, likewise.
+    Out,
     /// Rewriting destinations of what comes in.
     Prerouting,
     /// Rewriting destinations of what the host itself sends.
     Output,
+    /// After destinations of what comes in were rewritten, as filter.
+    Picked,
+    /// After destinations of what the host itself sends were rewritten, as filter.
+    PickedByHost,
     /// Rewriting sources.
     Postrouting,
 }
@@ -103,8 +86,12 @@ impl Hook {
     pub(crate) fn place(self) -> (&'static str, u32, i32) {
         match self {
             Self::Raw => ("filter", 0, -300),
+            Self::In => ("filter", 0, 0),
+            Self::Out => ("filter", 3, 0),
             Self::Prerouting => ("nat", 0, -100),
             Self::Output => ("nat", 3, -100),
+            Self::Picked => ("filter", 0, -90),
+            Self::PickedByHost => ("filter", 3, -90),
             Self::Postrouting => ("nat", 4, 100),
         }
     }
@@ -113,7 +100,7 @@ impl Hook {
 /// A chain with its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chain {
-    pub name: &'static str,
+    pub name: String,
     pub hook: Option<Hook>,
     pub rules: Vec<Vec<Statement>>,
 }
@@ -126,30 +113,38 @@ pub(crate) struct Ruleset {
     pub chains: Vec<Chain>,
 }
 
-/// The table for these settings and leases.
-pub(crate) fn ruleset<'a>(config: &Config, leases: impl Iterator<Item = &'a Lease>) -> Ruleset {
+/// The table for these settings, leases and Services.
+pub(crate) fn ruleset<'a>(
+    config: &Config,
+    leases: impl Iterator<Item = &'a Lease>,
+    services: &[Service],
+) -> Ruleset {
+    let mut picks = picks(services);
     let mut elements: Vec<Element> = leases.flat_map(|lease| elements(config, lease)).collect();
+    elements.append(&mut picks.elements);
     elements.sort_unstable();
-    Ruleset { table: config.table.clone(), elements, chains: chains(config) }
+    let mut chains = chains(config);
+    // Before the chains with elements of maps that lead to them there is nothing to hook into.
+    chains.splice(..0, picks.chains);
+    Ruleset { table: config.table.clone(), elements, chains }
 }
 
 /// The host ports of one pod.
 pub(crate) fn elements(config: &Config, lease: &Lease) -> Vec<Element> {
     let mut elements = Vec::new();
     for port in &lease.host_ports {
-        let host_ip = port.host_ip.filter(|ip| !ip.is_unspecified());
+        let host_ip = port.bound_ip();
         for pod_ip in lease.ips(config) {
             if host_ip.is_some_and(|ip| ip.is_ipv4() != pod_ip.is_ipv4()) {
                 continue;
             }
-            let family = if pod_ip.is_ipv4() { Family::V4 } else { Family::V6 };
+            let map = MapId { family: Family::of(pod_ip), by_address: host_ip.is_some() };
+            let address = host_ip.map(Field::Address);
+            let port_key = [Field::Protocol(port.protocol), Field::Port(port.host_port)];
             elements.push(Element {
-                map: MapId { family, by_address: host_ip.is_some() },
-                host_ip,
-                protocol: port.protocol,
-                host_port: port.host_port,
-                pod_ip,
-                container_port: port.container_port,
+                set: SetId::HostPorts(map),
+                key: address.into_iter().chain(port_key).collect(),
+                data: Data::Fields(vec![Field::Address(pod_ip), Field::Port(port.container_port)]),
             });
         }
     }
@@ -157,18 +152,47 @@ pub(crate) fn elements(config: &Config, lease: &Lease) -> Vec<Element> {
 }
 
 const TO_PODS: &str = "hostports";
+const TO_SERVICES: &str = "services";
+const UNSERVED: &str = "unserved";
 
 fn chains(config: &Config) -> Vec<Chain> {
     use Statement::{DestinationIsLocal, Jump, RedirectBy};
     let families = || MapId::ALL.into_iter().filter(|map| map.family == Family::V4 || config.ipv6.is_some());
-    let to_local = || vec![vec![DestinationIsLocal, Jump(TO_PODS)]];
+    let redirect = || vec![vec![DestinationIsLocal, Jump(TO_PODS)], vec![Jump(TO_SERVICES)]];
+    let chain = |name: &str, hook, rules| Chain { name: name.into(), hook, rules };
     vec![
-        Chain { name: TO_PODS, hook: None, rules: families().map(|map| vec![RedirectBy(map)]).collect() },
-        Chain { name: "raw", hook: Some(Hook::Raw), rules: guard(config) },
-        Chain { name: "prerouting", hook: Some(Hook::Prerouting), rules: to_local() },
-        Chain { name: "output", hook: Some(Hook::Output), rules: to_local() },
-        Chain { name: "postrouting", hook: Some(Hook::Postrouting), rules: postrouting(config) },
+        chain(TO_PODS, None, families().map(|map| vec![RedirectBy(map)]).collect()),
+        chain(TO_SERVICES, None, services(config)),
+        chain(UNSERVED, None, refuse()),
+        chain("raw", Some(Hook::Raw), guard(config)),
+        chain("prerouting", Some(Hook::Prerouting), redirect()),
+        chain("output", Some(Hook::Output), redirect()),
+        chain("postrouting", Some(Hook::Postrouting), postrouting(config)),
+        chain("in", Some(Hook::In), unserved(config)),
+        chain("out", Some(Hook::Out), unserved(config)),
     ]
+}
+
+/// To the chains that pick endpoints.
+fn services(config: &Config) -> Vec<Vec<Statement>> {
+    let families = Family::ALL.into_iter().filter(|family| *family == Family::V4 || config.ipv6.is_some());
+    let ways = |family| {
+        [
+            vec![Statement::Serve(family, Entry::Address)],
+            vec![Statement::DestinationIsLocal, Statement::Serve(family, Entry::NodePort)],
+        ]
+    };
+    families.flat_map(ways).collect()
+}
+
+/// What is still for an address of a Service after destinations were rewritten found no endpoint: the Service has none,
+/// or no such port, or does not exist.
+fn unserved(config: &Config) -> Vec<Vec<Statement>> {
+    config.service_nets().map(|net| vec![Statement::Destination(net), Statement::Jump(UNSERVED)]).collect()
+}
+
+fn refuse() -> Vec<Vec<Statement>> {
+    vec![vec![Statement::ProtocolIs(Protocol::Tcp), Statement::Reset], vec![Statement::Reject]]
 }
 
 fn loopback() -> Net {
@@ -235,30 +259,63 @@ impl fmt::Display for Statement {
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Masquerade => f.write_str("masquerade"),
             Self::RedirectBy(map) => {
-                let keyword = if map.family == Family::V4 { "ip" } else { "ip6" };
+                let keyword = map.family.keyword();
                 let address = if map.by_address { format!("{keyword} daddr . ") } else { String::new() };
-                write!(f, "dnat {keyword} to {address}meta l4proto . th dport map @{}", map.name())
+                let name = SetId::HostPorts(*map).name();
+                write!(f, "dnat {keyword} to {address}meta l4proto . th dport map @{name}")
             }
+            Self::ProtocolIs(protocol) => write!(f, "meta l4proto {protocol}"),
+            Self::Serve(family, entry) => {
+                write!(f, "{} vmap @{}", target(*family, *entry), SetId::Services(*family, *entry).name())
+            }
+            Self::Pick(family, entry, count) => {
+                let (to, map) = (target(*family, *entry), SetId::Endpoints(*family, *entry).name());
+                write!(f, "dnat {} to {to} . numgen random mod {count} map @{map}", family.keyword())
+            }
+            Self::Again(family) => {
+                let (word, map) = (family.keyword(), SetId::Clients(*family).name());
+                write!(f, "dnat {word} to {word} saddr . {} map @{map}", target(*family, Entry::Address))
+            }
+            Self::IsNew => f.write_str("ct state new"),
+            Self::Member(family, entry) => {
+                let word = family.keyword();
+                let address = if *entry == Entry::Address {
+                    format!("ct original {word} daddr . ")
+                } else {
+                    String::new()
+                };
+                let map = SetId::Members(*family, *entry).name();
+                write!(
+                    f,
+                    "{address}meta l4proto . ct original proto-dst . {word} daddr . th dport vmap @{map}"
+                )
+            }
+            Self::Remember(family, time) => {
+                let (word, map) = (family.keyword(), SetId::Clients(*family).name());
+                let key =
+                    format!("{word} saddr . ct original {word} daddr . meta l4proto . ct original proto-dst");
+                write!(f, "update @{map} {{ {key} timeout {}s : {word} daddr . th dport }}", time.as_secs())
+            }
+            Self::Reset => f.write_str("reject with tcp reset"),
+            Self::Reject => f.write_str("reject"),
         }
     }
 }
 
-impl fmt::Display for Element {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(ip) = self.host_ip {
-            write!(f, "{ip} . ")?;
-        }
-        write!(f, "{} . {} : {} . {}", self.protocol, self.host_port, self.pod_ip, self.container_port)
-    }
+/// What a packet asks for: address (if part of the key), protocol and port.
+fn target(family: Family, entry: Entry) -> String {
+    let address =
+        if entry == Entry::Address { format!("{} daddr . ", family.keyword()) } else { String::new() };
+    format!("{address}meta l4proto . th dport")
 }
 
 /// In the words of `nft`, for people and tests.
 impl fmt::Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {} {{", self.table)?;
-        for map in MapId::ALL {
-            writeln!(f, "\tmap {} {{", map.name())?;
-            for element in self.elements.iter().filter(|element| element.map == map) {
+        for set in SetId::all() {
+            writeln!(f, "\tmap {} {{", set.name())?;
+            for element in self.elements.iter().filter(|element| element.set == set) {
                 writeln!(f, "\t\t{element}")?;
             }
             writeln!(f, "\t}}")?;
@@ -291,6 +348,7 @@ impl fmt::Display for Ruleset {
 mod tests {
     use super::*;
     use crate::config::HostPort;
+    use crate::service::ServicePort;
 
     fn lease(ipv4: [u8; 4], ports: &[(Option<&str>, u16, u16, Protocol)]) -> Lease {
         Lease {
@@ -308,6 +366,7 @@ mod tests {
                     protocol: *protocol,
                 })
                 .collect(),
+            wishes: Default::default(),
             sequence: 1,
         }
     }
@@ -315,14 +374,14 @@ mod tests {
     #[test]
     fn empty_ipv4() {
         let config = Config::new("/x");
-        insta::assert_snapshot!(ruleset(&config, std::iter::empty()));
+        insta::assert_snapshot!(ruleset(&config, std::iter::empty(), &[]));
     }
 
     #[test]
     fn without_masquerade() {
         let mut config = Config::new("/x");
         config.masquerade = false;
-        insta::assert_snapshot!(ruleset(&config, std::iter::empty()));
+        insta::assert_snapshot!(ruleset(&config, std::iter::empty(), &[]));
     }
 
     #[test]
@@ -339,7 +398,46 @@ mod tests {
                 &[(Some("192.0.2.1"), 8080, 81, Protocol::Tcp), (Some("2001:db8::1"), 9, 9, Protocol::Sctp)],
             ),
         ];
-        insta::assert_snapshot!(ruleset(&config, leases.iter()));
+        insta::assert_snapshot!(ruleset(&config, leases.iter(), &[]));
+    }
+
+    #[test]
+    fn services_of_both_families() {
+        let mut config = Config::new("/x");
+        config.ipv6 = Some("fd00:85::/64".parse().unwrap());
+        config.service_ipv4 = Some("10.96.0.0/16".parse().unwrap());
+        config.service_ipv6 = Some("fd00:96::/112".parse().unwrap());
+        let port = |protocol, port, node_port, endpoints: &[&str]| ServicePort {
+            protocol,
+            port,
+            node_port,
+            endpoints: endpoints.iter().map(|to| to.parse().unwrap()).collect(),
+        };
+        let service = |name: &str, ips: &[&str], ports, affinity| Service {
+            namespace: "default".into(),
+            name: name.into(),
+            cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            ports,
+            affinity,
+        };
+        let web = ["10.85.0.3:8080", "10.85.0.2:8080", "[fd00:85::2]:8080"];
+        let services = [
+            service(
+                "web",
+                &["10.96.0.10", "fd00:96::10"],
+                vec![port(Protocol::Tcp, 80, Some(30080), &web)],
+                None,
+            ),
+            service(
+                "sticky",
+                &["10.96.0.11"],
+                vec![port(Protocol::Udp, 53, None, &["10.85.0.2:5353", "10.85.0.3:5353"])],
+                Some(Duration::from_secs(10_800)),
+            ),
+            service("idle", &["10.96.0.12"], vec![port(Protocol::Sctp, 7, Some(30007), &[])], None),
+            service("zombie", &["10.96.0.10"], vec![port(Protocol::Tcp, 80, Some(30080), &web[1..])], None),
+        ];
+        insta::assert_snapshot!(ruleset(&config, std::iter::empty(), &services));
     }
 
     #[test]
@@ -347,6 +445,6 @@ mod tests {
         let config = Config::new("/x");
         let a = lease([10, 85, 0, 2], &[(None, 1, 1, Protocol::Tcp)]);
         let b = lease([10, 85, 0, 3], &[(None, 2, 2, Protocol::Tcp)]);
-        assert_eq!(ruleset(&config, [&a, &b].into_iter()), ruleset(&config, [&b, &a].into_iter()));
+        assert_eq!(ruleset(&config, [&a, &b].into_iter(), &[]), ruleset(&config, [&b, &a].into_iter(), &[]));
     }
 }

@@ -4,8 +4,8 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::encode::{self, GET_TABLE};
-use super::ruleset::{Element, Ruleset};
+use super::encode::{self, Change, GET_TABLE};
+use super::ruleset::Ruleset;
 use super::wire::{INET, NF_TABLES, message};
 use crate::error::{Error, Result};
 use crate::sys::netlink::{self, ACK, Socket};
@@ -36,12 +36,12 @@ impl Table {
         self.execute("make nft table", &encode::rebuild(ruleset))
     }
 
-    /// Takes elements out and puts others in.
-    pub(crate) fn change(&mut self, gone: &[Element], new: &[Element]) -> Result<()> {
-        if gone.is_empty() && new.is_empty() {
+    /// Takes elements and chains out and puts others in, in one step.
+    pub(crate) fn change(&mut self, change: &Change) -> Result<()> {
+        if change.is_empty() {
             return Ok(());
         }
-        self.execute("change host ports in nft table", &encode::change(&self.name, gone, new))
+        self.execute("change nft table", &encode::change(&self.name, change))
     }
 
     /// Removes the table; done if there is none.

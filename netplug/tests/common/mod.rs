@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use berth_netplug::{Config, HostPort, Network, PodNetwork, Protocol};
+use berth_netplug::{Config, HostPort, Network, PodNetwork, Protocol, Wishes};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -115,12 +115,21 @@ impl Ns {
 
     /// A server that answers each connection with the address it came from.
     pub fn serve_tcp(&self, address: &str) -> Server {
+        self.serve_tcp_with(address, |peer| peer.to_string())
+    }
+
+    /// A server that answers each connection with what `say` makes of the address it came from.
+    pub fn serve_tcp_with(
+        &self,
+        address: &str,
+        mut say: impl FnMut(IpAddr) -> String + Send + 'static,
+    ) -> Server {
         let listener = self.run(|| TcpListener::bind(address).unwrap());
         listener.set_nonblocking(true).unwrap();
         Server::start(move || {
             readable(&listener);
             if let Ok((mut stream, peer)) = listener.accept() {
-                let _ = stream.write_all(peer.ip().to_string().as_bytes());
+                let _ = stream.write_all(say(peer.ip()).as_bytes());
             }
         })
     }
@@ -218,6 +227,7 @@ pub fn pod(id: &str, ns: &Ns, ports: &[(Option<&str>, u16, u16, Protocol)]) -> P
         namespace: "default".into(),
         netns: ns.path(),
         host_ports: host_ports.collect(),
+        wishes: Wishes::default(),
     }
 }
 
@@ -253,8 +263,8 @@ pub fn nft(arguments: &str) -> String {
 /// Waits for a condition; fails the test when it does not come true. The one place that looks again and again, for what
 /// is waited for happens in the kernel or another program and tells nobody.
 #[allow(clippy::disallowed_methods)]
-pub fn eventually<T: Debug>(what: &str, mut look: impl FnMut() -> Result<(), T>) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+pub fn eventually_within<T: Debug>(time: Duration, what: &str, mut look: impl FnMut() -> Result<(), T>) {
+    let deadline = Instant::now() + time;
     loop {
         match look() {
             Ok(()) => return,
@@ -262,6 +272,11 @@ pub fn eventually<T: Debug>(what: &str, mut look: impl FnMut() -> Result<(), T>)
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
     }
+}
+
+/// The same, with a time that is long enough for what the kernel and other programs do at once.
+pub fn eventually<T: Debug>(what: &str, look: impl FnMut() -> Result<(), T>) {
+    eventually_within(Duration::from_secs(30), what, look);
 }
 
 /// The machine has nothing of ours.

@@ -16,6 +16,8 @@ pub mod pod;
 pub mod quantity;
 #[path = "../../src/resources.rs"]
 pub mod resources;
+#[path = "../../src/shutdown.rs"]
+pub mod shutdown;
 #[path = "../../src/status/mod.rs"]
 pub mod status;
 #[path = "../../src/storage.rs"]

@@ -25,6 +25,7 @@ enum Item {
     Secret(Arc<v1::Secret>),
     Volume(Arc<v1::PersistentVolume>),
     Claim(Arc<v1::PersistentVolumeClaim>),
+    Service(Arc<v1::Service>),
 }
 
 struct Entry {
@@ -144,6 +145,7 @@ impl Table {
             Object::Secret(secret) => Item::Secret(Arc::new(*secret)),
             Object::PersistentVolume(volume) => Item::Volume(Arc::new(*volume)),
             Object::PersistentVolumeClaim(claim) => Item::Claim(Arc::new(*claim)),
+            Object::Service(service) => Item::Service(Arc::new(*service)),
         }
     }
 
@@ -190,7 +192,7 @@ impl Table {
         let Some(entry) = self.files.get(path) else { return Vec::new() };
         let lost = self.lost(path, entry);
         let (mut pods, mut config_maps, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut volumes, mut claims) = (Vec::new(), Vec::new());
+        let (mut volumes, mut claims, mut services) = (Vec::new(), Vec::new(), Vec::new());
         let mut errors = entry.errors.clone();
         for (key, line, item) in &entry.items {
             if let Some((_, owner)) = lost.iter().find(|(lost, _)| lost == key) {
@@ -204,6 +206,7 @@ impl Table {
                 Item::Secret(secret) => secrets.push(secret.clone()),
                 Item::Volume(volume) => volumes.push(volume.clone()),
                 Item::Claim(claim) => claims.push(claim.clone()),
+                Item::Service(service) => services.push(service.clone()),
             }
         }
         let broken = !errors.is_empty();
@@ -211,7 +214,17 @@ impl Table {
             entry.lost = lost;
         }
         let file = path.to_owned();
-        vec![FolderEvent::Loaded { file, pods, config_maps, secrets, volumes, claims, errors, broken }]
+        vec![FolderEvent::Loaded {
+            file,
+            pods,
+            config_maps,
+            secrets,
+            volumes,
+            claims,
+            services,
+            errors,
+            broken,
+        }]
     }
 }
 
@@ -227,6 +240,7 @@ fn key_of(object: &Object) -> Key {
         Object::Pod(pod) => key("Pod", &pod.metadata),
         Object::ConfigMap(map) => key("ConfigMap", &map.metadata),
         Object::Secret(secret) => key("Secret", &secret.metadata),
+        Object::Service(service) => key("Service", &service.metadata),
         Object::PersistentVolumeClaim(claim) => key("PersistentVolumeClaim", &claim.metadata),
         Object::PersistentVolume(volume) => {
             ("PersistentVolume", String::new(), volume.metadata.name.clone().unwrap_or_default())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Context;
 use crate::pod::as_container;
@@ -98,6 +99,36 @@ pub(crate) fn volume_object(volume: &mut v1::PersistentVolume) {
     }
     if let Some(host) = &mut spec.host_path {
         host.type_.get_or_insert_default();
+    }
+}
+
+/// Fills in what a Service leaves open, but for what is allocated to it.
+pub(crate) fn service(service: &mut v1::Service) {
+    const AFFINITY_SECONDS: i32 = 10_800;
+    let Some(spec) = &mut service.spec else { return };
+    or(&mut spec.type_, "ClusterIP");
+    or(&mut spec.session_affinity, "None");
+    or(&mut spec.internal_traffic_policy, "Cluster");
+    if spec.type_.as_deref() == Some("NodePort") {
+        or(&mut spec.external_traffic_policy, "Cluster");
+    }
+    // Each may be given by the other.
+    if spec.cluster_ip.as_deref().unwrap_or_default().is_empty() {
+        spec.cluster_ip = spec.cluster_ips.as_ref().and_then(|all| all.first()).cloned();
+    }
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        let config = spec.session_affinity_config.get_or_insert_default();
+        config.client_ip.get_or_insert_default().timeout_seconds.get_or_insert(AFFINITY_SECONDS);
+    }
+    for port in spec.ports.iter_mut().flatten() {
+        or(&mut port.protocol, "TCP");
+        match &port.target_port {
+            Some(IntOrString::Int(0)) | None => port.target_port = Some(IntOrString::Int(port.port)),
+            Some(IntOrString::String(name)) if name.is_empty() => {
+                port.target_port = Some(IntOrString::Int(port.port));
+            }
+            _ => {}
+        }
     }
 }
 

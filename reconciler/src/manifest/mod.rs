@@ -50,6 +50,8 @@ pub enum Object {
     PersistentVolumeClaim(Box<v1::PersistentVolumeClaim>),
     /// A PersistentVolume, which is in no namespace.
     PersistentVolume(Box<v1::PersistentVolume>),
+    /// A Service, with the API server's defaults; its namespace is filled in.
+    Service(Box<v1::Service>),
 }
 
 /// A value and where it was written.

@@ -11,7 +11,8 @@ use super::node::{Entry, FieldPath, Node, Value};
 use super::rules;
 use super::{Context, Object, defaults, read};
 
-const KINDS: [&str; 5] = ["Pod", "ConfigMap", "Secret", "PersistentVolumeClaim", "PersistentVolume"];
+const KINDS: [&str; 6] =
+    ["Pod", "ConfigMap", "Secret", "PersistentVolumeClaim", "PersistentVolume", "Service"];
 
 /// What one document gave.
 pub(crate) struct Outcome {
@@ -80,6 +81,7 @@ pub(crate) fn check(node: &Node, context: &Context, from_api: bool) -> Outcome {
         Ok("ConfigMap") => config_map(node, from_api),
         Ok("PersistentVolumeClaim") => claim(node, from_api),
         Ok("PersistentVolume") => volume(node, context, from_api),
+        Ok("Service") => service(node, from_api),
         Ok(_) => secret(node, from_api),
     };
     let object = if issues.is_empty() { object } else { None };
@@ -92,7 +94,7 @@ fn kind_of(node: &Node) -> Result<&'static str, Box<Issue>> {
         Err(Box::new(Issue { hint, ..Issue::new(path, cause, reason) }))
     };
     let supported =
-        "supported: v1 Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume, and Lists of them"
+        "supported: v1 Pod, ConfigMap, Secret, PersistentVolumeClaim, PersistentVolume and Service, and Lists of them"
             .to_owned();
     if !matches!(node.value, Value::Map(_)) {
         let reason = format!("a Kubernetes object must be a map, is {}", node.describe());
@@ -175,6 +177,7 @@ fn pod(node: &Node, context: &Context, from_api: bool) -> (Option<Object>, Vec<I
     rules::meta::check(&pod.metadata, from_api, &mut issues);
     if let Some(spec) = pod.spec.as_ref().filter(|_| named) {
         rules::apparmor::check(pod.metadata.annotations.as_ref(), spec, &mut issues);
+        rules::network::check(&pod, spec, &mut issues);
         rules::spec::check(spec, context, &mut issues);
     }
     namespace(&mut pod.metadata);
@@ -236,6 +239,17 @@ fn volume(node: &Node, context: &Context, from_api: bool) -> (Option<Object>, Ve
         issues.forbidden(&path, "a PersistentVolume is in no namespace").hint("remove the field");
     }
     (Some(Object::PersistentVolume(Box::new(volume))), merge(read, issues))
+}
+
+fn service(node: &Node, from_api: bool) -> (Option<Object>, Vec<Issue>) {
+    let (service, read) = read::read::<v1::Service>(node);
+    let Some(mut service) = service else { return (None, read) };
+    let mut issues = Issues::default();
+    defaults::service(&mut service);
+    rules::meta::check(&service.metadata, from_api, &mut issues);
+    rules::service::check(&service, &mut issues);
+    namespace(&mut service.metadata);
+    (Some(Object::Service(Box::new(service))), merge(read, issues))
 }
 
 fn namespace(meta: &mut ObjectMeta) {

@@ -51,6 +51,7 @@ const DROPPED: &[(&str, &[&str])] = &[
     ("Pod", &["status"]),
     ("PersistentVolumeClaim", &["status"]),
     ("PersistentVolume", &["status"]),
+    ("Service", &["status"]),
     (
         "ObjectMeta",
         &[
@@ -77,7 +78,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy",
         "enableServiceLinks", "ephemeralContainers", "hostAliases", "hostIPC", "hostNetwork", "hostPID", "hostUsers", "hostname", "hostnameOverride", "imagePullSecrets",
         "initContainers", "nodeName", "nodeSelector", "os", "overhead", "preemptionPolicy", "priority", "priorityClassName",
-        "resources", "restartPolicy", "runtimeClassName", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName",
+        "readinessGates", "resources", "restartPolicy", "runtimeClassName", "schedulerName", "securityContext", "serviceAccount", "serviceAccountName",
         "setHostnameAsFQDN", "shareProcessNamespace", "subdomain", "terminationGracePeriodSeconds", "tolerations", "topologySpreadConstraints", "volumes",
     ]),
     ("Container", &[
@@ -151,6 +152,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "storageClassName", "volumeMode",
     ]),
     ("LocalVolumeSource", &["path"]),
+    ("Service", &["apiVersion", "kind", "metadata", "spec"]),
+    ("ServiceSpec", &[
+        "clusterIP", "clusterIPs", "externalTrafficPolicy", "internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy", "ports",
+        "publishNotReadyAddresses", "selector", "sessionAffinity", "sessionAffinityConfig", "trafficDistribution", "type",
+    ]),
+    ("ServicePort", &[ALL]),
+    ("SessionAffinityConfig", &[ALL]),
+    ("ClientIPConfig", &[ALL]),
     ("ObjectReference", &[ALL]),
     ("VolumeNodeAffinity", &["required"]),
     ("NodeSelector", &[ALL]),
@@ -171,6 +180,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("PodDNSConfig", &[ALL]),
     ("PodDNSConfigOption", &[ALL]),
     ("PodOS", &["name"]),
+    ("PodReadinessGate", &[ALL]),
     ("Toleration", &[ALL]),
     // What only a scheduler acts on is taken as it is: the pod is on this node already. Required node affinity is checked.
     ("Affinity", &["nodeAffinity", "podAffinity", "podAntiAffinity"]),
@@ -207,7 +217,6 @@ const fn refused(
 const REMOVE: Option<&str> = Some("remove the field");
 
 const REFUSED: &[Refused] = &[
-    refused("PodSpec", "readinessGates", "nothing outside of the pod can make it ready", REMOVE),
     refused(
         "PodSpec",
         "schedulingGates",
@@ -270,6 +279,19 @@ const REFUSED: &[Refused] = &[
         "",
         "the volume type is not supported",
         Some("supported: hostPath, local"),
+    ),
+    refused("ServiceSpec", "externalName", "ExternalName Services are not supported", REMOVE),
+    refused(
+        "ServiceSpec",
+        "externalIPs",
+        "a Service has its own address and node ports only",
+        Some("use type NodePort, or `hostPort` in the pod"),
+    ),
+    refused(
+        "ServiceSpec",
+        "loadBalancerIP",
+        "a node without a cluster has no load balancer",
+        Some("use type NodePort, or `hostPort` in the pod"),
     ),
     refused(
         "VolumeProjection",

@@ -6,7 +6,6 @@ use jiff::Timestamp;
 
 use crate::backoff::after;
 use crate::planner::context::{Context, Role, exit_of};
-use crate::storage::EVICTED;
 
 /// How a pod ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,12 +16,14 @@ pub(crate) struct End {
     pub why: Option<(String, String)>,
     /// When.
     pub since: Timestamp,
+    /// The node ends it, and gives its containers no longer than that.
+    pub at_most: Option<Duration>,
 }
 
 impl End {
     /// Whether the node has ended it.
     pub fn is_eviction(&self) -> bool {
-        self.why.as_ref().is_some_and(|(reason, _)| reason == EVICTED)
+        self.at_most.is_some()
     }
 }
 
@@ -30,18 +31,23 @@ impl End {
 pub(crate) const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
 /// Its `status.message`.
 pub(crate) const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
-/// How long the containers of an evicted pod have to end (kubelet: `immediateEvictionGracePeriodSeconds`).
-const EVICTION_GRACE: Duration = Duration::from_secs(1);
 
 /// How the pod ends, if it has come to that. Containers may still run.
 pub(crate) fn end_of(ctx: &Context<'_>) -> Option<End> {
+    let at_most = ctx.observed.evicted.as_ref().map(|eviction| Duration::from_secs(eviction.grace_seconds));
     if let Some(ended) = &ctx.memory.ended {
         let why = ended.reason.clone().map(|reason| (reason, ended.message.clone().unwrap_or_default()));
-        return Some(End { succeeded: ended.phase == "Succeeded", why, since: ctx.memory.start_time });
+        return Some(End {
+            succeeded: ended.phase == "Succeeded",
+            why,
+            since: ctx.memory.start_time,
+            at_most,
+        });
     }
     if let Some(eviction) = &ctx.observed.evicted {
-        let why = Some((EVICTED.to_owned(), eviction.message.clone()));
-        return Some(End { succeeded: false, why, since: eviction.since });
+        let why = Some((eviction.reason.clone(), eviction.message.clone()));
+        let since = ctx.memory.evicted_since.unwrap_or(eviction.since);
+        return Some(End { succeeded: false, why, since, at_most });
     }
     let deadline = deadline_of(ctx);
     let completed = init_failure(ctx).or_else(|| completion(ctx));
@@ -52,13 +58,14 @@ pub(crate) fn end_of(ctx: &Context<'_>) -> Option<End> {
         succeeded: false,
         why: Some((DEADLINE_EXCEEDED.to_owned(), DEADLINE_MESSAGE.to_owned())),
         since,
+        at_most: None,
     })
 }
 
 /// How long what still runs has to end.
 pub(crate) fn grace_of(ctx: &Context<'_>, end: &End) -> Duration {
     let own = Duration::from_secs(u64::try_from(ctx.pod_grace()).unwrap_or(0));
-    if end.is_eviction() { own.min(EVICTION_GRACE) } else { own }
+    end.at_most.map_or(own, |most| own.min(most))
 }
 
 /// When `activeDeadlineSeconds` is over.
@@ -73,13 +80,13 @@ fn init_failure(ctx: &Context<'_>) -> Option<End> {
         let record = ctx.newest(&container.name)?;
         let exit = exit_of(record).filter(|exit| exit.code != 0)?;
         let failed = !ctx.restarts(container, role, record, exit);
-        failed.then_some(End { succeeded: false, why: None, since: exit.finished_at })
+        failed.then_some(End { succeeded: false, why: None, since: exit.finished_at, at_most: None })
     })
 }
 
 /// Every main container has ended and none is started again.
 fn completion(ctx: &Context<'_>) -> Option<End> {
-    let mut end = End { succeeded: true, why: None, since: Timestamp::MIN };
+    let mut end = End { succeeded: true, why: None, since: Timestamp::MIN, at_most: None };
     for container in ctx.mains() {
         let record = ctx.newest(&container.name)?;
         let exit = exit_of(record)?;

@@ -4,13 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1;
 
 use crate::backoff::Failed;
-use crate::node::{Deletion, ProbeOutcome};
+use crate::node::{Deletion, Eviction, ProbeOutcome};
 use crate::planner::action::{Key, ProbeKind, StopCause};
 use crate::planner::resize::Wanted;
+
+/// Clocks that drift apart by less are not set: two are never read at the same instant, and a clock is slewed all the time.
+const STEP: SignedDuration = SignedDuration::from_millis(100);
 
 /// What a node's configuration says about planning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +32,12 @@ impl Default for Limits {
 #[derive(Clone, Debug)]
 pub struct Memory {
     pub(crate) limits: Limits,
-    /// The latest time that it was told.
-    latest: Timestamp,
-    /// When this agent heard that the pod is to be deleted.
+    /// How far the machine's clock was ahead of the steady one when it was set last.
+    ahead: Option<SignedDuration>,
+    /// When the deletion was asked for, by the clock as it is set now.
     pub(crate) deleting_since: Option<Timestamp>,
+    /// When the node decided to evict the pod, by the clock as it is set now.
+    pub(crate) evicted_since: Option<Timestamp>,
     /// `status.startTime`: when this node first saw the pod.
     pub(crate) start_time: Timestamp,
     /// Phase, reason and message of a pod that has ended; they never change again.
@@ -181,8 +186,9 @@ impl Memory {
     pub fn new(limits: Limits, previous: Option<&v1::PodStatus>, now: Timestamp) -> Memory {
         let mut memory = Memory {
             limits,
-            latest: now,
+            ahead: None,
             deleting_since: None,
+            evicted_since: None,
             start_time: previous
                 .and_then(|status| status.start_time.as_ref())
                 .map_or(whole(now), |time| time.0),
@@ -231,18 +237,38 @@ impl Memory {
         }
     }
 
-    /// It is that late now, and the pod is (not) to be deleted. If the clock was set back meanwhile, all that is remembered is
-    /// set back with it, so that nothing waits for as long again.
-    pub fn tick(&mut self, now: Timestamp, deletion: Option<&Deletion>) {
-        let back = self.latest.duration_since(now);
-        self.latest = now;
-        if deletion.is_some() {
-            self.deleting_since.get_or_insert(now);
+    /// It is that late now, on the machine's clock and on a steady one that nobody can set ([`Memory::set_clock`]); and this is
+    /// why the pod is to end. From here on that counts from when it was asked for, however the clock is set.
+    pub fn tick(
+        &mut self,
+        now: Timestamp,
+        steady: Duration,
+        deletion: Option<&Deletion>,
+        eviction: Option<&Eviction>,
+    ) {
+        self.set_clock(now, steady);
+        if let Some(deletion) = deletion {
+            self.deleting_since.get_or_insert(deletion.requested_at.min(now));
         }
-        if !back.is_positive() {
-            return;
+        if let Some(eviction) = eviction {
+            self.evicted_since.get_or_insert(eviction.since.min(now));
         }
-        let shift = |at: &mut Timestamp| *at = at.checked_sub(back).unwrap_or(*at);
+    }
+
+    /// Compares the machine's clock with one that cannot be set. Where it was set, all that is remembered is set with it, so
+    /// that what is waited for takes neither longer nor shorter.
+    pub fn set_clock(&mut self, now: Timestamp, steady: Duration) {
+        let steady = Timestamp::UNIX_EPOCH.saturating_add(steady).unwrap_or(Timestamp::MAX);
+        let ahead = now.duration_since(steady);
+        let set_by = ahead - *self.ahead.get_or_insert(ahead);
+        if set_by.abs() >= STEP {
+            self.ahead = Some(ahead);
+            self.shift(set_by);
+        }
+    }
+
+    fn shift(&mut self, by: SignedDuration) {
+        let shift = |at: &mut Timestamp| *at = at.checked_add(by).unwrap_or(*at);
         let failed = |failed: &mut Failed| {
             shift(&mut failed.at);
             if failed.due < Timestamp::MAX {
@@ -252,7 +278,8 @@ impl Memory {
         let steps = [&mut self.sandbox, &mut self.stop_sandbox, &mut self.remove_pod];
         steps.into_iter().flatten().for_each(failed);
         self.allocate.iter_mut().for_each(|(_, of)| failed(of));
-        self.strays.values_mut().chain(&mut self.deleting_since).for_each(shift);
+        let ends = self.deleting_since.iter_mut().chain(&mut self.evicted_since);
+        self.strays.values_mut().chain(ends).for_each(shift);
         for container in self.containers.values_mut() {
             container.create.iter_mut().chain(&mut container.resize).for_each(failed);
             container.pull.iter_mut().for_each(|(_, of)| failed(of));

@@ -67,8 +67,7 @@ pub fn plan(
 fn delete(ctx: &Context<'_>, plan: &mut Plan, deletion: &Deletion) {
     drop_pulls(ctx, plan);
     let grace = Duration::from_secs(deletion.grace_seconds);
-    // No longer than from when it was heard of, should the clock have been set back since it was asked for.
-    let begun = ctx.memory.deleting_since.map_or(deletion.requested_at, |s| s.min(deletion.requested_at));
+    let begun = ctx.memory.deleting_since.unwrap_or(deletion.requested_at);
     let (deadline, force) = (after(begun, grace), deletion.grace_seconds == 0);
     let running = stop::stop_all(ctx, plan, |_, own| match own {
         None => Grace { deadline, force },

@@ -27,6 +27,20 @@ const ALL_RESTARTING: &str = "AllContainersRestarting";
 /// What is there only while it is true.
 const PASSING: [&str; 4] = [PAUSED, RESIZE_PENDING, RESIZE_IN_PROGRESS, ALL_RESTARTING];
 
+/// Whether the node itself says what a condition of that type is; all others somebody else says, and the node keeps them.
+pub fn is_own_condition(type_: &str) -> bool {
+    OWN.contains(&type_) || PASSING.contains(&type_) || type_ == DISRUPTION_TARGET
+}
+
+/// The status with other conditions of others.
+pub fn with_conditions(status: &v1::PodStatus, others: &[v1::PodCondition]) -> v1::PodStatus {
+    let mut status = status.clone();
+    let conditions = status.conditions.get_or_insert_default();
+    conditions.retain(|condition| is_own_condition(&condition.type_));
+    conditions.splice(0..0, others.iter().cloned());
+    status
+}
+
 /// A condition's status with its reason and message.
 #[derive(Clone)]
 struct Verdict {

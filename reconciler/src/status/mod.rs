@@ -8,7 +8,7 @@ mod conditions;
 mod container;
 mod phase;
 
-pub use conditions::PAUSED;
+pub use conditions::{PAUSED, is_own_condition, with_conditions};
 
 use std::net::IpAddr;
 

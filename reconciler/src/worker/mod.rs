@@ -145,6 +145,13 @@ impl<N: Node> Reconciler<N> {
         }
     }
 
+    /// Sets the conditions of a pod that are not the node's own, such as those that its readiness gates wait for. Unknown uids are ignored.
+    pub fn set_conditions(&self, uid: &str, conditions: Vec<v1::PodCondition>) {
+        if let Some(slot) = self.inner.slot(uid) {
+            slot.set_conditions(conditions);
+        }
+    }
+
     /// One pod; if it is being deleted and wanted again, the one being deleted.
     pub fn get(&self, uid: &str) -> Option<PodView> {
         let table = self.inner.lock();

@@ -21,6 +21,8 @@ struct State {
     deletion: Option<Deletion>,
     config_changed: bool,
     status: Arc<v1::PodStatus>,
+    /// Conditions that somebody has set and that no status says yet.
+    conditions: Option<Vec<v1::PodCondition>>,
     /// Whether the status was published by some agent, not only made up here.
     published: bool,
 }
@@ -37,7 +39,7 @@ impl Slot {
     pub fn new(pod: Arc<Pod>, deletion: Option<Deletion>, status: Option<v1::PodStatus>) -> Slot {
         let published = status.is_some();
         let status = Arc::new(status.unwrap_or_else(pending));
-        let state = State { pod, deletion, config_changed: false, status, published };
+        let state = State { pod, deletion, config_changed: false, status, conditions: None, published };
         Slot { state: Mutex::new(state), wake: Notify::new() }
     }
 
@@ -94,6 +96,17 @@ impl Slot {
 
     pub fn status(&self) -> Arc<v1::PodStatus> {
         self.lock().status.clone()
+    }
+
+    /// Sets the conditions that are not the node's own.
+    pub fn set_conditions(&self, conditions: Vec<v1::PodCondition>) {
+        self.lock().conditions = Some(conditions);
+        self.wake();
+    }
+
+    /// The conditions that somebody has set since this was asked last.
+    pub fn take_conditions(&self) -> Option<Vec<v1::PodCondition>> {
+        self.lock().conditions.take()
     }
 
     /// The status that an agent published, for a task's first look.

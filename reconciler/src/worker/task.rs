@@ -8,6 +8,7 @@ use futures::future::{AbortHandle, Abortable, BoxFuture};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::Options;
 use super::execute::execute;
@@ -15,7 +16,7 @@ use super::slot::{Desired, Slot};
 use crate::node::{Deletion, Node, Observation};
 use crate::planner::{Action, Key, Limits, Memory, Outcome, plan};
 use crate::pod::Pod;
-use crate::status::{Facts, pod_status};
+use crate::status::{Facts, pod_status, with_conditions};
 
 /// A step that is done; no outcome if it was dropped.
 type Flight = BoxFuture<'static, (Action, Option<Outcome>)>;
@@ -31,6 +32,7 @@ pub(super) struct Task<'a, N: Node> {
     landed: Vec<(Action, Option<Outcome>)>,
     pulls: BTreeMap<Key, AbortHandle>,
     published: Option<(Arc<Pod>, Option<Deletion>)>,
+    begun: Instant,
 }
 
 impl<'a, N: Node> Task<'a, N> {
@@ -38,7 +40,17 @@ impl<'a, N: Node> Task<'a, N> {
         let limits = Limits { max_restart_period: options.max_restart_period };
         let memory = Memory::new(limits, slot.published().as_deref(), (options.clock)());
         let (flights, pulls) = (FuturesUnordered::new(), BTreeMap::new());
-        Task { node, options, slot, memory, flights, landed: Vec::new(), pulls, published: None }
+        Task {
+            node,
+            options,
+            slot,
+            memory,
+            flights,
+            landed: Vec::new(),
+            pulls,
+            published: None,
+            begun: Instant::now(),
+        }
     }
 
     /// Runs until nothing of the pod exists any more.
@@ -47,7 +59,7 @@ impl<'a, N: Node> Task<'a, N> {
             let desired = self.slot.take();
             let observed = self.node.observe(desired.pod.uid()).await;
             let now = (self.options.clock)();
-            self.memory.tick(now, desired.deletion.as_ref());
+            self.memory.tick(now, self.steady(), desired.deletion.as_ref(), observed.evicted.as_ref());
             if desired.config_changed {
                 self.memory.config_changed(now);
             }
@@ -60,6 +72,11 @@ impl<'a, N: Node> Task<'a, N> {
             }
             self.sleep(wake_at).await;
         }
+    }
+
+    /// What a clock shows that nobody sets. It is the one that timers go by.
+    fn steady(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// Begins every step that can be taken now. Gives the time of the next look.
@@ -116,7 +133,9 @@ impl<'a, N: Node> Task<'a, N> {
         let before = self.slot.status();
         let facts = Facts { host_ips: self.node.host_ips() };
         let (pod, deletion) = (desired.pod, desired.deletion);
-        let status = pod_status(&pod, deletion.as_ref(), observed, &self.memory, Some(&before), &facts, now);
+        let given = self.slot.take_conditions().map(|given| with_conditions(&before, &given));
+        let previous = given.as_ref().unwrap_or(&before);
+        let status = pod_status(&pod, deletion.as_ref(), observed, &self.memory, Some(previous), &facts, now);
         self.memory.note_status(&status);
         let known = self.published.as_ref();
         let same = known.is_some_and(|(known, deleting)| Arc::ptr_eq(known, &pod) && *deleting == deletion);
@@ -161,7 +180,9 @@ impl<'a, N: Node> Task<'a, N> {
             self.pulls.remove(&key);
         }
         let pod = self.slot.pod();
-        for event in self.memory.finish(&pod, action, &outcome, (self.options.clock)()) {
+        let now = (self.options.clock)();
+        self.memory.set_clock(now, self.steady());
+        for event in self.memory.finish(&pod, action, &outcome, now) {
             self.node.event(&pod, event);
         }
     }

@@ -49,6 +49,8 @@ pub struct Bench {
     pub seen: Observation,
     pub memory: Memory,
     pub now: Timestamp,
+    /// What a clock shows that nobody sets.
+    pub steady: Duration,
     pub events: Vec<PodEvent>,
 }
 
@@ -57,7 +59,7 @@ impl Bench {
     pub fn new(pod: Pod) -> Bench {
         let memory = Memory::new(Limits::default(), None, at(0));
         let (seen, events) = (Observation::default(), Vec::new());
-        Bench { pod, deletion: None, seen, memory, now: at(0), events }
+        Bench { pod, deletion: None, seen, memory, now: at(0), steady: Duration::from_secs(1 << 20), events }
     }
 
     /// The same with a sandbox that was made at 0.

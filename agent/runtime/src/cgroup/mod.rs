@@ -37,7 +37,7 @@ pub use oom::OomWatch;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Pressure, Psi, Stats};
 pub use systemd::scope_words;
 #[cfg(feature = "agent")]
-pub use systemd::slice_path;
+pub use systemd::{machine_is_stopping, slice_path};
 pub use weight::CpuWeight;
 
 pub(crate) use rights::rootless;

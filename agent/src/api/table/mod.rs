@@ -2,6 +2,7 @@
 
 mod duration;
 mod pod;
+mod service;
 mod simple;
 mod volume;
 
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 pub use duration::{age, human};
 pub use pod::{PodSummary, summary};
+pub use service::ready_endpoints;
 pub use volume::modes;
 
 use crate::store::{Kind, Object};
@@ -53,6 +55,8 @@ fn columns_of(kind: Kind) -> &'static [Column] {
         Kind::Namespace => simple::NAMESPACE,
         Kind::PersistentVolume => volume::VOLUME,
         Kind::PersistentVolumeClaim => volume::CLAIM,
+        Kind::Service => service::SERVICE,
+        Kind::Endpoints => service::ENDPOINTS,
     }
 }
 
@@ -70,6 +74,8 @@ fn row(kind: Kind, object: &Object, include: Include) -> (String, Value) {
         Kind::Namespace => (String::new(), parsed(object).map(|o| simple::namespace(&o))),
         Kind::PersistentVolume => (String::new(), parsed(object).map(|o| volume::volume(&o))),
         Kind::PersistentVolumeClaim => (String::new(), parsed(object).map(|o| volume::claim(&o))),
+        Kind::Service => (String::new(), parsed(object).map(|o| service::service(&o))),
+        Kind::Endpoints => (String::new(), parsed(object).map(|o| service::endpoints(&o))),
     };
     // An object that does not fit its own type, which only a bug could store, still shows its name.
     let cells = cells.unwrap_or_else(|| {

@@ -2,6 +2,7 @@
 
 mod node;
 mod pod;
+mod service;
 mod text;
 mod volume;
 
@@ -10,7 +11,9 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 use k8s_openapi::List;
-use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    Endpoints, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service,
+};
 use serde_json::Value;
 
 use super::failure::{self, Reported, Usage};
@@ -33,7 +36,7 @@ pub struct DescribeArgs {
 
 const JSON: &str = "application/json";
 
-/// Prints everything about pods, nodes, claims or volumes.
+/// Prints everything about pods, nodes, Services, claims or volumes.
 pub async fn run(client: &kube::Client, args: &DescribeArgs) -> anyhow::Result<ExitCode> {
     let (mut failed, mut first) = (false, true);
     for (kind, name) in objects(client, args).await? {
@@ -42,8 +45,9 @@ pub async fn run(client: &kube::Client, args: &DescribeArgs) -> anyhow::Result<E
             Kind::Node => node_text(client, &name).await,
             Kind::PersistentVolumeClaim => claim_text(client, args.namespace.name(), &name).await,
             Kind::PersistentVolume => volume_text(client, &name).await,
+            Kind::Service => service_text(client, args.namespace.name(), &name).await,
             other => bail!(Usage(format!(
-                "only pods, nodes, claims and volumes can be described; see \"berth get {} -o yaml\"",
+                "only pods, nodes, services, claims and volumes can be described; see \"berth get {} -o yaml\"",
                 other.plural()
             ))),
         };
@@ -116,6 +120,19 @@ async fn claim_text(client: &kube::Client, namespace: &str, name: &str) -> anyho
     let events = events(client, Some(namespace), &selector).await?;
     let mut text = Text::new();
     volume::describe_claim(&mut text, &claim, &pods.items);
+    text::events(&mut text, events);
+    Ok(text.finish())
+}
+
+async fn service_text(client: &kube::Client, namespace: &str, name: &str) -> anyhow::Result<String> {
+    let path = |kind| resource::path(kind, Some(namespace), Some(name));
+    let service: Service = client::get(client, &path(Kind::Service), JSON).await?;
+    // Shown a moment after the Service.
+    let endpoints: Endpoints = client::get(client, &path(Kind::Endpoints), JSON).await.unwrap_or_default();
+    let selector = format!("involvedObject.name={name},involvedObject.kind=Service");
+    let events = events(client, Some(namespace), &selector).await?;
+    let mut text = Text::new();
+    service::describe(&mut text, &service, &endpoints);
     text::events(&mut text, events);
     Ok(text.finish())
 }

@@ -97,6 +97,8 @@ bugs! {
     KillsAtOnce: "killed too early";
     /// KILL never comes.
     NeverKills: "does not settle" | "deletion took";
+    /// What the clock shows is taken for how late it is.
+    BelievesClock: "killed too early" | "tried again after" | "probe of" | "deletion took";
     /// Half of the grace period is granted.
     HalvesGrace: "killed too early";
     /// The pod is removed under its containers.
@@ -131,6 +133,9 @@ bugs! {
     LeavesFinalPhase: "phase leaves" | "does not settle" | "not what the containers are";
 }
 
+/// How long the machine has been up when a history begins, in milliseconds: more than any clock is set back.
+const FAR: i64 = 1 << 40;
+
 /// What stands between planner and machine: nothing, in an honest history.
 pub(super) struct Faults {
     bug: Option<Bug>,
@@ -153,6 +158,12 @@ impl Faults {
     /// Whether exits are news.
     pub(super) fn hears(&self) -> bool {
         self.bug != Some(Bug::LosesExits)
+    }
+
+    /// What the clock shows that cannot be set.
+    pub(super) fn steady(&self, world: &World) -> Duration {
+        let set_by = if self.bug == Some(Bug::BelievesClock) { world.skew } else { 0 };
+        Duration::from_millis(u64::try_from(world.now + set_by + FAR).unwrap_or(0))
     }
 
     pub(super) fn pod<'a>(&'a self, pod: &'a Pod) -> &'a Pod {

@@ -95,9 +95,10 @@ impl History {
             }
             Chaos::Debug => self.pod = pods::debugged(&self.pod),
             Chaos::Evict => {
-                let eviction = Eviction { message: "it took too much".to_owned(), since: self.world.clock() };
-                self.rules.evicted(self.world.now);
-                self.world.seen.evicted.get_or_insert(eviction);
+                let mut eviction = Eviction::at_once("it took too much".to_owned(), self.world.clock());
+                eviction.grace_seconds = *self.rng.pick(&[1, 1, 20]);
+                let first = self.world.seen.evicted.get_or_insert(eviction);
+                self.rules.evicted(self.world.now, first.grace_seconds);
             }
             Chaos::ConfigChanged => {
                 self.rules.config_changed();

@@ -246,6 +246,7 @@ impl History {
         if let Some(memory) = &mut self.memory {
             let outcome = self.faults.outcome(action, outcome);
             let pod = self.faults.pod(&self.pod);
+            memory.set_clock(self.world.clock(), self.faults.steady(&self.world));
             memory.finish(pod, action, &outcome, self.world.clock());
             self.woken = true;
         }
@@ -256,7 +257,8 @@ impl History {
         let now = self.world.clock();
         self.faults.look(&self.pod, &self.world, self.deletion.as_ref());
         if let Some(memory) = &mut self.memory {
-            memory.tick(now, self.deletion.as_ref());
+            let steady = self.faults.steady(&self.world);
+            memory.tick(now, steady, self.deletion.as_ref(), self.world.seen.evicted.as_ref());
             self.faults.meddle(memory, now);
         }
         for _ in 0..50 {
@@ -366,6 +368,7 @@ impl History {
         self.note(|| "the agent is back".to_owned());
         let now = self.world.clock();
         self.memory = Some(Memory::new(Limits::default(), self.published.as_ref(), now));
+        self.world.up_since = self.world.now;
         self.resumed = true;
         self.woken = true;
     }

@@ -59,6 +59,8 @@ pub(super) struct World {
     pub skew: i64,
     /// When that changed last.
     pub stepped_at: i64,
+    /// Since when there has been an agent, which knows what was done to the clock.
+    pub up_since: i64,
     /// How far it was set back in all.
     pub set_back: i64,
     /// What the agent can see; the records are in the order in which they were made.
@@ -91,6 +93,7 @@ impl World {
             now: 0,
             skew: 0,
             stepped_at: -1,
+            up_since: 0,
             set_back: 0,
             seen: Observation::default(),
             minds: Vec::new(),
@@ -110,6 +113,11 @@ impl World {
         self.skew += by;
         self.stepped_at = self.now;
         self.set_back += by.min(0).abs();
+    }
+
+    /// Whether an agent can know how long that is ago: the clock was not set since, or before its eyes.
+    pub(super) fn can_tell_since(&self, since: i64) -> bool {
+        self.stepped_at < since || self.up_since <= since && self.stepped_at > since
     }
 
     pub(super) fn ready(&self) -> bool {

@@ -69,6 +69,30 @@ fn check_list<'a>(
     good
 }
 
+/// What somebody may have meant who writes amounts of memory as people do: `64MB`, `1 GiB`, `512K`.
+fn meant(text: &str) -> Option<String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, unit) = text.split_at(end);
+    number.parse::<f64>().ok()?;
+    let unit = unit.trim().to_ascii_lowercase();
+    let unit =
+        unit.strip_suffix("bytes").or(unit.strip_suffix("byte")).or(unit.strip_suffix('b')).unwrap_or(&unit);
+    let letters = |decimal: &str, binary: &str| format!("{number}{binary} or {number}{decimal}");
+    Some(match unit {
+        "" => number.to_owned(),
+        "k" => letters("k", "Ki"),
+        "m" => letters("M", "Mi"),
+        "g" => letters("G", "Gi"),
+        "t" => letters("T", "Ti"),
+        "ki" => format!("{number}Ki"),
+        "mi" => format!("{number}Mi"),
+        "gi" => format!("{number}Gi"),
+        "ti" => format!("{number}Ti"),
+        _ => return None,
+    })
+}
+
 /// Checks that a quantity can be read and is not negative.
 pub(crate) fn quantity(text: &ApiQuantity, path: &FieldPath, issues: &mut Issues) -> Option<Quantity> {
     match Quantity::of(text) {
@@ -78,7 +102,10 @@ pub(crate) fn quantity(text: &ApiQuantity, path: &FieldPath, issues: &mut Issues
         }
         Ok(quantity) => Some(quantity),
         Err(error) => {
-            issues.invalid(path, text.0.as_str(), &error.to_string());
+            let issue = issues.invalid(path, text.0.as_str(), &error.to_string());
+            if let Some(meant) = meant(&text.0) {
+                issue.hint(format!("did you mean {meant}?"));
+            }
             None
         }
     }
@@ -180,6 +207,30 @@ pub(crate) fn check_pod(spec: &v1::PodSpec, path: &FieldPath, issues: &mut Issue
                     issues.invalid(&at, own.to_string().as_str(), &detail);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::meant;
+
+    #[test]
+    fn amounts_as_people_write_them_get_a_hint() {
+        for (text, wanted) in [
+            ("64MB", Some("64Mi or 64M")),
+            ("1.5 GB", Some("1.5Gi or 1.5G")),
+            ("512K", Some("512Ki or 512k")),
+            ("1 GiB", Some("1Gi")),
+            ("10mib", Some("10Mi")),
+            ("7 bytes", Some("7")),
+            ("100 B", Some("100")),
+            ("1.5.2", None),
+            ("lots", None),
+            ("5 apples", None),
+            ("", None),
+        ] {
+            assert_eq!(meant(text).as_deref(), wanted, "{text}");
         }
     }
 }

@@ -47,6 +47,10 @@ pub(crate) fn check(spec: &v1::PodSpec, context: &Context, issues: &mut Issues) 
     }
     check_dns(spec, &path, issues);
     check_host_aliases(spec, &path.field("hostAliases"), issues);
+    for (i, gate) in spec.readiness_gates.iter().flatten().enumerate() {
+        let at = path.field("readinessGates").index(i).field("conditionType");
+        issues.all(&at, &gate.condition_type, names::qualified(&gate.condition_type));
+    }
     check_tolerations(spec, &path.field("tolerations"), issues);
     issues.one_of(
         &path.field("preemptionPolicy"),

@@ -24,6 +24,8 @@ const BUS: &str = "org.freedesktop.DBus";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
+/// Where PID 1 itself listens.
+const PRIVATE: &str = "/run/systemd/private";
 /// The interface of systemd's manager.
 pub const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 
@@ -101,6 +103,16 @@ impl Connection {
             let none = "neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR says where it is";
             Failure::Connect("the user's bus".to_owned(), io::Error::other(none))
         }))
+    }
+
+    /// Connects to PID 1 itself, before asking for a bus: when the machine ends, the bus may be gone already.
+    #[cfg(feature = "agent")]
+    pub fn to_pid_1() -> Result<Connection, Failure> {
+        let private = Place::file(PRIVATE, false);
+        let given = of_address(&env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_default());
+        let place = given.into_iter().next().unwrap_or(private);
+        let stream = place.connect().map_err(|e| Failure::Connect(place.to_string(), e))?;
+        Connection::greet(stream, place.bus)
     }
 
     fn greet(stream: UnixStream, bus: bool) -> Result<Connection, Failure> {
@@ -277,7 +289,7 @@ fn system_places() -> Vec<Place> {
     if places.is_empty() {
         places.push(Place::file("/run/dbus/system_bus_socket", true));
     }
-    places.push(Place::file("/run/systemd/private", false));
+    places.push(Place::file(PRIVATE, false));
     places
 }
 

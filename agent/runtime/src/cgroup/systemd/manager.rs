@@ -90,13 +90,24 @@ pub fn stop(bus: &mut Connection, unit: &str) -> Result<(), Failure> {
 
 /// The cgroup that the manager's own tree starts at, without a slash at its end.
 pub fn root(bus: &mut Connection) -> Result<String, Failure> {
+    Ok(property(bus, "ControlGroup")?.trim_end_matches('/').to_owned())
+}
+
+/// Whether the machine, or the container that this is PID 1 of, is about to end.
+#[cfg(feature = "agent")]
+pub fn stopping(bus: &mut Connection) -> Result<bool, Failure> {
+    Ok(property(bus, "SystemState")? == "stopping")
+}
+
+/// A property of the manager that is a text.
+fn property(bus: &mut Connection, name: &str) -> Result<String, Failure> {
     let mut body = Writer::default();
-    body.text(MANAGER).text("ControlGroup");
+    body.text(MANAGER).text(name);
     let body = bus.systemd("org.freedesktop.DBus.Properties", "Get", "ss", body)?;
     let mut reader = body.reader();
     match (body.signature.as_str(), reader.signature()?) {
-        ("v", "s") => Ok(reader.text()?.trim_end_matches('/').to_owned()),
-        _ => Err(Failure::Job("systemd does not tell its cgroup".to_owned())),
+        ("v", "s") => reader.text().map_err(Failure::from),
+        _ => Err(Failure::Job(format!("systemd does not tell its {name}"))),
     }
 }
 

@@ -86,6 +86,17 @@ pub fn stop(path: &str) -> Result<(), Error> {
     ask("stop", unit, |bus| manager::stop(bus, unit))
 }
 
+/// Whether systemd is PID 1 and says that the machine is about to end (`systemctl is-system-running`: `stopping`).
+///
+/// # Errors
+/// When it cannot be asked, as where something else is PID 1.
+#[cfg(feature = "agent")]
+pub fn machine_is_stopping() -> Result<bool, Error> {
+    Connection::to_pid_1()
+        .and_then(|mut bus| manager::stopping(&mut bus))
+        .map_err(|failure| Error::systemd("ask for the state of", "the machine", failure.to_string()))
+}
+
 fn unit(path: &str) -> Result<(&str, &str), Error> {
     unit_of(path).ok_or_else(|| Error::systemd("find the unit of", path, "the path does not end in one"))
 }

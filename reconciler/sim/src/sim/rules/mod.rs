@@ -31,6 +31,8 @@ pub(super) struct Rules {
     /// When nothing went wrong any more.
     calm_at: Option<i64>,
     evicted_at: Option<i64>,
+    /// How long an evicted pod has at most.
+    evicted_grace: i64,
     /// Back-off level of each instance in seconds; none: a first start.
     levels: HashMap<(String, u32), Option<u64>>,
     /// The image that was made present for the next start.
@@ -105,8 +107,9 @@ impl Rules {
         self.calm_at.get_or_insert(now);
     }
 
-    pub(super) fn evicted(&mut self, now: i64) {
+    pub(super) fn evicted(&mut self, now: i64, grace_seconds: u64) {
         self.evicted_at.get_or_insert(now);
+        self.evicted_grace = i64::try_from(grace_seconds).unwrap();
     }
 
     /// Steps that failed may be taken again at once.

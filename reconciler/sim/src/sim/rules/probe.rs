@@ -106,11 +106,15 @@ impl Rules {
         let now = moment.world.now;
         let key = (id.to_owned(), kind);
         let seconds = |value: Option<i32>| i64::from(value.unwrap_or(0)) * 1000;
-        let (since, wait) = match self.probed.last.get(&key) {
-            Some(last) => (*last, seconds(probe.period_seconds)),
-            None => (mind.started_at, seconds(probe.initial_delay_seconds)),
+        let world = moment.world;
+        let (since, wait, sure) = match self.probed.last.get(&key) {
+            Some(last) => (*last, seconds(probe.period_seconds), world.can_tell_since(*last)),
+            // Its start is on record, by the clock as it was then.
+            None => {
+                let since = mind.started_at;
+                (since, seconds(probe.initial_delay_seconds), world.stepped_at < since)
+            }
         };
-        let sure = moment.world.stepped_at < since;
         require(!sure || now >= since + wait, || {
             format!("{word} probe of {name} after {} ms of {wait} ms", now - since)
         })?;

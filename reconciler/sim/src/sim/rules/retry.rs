@@ -60,7 +60,7 @@ impl Waits {
         }
         let Some(wait) = self.failed.get(&name) else { return Ok(()) };
         let waited = moment.world.now - wait.at;
-        let sure = !wait.forgiven && moment.world.stepped_at < wait.at;
+        let sure = !wait.forgiven && moment.world.can_tell_since(wait.at);
         require(!sure || waited >= wait.delay, || {
             format!("{name}: tried again after {waited} ms of {} ms", wait.delay)
         })

@@ -75,8 +75,9 @@ impl Rules {
             let grace = i64::try_from(deletion.grace_seconds).unwrap() * 1000;
             (moment.deleted_at + grace, grace == 0)
         });
-        // An evicted pod has a second at most, whatever else its containers are stopped for.
-        let evicted = self.evicted_at.filter(|_| pod.is_none()).map(|at| at + pod_grace.min(1) * 1000);
+        // An evicted pod has no more than the node gives it, whatever else its containers are stopped for.
+        let evicted =
+            self.evicted_at.filter(|_| pod.is_none()).map(|at| at + pod_grace.min(self.evicted_grace) * 1000);
         let own = own.map(|(deadline, force)| (evicted.map_or(deadline, |at| deadline.min(at)), force));
         Ok(match (own, pod) {
             (Some(own), Some(pod)) => Some((own.0.min(pod.0), own.1 || pod.1)),
@@ -96,10 +97,10 @@ impl Rules {
         let newest = moment.world.newest(name).is_some_and(|(newest, _)| newest.id == id);
         let Some(container) = moment.pod.container(name).filter(|_| newest) else { return Ok(()) };
         let Some((deadline, force)) = self.grace(moment, container, id)? else { return Ok(()) };
-        // Where the clock was set since the grace period began, nobody knows its end.
+        // Where the clock was set while there was no agent, nobody knows when the grace period ends.
         let asked = moment.deletion.map(|_| moment.deleted_at).into_iter().chain(self.evicted_at);
         let begun = asked.chain(self.stopping.get(id).map(|(_, since)| *since)).min();
-        if begun.is_some_and(|begun| moment.world.stepped_at >= begun) {
+        if begun.is_some_and(|begun| !moment.world.can_tell_since(begun)) {
             return Ok(());
         }
         if signal == StopSignal::Kill {

@@ -1,0 +1,121 @@
+//! The columns of Services and their endpoints, as kubernetes/pkg/printers has them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::{EndpointPort, Endpoints, Service, ServicePort};
+use serde_json::{Value, json};
+
+use super::{Column, age, or_none};
+
+pub const SERVICE: &[Column] = &[
+    ("Name", "string", "name", 0),
+    ("Type", "string", "", 0),
+    ("Cluster-IP", "string", "", 0),
+    ("External-IP", "string", "", 0),
+    ("Port(s)", "string", "", 0),
+    ("Age", "string", "", 0),
+    ("Selector", "string", "", 1),
+];
+
+pub const ENDPOINTS: &[Column] =
+    &[("Name", "string", "name", 0), ("Endpoints", "string", "", 0), ("Age", "string", "", 0)];
+
+/// Endpoints shown before it says how many more there are.
+const MOST: usize = 3;
+
+fn port(port: &ServicePort) -> String {
+    let protocol = port.protocol.as_deref().unwrap_or("TCP");
+    match port.node_port.filter(|number| *number != 0) {
+        Some(on_node) => format!("{}:{on_node}/{protocol}", port.port),
+        None => format!("{}/{protocol}", port.port),
+    }
+}
+
+/// The cells of a Service's row.
+pub fn service(service: &Service) -> Vec<Value> {
+    let spec = service.spec.clone().unwrap_or_default();
+    let ports: Vec<String> = spec.ports.iter().flatten().map(port).collect();
+    let selector: Vec<String> = spec.selector.iter().flatten().map(|(k, v)| format!("{k}={v}")).collect();
+    vec![
+        json!(service.metadata.name),
+        json!(spec.type_.unwrap_or_default()),
+        or_none(spec.cluster_ip.as_deref()),
+        json!("<none>"),
+        or_none(Some(&ports.join(","))),
+        json!(age(service.metadata.creation_timestamp.as_ref())),
+        or_none(Some(&selector.join(","))),
+    ]
+}
+
+/// The cells of a row of endpoints.
+pub fn endpoints(endpoints: &Endpoints) -> Vec<Value> {
+    let text = summary(endpoints);
+    vec![
+        json!(endpoints.metadata.name),
+        or_none(Some(&text)),
+        json!(age(endpoints.metadata.creation_timestamp.as_ref())),
+    ]
+}
+
+/// The addresses of those that are ready, of all ports or of the one with that name.
+pub fn ready_endpoints(endpoints: &Endpoints, of_port: Option<&str>) -> Vec<String> {
+    let mut all = Vec::new();
+    for subset in endpoints.subsets.iter().flatten() {
+        let ips = || subset.addresses.iter().flatten().map(|address| address.ip.clone());
+        let is_asked_for = |port: &&EndpointPort| of_port.is_none() || port.name.as_deref() == of_port;
+        match subset.ports.as_deref().unwrap_or_default() {
+            [] => all.extend(ips()),
+            ports => all.extend(
+                ports.iter().filter(is_asked_for).flat_map(|port| ips().map(|ip| at(&ip, port.port))),
+            ),
+        }
+    }
+    all
+}
+
+/// The first few ready ones.
+fn summary(endpoints: &Endpoints) -> String {
+    let all = ready_endpoints(endpoints, None);
+    let more = all.len().saturating_sub(MOST);
+    let shown = all[..all.len() - more].join(",");
+    if more == 0 { shown } else { format!("{shown} + {more} more...") }
+}
+
+fn at(ip: &str, port: i32) -> String {
+    match (ip.parse::<IpAddr>(), u16::try_from(port)) {
+        (Ok(ip), Ok(port)) => SocketAddr::new(ip, port).to_string(),
+        _ => format!("{ip}:{port}"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_as_kubectl_shows_them() {
+        let object = json!({"metadata": {"name": "web"}, "spec": {
+            "type": "NodePort", "clusterIP": "10.86.1.2", "selector": {"app": "web", "b": "c"},
+            "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}, {"port": 53, "protocol": "UDP"}],
+        }});
+        let cells = service(&serde_json::from_value(object).unwrap());
+        let expected = ["web", "NodePort", "10.86.1.2", "<none>", "80:30080/TCP,53/UDP"];
+        assert_eq!(cells[..5], expected.map(|text| json!(text)));
+        assert_eq!(cells[6], json!("app=web,b=c"));
+    }
+
+    #[test]
+    fn the_first_three_endpoints_are_shown() {
+        let address = |n: u8| json!({"ip": format!("10.85.0.{n}")});
+        let of = |count: u8| {
+            let ready: Vec<Value> = (2..2 + count).map(address).collect();
+            let subset =
+                json!({"addresses": ready, "notReadyAddresses": [address(99)], "ports": [{"port": 80}]});
+            serde_json::from_value(json!({"metadata": {"name": "web"}, "subsets": [subset]})).unwrap()
+        };
+        assert_eq!(endpoints(&of(0))[1], json!("<none>"));
+        assert_eq!(endpoints(&of(2))[1], json!("10.85.0.2:80,10.85.0.3:80"));
+        assert_eq!(endpoints(&of(5))[1], json!("10.85.0.2:80,10.85.0.3:80,10.85.0.4:80 + 2 more..."));
+    }
+}

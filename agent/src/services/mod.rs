@@ -1,0 +1,339 @@
+//! Services: kept, given addresses, and led to the ready pods of this node.
+//!
+//! [`allocate`] gives a Service its address and node ports, [`derive`] says what follows from it and its pods. This file
+//! keeps both, and [`Services::run`] brings every change into the network and the API at once.
+
+mod allocate;
+mod derive;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use berth_netplug::{Ipv4Cidr, Network};
+use berth_reconciler::pod::Pod;
+use berth_reconciler::services::{Candidate, endpoints};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::backend::objects::Objects;
+use crate::store::{Kind, ObjectStore};
+use allocate::Taken;
+
+/// Namespace and name.
+type Key = (String, String);
+
+/// How long after a failure the network is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why a Service is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// There is none.
+    #[error("not found")]
+    NotFound,
+    /// There is one.
+    #[error("already exists")]
+    Exists,
+    /// Only its owner may change it.
+    #[error("{0}")]
+    Owner(String),
+    /// This field may not be so.
+    #[error("{field}: {why}")]
+    Field {
+        /// Its path.
+        field: String,
+        /// Why.
+        why: String,
+    },
+    /// It cannot be stored.
+    #[error("store the object: {0}")]
+    Storage(std::io::Error),
+}
+
+/// A Service as it is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Record {
+    #[serde(with = "crate::shared")]
+    object: Arc<v1::Service>,
+    /// The manifest file that it comes from; none if it came by the API.
+    file: Option<PathBuf>,
+    /// Whether this agent has seen its file.
+    #[serde(skip)]
+    confirmed: bool,
+}
+
+/// A pod as it was published last.
+struct Seen {
+    pod: Arc<Pod>,
+    status: v1::PodStatus,
+    ending: bool,
+}
+
+#[derive(Default)]
+struct State {
+    services: BTreeMap<Key, Record>,
+    pods: HashMap<String, Seen>,
+    /// What the API shows as the endpoints of each.
+    shown: BTreeMap<Key, v1::Endpoints>,
+}
+
+/// The Services of this node. Clones share.
+#[derive(Clone)]
+pub struct Services(Arc<Inner>);
+
+struct Inner {
+    /// Of their addresses; none if the pods' network is not our own, where nobody leads packets to pods.
+    range: Option<Ipv4Cidr>,
+    node: String,
+    objects: Objects,
+    store: ObjectStore,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+fn key_of(service: &v1::Service) -> Key {
+    let meta = &service.metadata;
+    (meta.namespace.clone().unwrap_or_else(|| "default".into()), meta.name.clone().unwrap_or_default())
+}
+
+impl Services {
+    /// None yet. They get addresses of `range` (without one all must be headless), are stored below `root` and shown in `store`.
+    pub fn new(root: &Path, range: Option<Ipv4Cidr>, node: &str, store: ObjectStore) -> Self {
+        Self(Arc::new(Inner {
+            range,
+            node: node.to_owned(),
+            objects: Objects::new(root),
+            store,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every step leaves the state whole.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what an earlier agent has stored.
+    pub fn load(&self) {
+        let mut state = self.lock();
+        for record in self.0.objects.all::<Record>(Kind::Service) {
+            let key = key_of(&record.object);
+            self.0.store.put(Kind::Service, &key.0, &key.1, record.object.as_ref());
+            state.services.insert(key, record);
+        }
+    }
+
+    /// Takes what a manifest file holds now; the rest of what it gave before goes, unless it is `broken`. Gives what of
+    /// it cannot be done.
+    pub fn file_loaded(&self, file: &Path, services: Vec<Arc<v1::Service>>, broken: bool) -> Vec<String> {
+        let mut state = self.lock();
+        let mut errors = Vec::new();
+        let kept: Vec<Key> = services.iter().map(|service| key_of(service)).collect();
+        let left_out: Vec<Key> = state
+            .services
+            .iter()
+            .filter(|(key, record)| record.file.as_deref() == Some(file) && !broken && !kept.contains(key))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in left_out {
+            self.remove(&mut state, &key);
+        }
+        for service in services {
+            let key = key_of(&service);
+            let put = match state.services.get(&key) {
+                Some(Record { file: None, .. }) => {
+                    Err(Refusal::Owner("it was made by the API; delete it there first".into()))
+                }
+                _ => self.put(&mut state, Arc::unwrap_or_clone(service), Some(file), false).map(drop),
+            };
+            if let Err(refusal) = put {
+                errors.push(format!("Service {}/{}: {refusal}", key.0, key.1));
+            }
+        }
+        for record in state.services.values_mut().filter(|record| record.file.as_deref() == Some(file)) {
+            record.confirmed = true;
+        }
+        errors
+    }
+
+    /// Every manifest has been read: what no file wants any more goes.
+    pub fn synced(&self) {
+        let mut state = self.lock();
+        let unwanted = state.services.iter().filter(|(_, record)| record.file.is_some() && !record.confirmed);
+        let unwanted: Vec<Key> = unwanted.map(|(key, _)| key.clone()).collect();
+        for key in unwanted {
+            self.remove(&mut state, &key);
+        }
+    }
+
+    /// Creates or replaces a Service for the API; gives it as it is afterwards, or would be.
+    ///
+    /// # Errors
+    /// What the API server would refuse, or a disk that cannot be written.
+    pub fn put_from_api(
+        &self,
+        service: v1::Service,
+        create_only: bool,
+        dry_run: bool,
+    ) -> Result<Arc<v1::Service>, Refusal> {
+        let key = key_of(&service);
+        let mut state = self.lock();
+        if let Some(known) = state.services.get(&key) {
+            if create_only {
+                return Err(Refusal::Exists);
+            }
+            owned_by_api(known)?;
+            address_stays(&known.object, &service)?;
+        }
+        self.put(&mut state, service, None, dry_run)
+    }
+
+    /// Removes a Service for the API.
+    ///
+    /// # Errors
+    /// There is none, or it comes from a file.
+    pub fn delete(&self, namespace: &str, name: &str) -> Result<(), Refusal> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut state = self.lock();
+        owned_by_api(state.services.get(&key).ok_or(Refusal::NotFound)?)?;
+        self.remove(&mut state, &key);
+        Ok(())
+    }
+
+    fn put(
+        &self,
+        state: &mut State,
+        mut service: v1::Service,
+        file: Option<&Path>,
+        dry_run: bool,
+    ) -> Result<Arc<v1::Service>, Refusal> {
+        let key = key_of(&service);
+        let old = state.services.get(&key).map(|record| record.object.clone());
+        let others = state.services.iter().filter(|(other, _)| **other != key);
+        let taken = Taken::by(others.map(|(_, record)| record.object.as_ref()));
+        allocate::fill_in(&mut service, old.as_deref(), &taken, self.0.range)?;
+        identify(&mut service, old.as_deref());
+        let object = Arc::new(service);
+        let record = Record { object: object.clone(), file: file.map(Path::to_owned), confirmed: true };
+        if dry_run || state.services.get(&key) == Some(&record) {
+            return Ok(object);
+        }
+        self.0.objects.save(Kind::Service, &key.0, &key.1, &record).map_err(Refusal::Storage)?;
+        self.0.store.put(Kind::Service, &key.0, &key.1, object.as_ref());
+        state.services.insert(key, record);
+        self.0.changed.notify_one();
+        Ok(object)
+    }
+
+    fn remove(&self, state: &mut State, key: &Key) {
+        state.services.remove(key);
+        self.0.objects.remove(Kind::Service, &key.0, &key.1);
+        self.0.store.delete(Kind::Service, &key.0, &key.1);
+        self.0.changed.notify_one();
+    }
+
+    /// A pod's status is this now.
+    pub fn pod_changed(&self, pod: &Arc<Pod>, ending: bool, status: &v1::PodStatus) {
+        let seen = Seen { pod: pod.clone(), status: status.clone(), ending };
+        self.lock().pods.insert(pod.uid().to_owned(), seen);
+        self.0.changed.notify_one();
+    }
+
+    /// A pod is no more.
+    pub fn pod_gone(&self, uid: &str) {
+        self.lock().pods.remove(uid);
+        self.0.changed.notify_one();
+    }
+
+    /// The Services of a namespace, by name.
+    pub fn of(&self, namespace: &str) -> Vec<Arc<v1::Service>> {
+        let state = self.lock();
+        let here = state.services.iter().filter(|(key, _)| key.0 == namespace);
+        here.map(|(_, record)| record.object.clone()).collect()
+    }
+
+    /// Brings changes into the network and the API, for ever. To be called once all pods and Services are known that an
+    /// earlier agent has left: until then the network goes on with what that one told it.
+    pub async fn run(self, network: Network) {
+        loop {
+            let wanted = self.derive();
+            if let Err(error) = network.set_services(wanted).await {
+                tracing::error!(%error, "cannot bring Services into the pod network; trying again");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+            self.0.changed.notified().await;
+        }
+    }
+
+    /// What the network is to do; shows the endpoints on the way.
+    fn derive(&self) -> Vec<berth_netplug::Service> {
+        let mut state = self.lock();
+        let (mut wanted, mut shown) = (Vec::new(), BTreeMap::new());
+        for (key, record) in &state.services {
+            let candidates = state.pods.values().map(|seen| Candidate {
+                pod: &seen.pod.object,
+                status: &seen.status,
+                ending: seen.ending,
+            });
+            let found = endpoints(&record.object, candidates);
+            if self.0.range.is_some() {
+                wanted.extend(derive::for_network(&record.object, &found));
+            }
+            shown.insert(key.clone(), derive::shown(&record.object, &found, &self.0.node));
+        }
+        for (key, object) in shown.iter().filter(|(key, object)| state.shown.get(*key) != Some(object)) {
+            self.0.store.put(Kind::Endpoints, &key.0, &key.1, object);
+        }
+        for key in state.shown.keys().filter(|key| !shown.contains_key(*key)) {
+            self.0.store.delete(Kind::Endpoints, &key.0, &key.1);
+        }
+        state.shown = shown;
+        wanted
+    }
+}
+
+fn owned_by_api(record: &Record) -> Result<(), Refusal> {
+    match &record.file {
+        None => Ok(()),
+        Some(path) => Err(Refusal::Owner(format!(
+            "it comes from the manifest {}; change or remove that file",
+            path.display()
+        ))),
+    }
+}
+
+/// An address that is given away cannot be changed.
+fn address_stays(old: &v1::Service, new: &v1::Service) -> Result<(), Refusal> {
+    let address = |service: &v1::Service| {
+        service.spec.as_ref().and_then(|spec| spec.cluster_ip.clone()).unwrap_or_default()
+    };
+    let (old, new) = (address(old), address(new));
+    if new.is_empty() || new == old {
+        return Ok(());
+    }
+    let why = format!("Invalid value: {new:?}: field is immutable");
+    Err(Refusal::Field { field: "spec.clusterIPs[0]".into(), why })
+}
+
+/// Gives a Service its uid and creation time, or those of the one it replaces, and the status that it always has.
+fn identify(service: &mut v1::Service, old: Option<&v1::Service>) {
+    let now = || {
+        let now = Timestamp::now();
+        Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+    };
+    let meta = &mut service.metadata;
+    let before = old.map(|old| &old.metadata);
+    meta.uid = before.and_then(|old| old.uid.clone()).or_else(|| Some(uuid::Uuid::new_v4().to_string()));
+    meta.creation_timestamp = before.and_then(|old| old.creation_timestamp.clone()).or_else(|| Some(now()));
+    service.status = Some(v1::ServiceStatus {
+        load_balancer: Some(v1::LoadBalancerStatus::default()),
+        ..Default::default()
+    });
+}
