@@ -17,6 +17,7 @@ mod grpc;
 mod image;
 pub(crate) mod kubepods;
 mod manifests;
+mod places;
 mod probe;
 mod resize;
 mod sandbox;
@@ -123,6 +124,8 @@ pub struct AgentNode {
     limited: tokio::sync::Notify,
     reconciler: OnceLock<Arc<Reconciler<AgentNode>>>,
     manifests: manifests::Manifests,
+    /// The layer below those of all images; none if it cannot be made.
+    places: Option<PathBuf>,
     /// Writes API objects so that they outlive the agent.
     pub objects: crate::backend::objects::Objects,
 }
@@ -144,7 +147,11 @@ impl AgentNode {
         let id_ranges = users::IdRanges::new(parts.config.root.join("users"), parts.config.user_namespaces);
         let objects = crate::backend::objects::Objects::new(&parts.config.root);
         let ahead = ahead::Ahead::new(parts.network.clone());
+        let places = places::layer(&parts.config.root);
+        let places =
+            places.inspect_err(|error| tracing::warn!(%error, "cannot make the layer of mount points"));
         Arc::new(Self {
+            places: places.ok(),
             config: parts.config,
             facts: parts.facts,
             images: parts.images,

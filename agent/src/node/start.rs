@@ -233,7 +233,7 @@ fn request(
         id,
         bundle: files.bundle,
         rootfs: Rootfs::Overlay {
-            lowers: image.layers,
+            lowers: image.layers.into_iter().chain(node.places.clone()).collect(),
             upper: files.rootfs.join("upper"),
             work: files.rootfs.join("work"),
         },

@@ -34,6 +34,34 @@ fn a_container_has_its_own_processes_name_root_and_little_power() {
 }
 
 #[test]
+fn a_start_writes_nothing_into_the_layer_of_the_container() {
+    let node = Node::start().unwrap();
+    node.apply("a.yaml", &manifest::pod("a", "exec sleep 1000000")).unwrap();
+    let pod = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    let own = node.path("root/rootfs").join(pod.uid());
+    let written = || -> Vec<_> {
+        walkdir(&own).into_iter().filter(|path| path.components().any(|c| c.as_os_str() == "upper")).collect()
+    };
+    // The place of every file that Berth mounts is there already.
+    let places = written();
+    assert!(places.iter().all(|path| path.ends_with("upper")) && places.len() == 1, "{places:?}");
+    node.exec("a", &["touch", "/etc/mine"]).unwrap().ok().unwrap();
+    assert!(written().iter().any(|path| path.ends_with("upper/etc/mine")));
+}
+
+/// All folders and files below a folder.
+fn walkdir(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            all.extend(walkdir(&entry.path()));
+        }
+        all.push(entry.path());
+    }
+    all
+}
+
+#[test]
 fn the_security_context_is_obeyed() {
     let node = Node::start().unwrap();
     let pod = Builder::new("a")
