@@ -24,6 +24,7 @@ mod metrics;
 mod network;
 mod oci_runtime;
 mod pause;
+mod probes;
 mod runtimes;
 mod scale;
 mod services;
