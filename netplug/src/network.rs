@@ -231,6 +231,19 @@ impl Network {
         on_thread(move |thread| inner.remove_all(thread)).await
     }
 
+    /// The bridge's addresses, IPv4 first.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        bridge::gateways(&self.inner.config).into_iter().map(|(ip, _)| ip).collect()
+    }
+
+    /// Whether an address is of the pod network; the bridge's are, too.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => self.inner.config.ipv4.contains(ip),
+            IpAddr::V6(ip) => self.inner.config.ipv6.is_some_and(|net| net.contains(ip)),
+        }
+    }
+
     /// Counters of a pod's interface, by the name of the host's side.
     ///
     /// # Errors

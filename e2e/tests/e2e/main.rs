@@ -21,6 +21,7 @@ mod logs;
 mod machine;
 mod main_job;
 mod metrics;
+mod names;
 mod network;
 mod oci_runtime;
 mod pause;
