@@ -64,6 +64,8 @@ struct Inner {
     ipam: Shared,
     table: Mutex<Table>,
     services: Mutex<Vec<Service>>,
+    /// Held while they are stored.
+    keeping: Mutex<()>,
     /// Some link was deleted.
     link_gone: Notify,
     /// Held while bridge or table are repaired.
@@ -289,6 +291,7 @@ impl Inner {
         let inner = Self {
             ipam: if visiting { Shared::among_others(&config)? } else { Shared::alone(&config)? },
             services: Mutex::new(service::load(&config.state_dir)?),
+            keeping: Mutex::default(),
             config,
             visiting,
             mtu,
@@ -507,7 +510,10 @@ impl Inner {
             .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
         let removed = self.table().remove();
         let dismissed = admission::dismiss(&mut self.table());
-        let forgotten = service::forget(&self.config.state_dir);
+        let forgotten = {
+            let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+            service::forget(&self.config.state_dir)
+        };
         let cleared = self.ipam()?.clear();
         unlinked.and(removed).and(dismissed).and(forgotten).and(cleared)
     }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use super::pick::picks;
+use super::pick;
 use super::set::{Data, Element, Entry, Family, Field, MapId, SetId};
 use crate::cidr::{Ipv4Cidr, Ipv6Cidr};
 use crate::config::{Config, Protocol};
@@ -119,13 +119,11 @@ pub(crate) fn ruleset<'a>(
     leases: impl Iterator<Item = &'a Lease>,
     services: &[Service],
 ) -> Ruleset {
-    let mut picks = picks(services);
     let mut elements: Vec<Element> = leases.flat_map(|lease| elements(config, lease)).collect();
-    elements.append(&mut picks.elements);
+    elements.extend(pick::elements(services.iter()));
     elements.sort_unstable();
     let mut chains = chains(config);
-    // Before the chains with elements of maps that lead to them there is nothing to hook into.
-    chains.splice(..0, picks.chains);
+    chains.splice(..0, pick::Chains::of(services.iter()).all());
     Ruleset { table: config.table.clone(), elements, chains }
 }
 
