@@ -357,7 +357,7 @@ impl Inner {
                 self.rebuild(&mut table)?;
             }
             if self.visiting {
-                admission::admit(&mut table, &self.config.bridge)?;
+                admission::admit(&mut table, &self.config)?;
             }
         }
         self.enter_host(thread)?;
@@ -463,7 +463,7 @@ impl Inner {
             on_thread(move |_| {
                 let mut table = inner.table();
                 inner.rebuild(&mut table)?;
-                admission::admit(&mut table, &inner.config.bridge)
+                admission::admit(&mut table, &inner.config)
             })
             .await?;
         }

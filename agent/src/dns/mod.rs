@@ -20,10 +20,15 @@ use zone::Zone;
 /// The port of name servers.
 const PORT: u16 = 53;
 
+/// Whether the settings have a use for a name server.
+pub fn is_wanted(config: &Config) -> bool {
+    config.local_dns && config.cluster_dns.is_empty() && config.cni_conf_dir.is_none()
+}
+
 /// Listens at the bridge's addresses. Gives the sockets, and the addresses for pods; none if the settings have no use for a
 /// name server, or somebody else is one there.
 pub async fn listen(config: &Config, gateways: &[IpAddr]) -> Vec<Sockets> {
-    if !config.local_dns || !config.cluster_dns.is_empty() || config.cni_conf_dir.is_some() {
+    if !is_wanted(config) {
         return Vec::new();
     }
     let mut all = Vec::new();

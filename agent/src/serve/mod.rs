@@ -216,6 +216,7 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
     let v6 = config.pod_cidr6.as_ref();
     network.ipv6 = v6.map(|v6| v6.parse().with_context(|| format!("pod CIDR {v6:?}"))).transpose()?;
     network.mtu = config.mtu;
+    network.name_server = dns::is_wanted(config);
     network.table.clone_from(&config.nft_table);
     let range =
         config.service_cidr.parse().with_context(|| format!("service CIDR {:?}", config.service_cidr))?;

@@ -41,6 +41,8 @@ pub(crate) enum Statement {
     /// Rewrites the destination by looking up address (if part of the key), protocol and port.
     RedirectBy(MapId),
     ProtocolIs(Protocol),
+    /// The packet is for this port.
+    PortIs(u16),
     /// Goes on in the chain of the Service that the packet is for.
     Serve(Family, Entry),
     /// Rewrites the destination to one of so many endpoints.
@@ -263,6 +265,7 @@ impl fmt::Display for Statement {
                 write!(f, "dnat {keyword} to {address}meta l4proto . th dport map @{name}")
             }
             Self::ProtocolIs(protocol) => write!(f, "meta l4proto {protocol}"),
+            Self::PortIs(port) => write!(f, "th dport {port}"),
             Self::Serve(family, entry) => {
                 write!(f, "{} vmap @{}", target(*family, *entry), SetId::Services(*family, *entry).name())
             }
