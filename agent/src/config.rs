@@ -54,7 +54,7 @@ pub struct AgentArgs {
     /// Bridge of the pod network [default: berth0]
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
-    /// IPv4 range of the pods [default: 10.85.0.0/16]
+    /// IPv4 range of the pods, and after a comma an IPv6 range [default: 10.85.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub pod_cidr: Option<String>,
     /// IPv4 range of the Services' addresses [default: 10.86.0.0/16]
@@ -92,6 +92,9 @@ struct File {
     #[serde(rename = "clusterDNS")]
     cluster_dns: Option<Vec<IpAddr>>,
     cluster_domain: Option<String>,
+    #[serde(rename = "localDNS")]
+    local_dns: Option<bool>,
+    mtu: Option<u32>,
     resolv_conf: Option<PathBuf>,
     seccomp_default: Option<bool>,
     crash_loop_back_off: Option<CrashLoopBackOff>,
@@ -331,6 +334,12 @@ pub struct Config {
     pub pod_cidr: String,
     /// Range of the Services' addresses, IPv4.
     pub service_cidr: String,
+    /// Pod CIDR, IPv6.
+    pub pod_cidr6: Option<String>,
+    /// MTU of the pod network; none: that of the uplink.
+    pub mtu: Option<u32>,
+    /// Whether the agent is the pods' name server where `cluster_dns` is empty.
+    pub local_dns: bool,
     /// nft table.
     pub nft_table: String,
     /// Registries spoken to over plain http.
@@ -427,6 +436,7 @@ impl Config {
         let root = absolute(args.root.clone().or(file.root).unwrap_or_else(|| "/var/lib/berth".into()))?;
         let mut insecure = file.insecure_registries.unwrap_or_default();
         insecure.extend(args.insecure_registry.iter().cloned());
+        let (pod_cidr, pod_cidr6) = pod_cidrs(args.pod_cidr.clone().or(file.pod_cidr))?;
         let config = Self {
             manifests: manifests.into_iter().map(absolute).collect::<anyhow::Result<_>>()?,
             file_check_frequency: duration(
@@ -446,7 +456,10 @@ impl Config {
             node_ip: args.node_ip.or(file.node_ip),
             read_only: read_only_address(read_only.as_deref())?,
             bridge: check_interface(args.bridge.clone().or(file.bridge).unwrap_or_else(|| "berth0".into()))?,
-            pod_cidr: given(args.pod_cidr.as_ref(), file.pod_cidr, "10.85.0.0/16"),
+            pod_cidr,
+            pod_cidr6,
+            mtu: file.mtu,
+            local_dns: file.local_dns.unwrap_or(true),
             service_cidr: given(args.service_cidr.as_ref(), file.service_cidr, "10.86.0.0/16"),
             nft_table: given(args.nft_table.as_ref(), file.nft_table, "berth"),
             insecure_registries: insecure,
@@ -609,6 +622,17 @@ fn check_cgroup_parent(parent: &str) -> anyhow::Result<String> {
     Ok(if trimmed.is_empty() { String::new() } else { format!("/{trimmed}") })
 }
 
+/// The ranges of pods: as a kubelet's, one, or two of both families.
+fn pod_cidrs(text: Option<String>) -> anyhow::Result<(String, Option<String>)> {
+    let Some(text) = text else { return Ok(("10.85.0.0/16".into(), None)) };
+    let (v6, v4): (Vec<&str>, Vec<&str>) =
+        text.split(',').map(str::trim).partition(|cidr| cidr.contains(':'));
+    match (&v4[..], &v6[..]) {
+        ([v4], [] | [_]) => Ok(((*v4).to_owned(), v6.first().map(|cidr| (*cidr).to_owned()))),
+        _ => bail!("podCIDR: {text:?} is not an IPv4 range, or one with an IPv6 range after a comma"),
+    }
+}
+
 /// The folders of `cniBinDir`, separated by commas as a kubelet's were.
 fn check_cni(on: bool, dirs: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
     let Some(dirs) = dirs else {
@@ -750,6 +774,22 @@ mod tests {
             let error = runtime(path, word).unwrap_err();
             assert!(error.starts_with(said), "{error}");
         }
+    }
+
+    #[test]
+    fn ranges_of_pods_are_one_per_family() {
+        let ranges = |text: &str| {
+            let file = File { pod_cidr: Some(text.to_owned()), ..File::default() };
+            merged(file).map(|c| (c.pod_cidr, c.pod_cidr6)).map_err(|e| e.to_string())
+        };
+        let both = ("10.1.0.0/24".to_owned(), Some("fd01::/64".to_owned()));
+        assert_eq!(ranges("10.1.0.0/24"), Ok((both.0.clone(), None)));
+        assert_eq!(ranges("10.1.0.0/24,fd01::/64").as_ref(), Ok(&both));
+        assert_eq!(ranges("fd01::/64, 10.1.0.0/24"), Ok(both));
+        for bad in ["fd01::/64", "10.1.0.0/24,10.2.0.0/24"] {
+            assert!(ranges(bad).is_err_and(|e| e.starts_with("podCIDR")), "{bad}");
+        }
+        assert!(merged(File::default()).unwrap().local_dns);
     }
 
     #[test]

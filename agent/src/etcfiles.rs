@@ -207,6 +207,11 @@ fn without_root(path: &str) -> String {
     path.strip_suffix('.').filter(|rest| !rest.is_empty()).unwrap_or(path).to_owned()
 }
 
+/// The name servers of a resolver configuration.
+pub(crate) fn nameservers(text: &str) -> Vec<IpAddr> {
+    Resolver::parse(text).servers.iter().filter_map(|server| server.parse().ok()).collect()
+}
+
 /// A pod cannot reach a resolver on the host's loopback, such as systemd-resolved's stub.
 fn host_resolver(config: &Config, own_network: bool) -> Result<Resolver, String> {
     if config.resolv_conf.as_os_str().is_empty() {

@@ -81,6 +81,7 @@ impl NodeFacts {
 
     /// The Node object.
     pub fn node_object(&self, config: &Config) -> Value {
+        let ranges: Vec<&String> = std::iter::once(&config.pod_cidr).chain(&config.pod_cidr6).collect();
         let now = Timestamp::now();
         // As a kubelet writes them: capacity in Ki, what pods may have of the disk in bytes.
         let resources = |storage: String| {
@@ -103,7 +104,7 @@ impl NodeFacts {
             "apiVersion": "v1", "kind": "Node",
             "metadata": {"name": self.name, "uid": node_uid(&self.name), "labels": self.labels(),
                          "annotations": {ROOT_ANNOTATION: root}, "creationTimestamp": self.started_at},
-            "spec": {"podCIDR": config.pod_cidr, "podCIDRs": [config.pod_cidr]},
+            "spec": {"podCIDR": config.pod_cidr, "podCIDRs": ranges},
             "status": {
                 "capacity": resources(format!("{}Ki", self.storage / 1024)),
                 "allocatable": resources(self.storage.to_string()),

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod cni;
 pub mod config;
 pub mod configs;
+pub mod dns;
 pub mod etcfiles;
 pub mod events;
 pub mod facts;

@@ -1,4 +1,4 @@
-//! Measures attach and host port changes in a throwaway network namespace and prints medians. Needs root.
+//! Measures attach, and changes of host ports and Services in a throwaway network namespace and prints medians. Needs root.
 //!
 //! `cargo run --release -p berth-netplug --example attach`
 
@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use berth_netplug::{Config, HostPort, Network, PodNetwork, Protocol, Wishes};
+use berth_netplug::{Config, HostPort, Network, PodNetwork, Protocol, Service, ServicePort, Wishes};
 use futures::future::join_all;
 use nix::sched::{CloneFlags, unshare};
 
@@ -38,6 +38,39 @@ fn pod(id: String, netns: &OwnedFd, host_port: Option<u16>) -> PodNetwork {
         host_ports: host_ports.into_iter().collect(),
         wishes: Wishes::default(),
     }
+}
+
+/// Services with ten endpoints each, the first one with so many.
+fn services(count: u8, endpoints_of_first: u8) -> Vec<Service> {
+    let service = |n: u8| Service {
+        namespace: "default".into(),
+        name: format!("s{n}"),
+        cluster_ips: vec![[10, 86, 0, n + 1].into()],
+        ports: vec![ServicePort {
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: Some(30_000 + u16::from(n)),
+            endpoints: (0..if n == 0 { endpoints_of_first } else { 10 })
+                .map(|endpoint| ([10, 85, n, endpoint + 2], 80).into())
+                .collect(),
+        }],
+        affinity: None,
+    };
+    (0..count).map(service).collect()
+}
+
+/// An endpoint comes and goes: only its own elements are touched.
+async fn measure_services(network: &Network, count: u8) {
+    let mut times = Vec::new();
+    network.set_services(services(count, 10)).await.unwrap();
+    for round in 0..500 {
+        let wanted = services(count, if round % 2 == 0 { 9 } else { 10 });
+        let start = Instant::now();
+        network.set_services(wanted).await.unwrap();
+        times.push(start.elapsed());
+    }
+    report(&format!("change of one of {count} Services"), times);
+    network.set_services(Vec::new()).await.unwrap();
 }
 
 fn report(what: &str, mut times: Vec<Duration>) {
@@ -92,6 +125,8 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let network = Network::open(config).await.unwrap();
+        measure_services(&network, 1).await;
+        measure_services(&network, 100).await;
         measure(&network).await;
         network.close_all().await.unwrap();
     });

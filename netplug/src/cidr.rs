@@ -130,11 +130,6 @@ impl Ipv6Cidr {
         Ipv6Addr::from(self.mask_bits())
     }
 
-    /// Whether `address` belongs to the network.
-    pub fn contains(self, address: Ipv6Addr) -> bool {
-        u128::from(address) & self.mask_bits() == self.network
-    }
-
     /// Whether the networks have addresses in common.
     pub fn overlaps(self, other: Self) -> bool {
         self.contains(other.network()) || other.contains(self.network())
@@ -144,6 +139,11 @@ impl Ipv6Cidr {
     pub fn nth(self, offset: u32) -> Option<Ipv6Addr> {
         let address = self.network.checked_add(u128::from(offset))?;
         (address & self.mask_bits() == self.network).then(|| Ipv6Addr::from(address))
+    }
+
+    /// Whether `address` belongs to the network.
+    pub fn contains(self, address: Ipv6Addr) -> bool {
+        u128::from(address) & self.mask_bits() == self.network
     }
 
     /// How far `address` is from the network address, if it is inside and not farther than IPv4 addresses can be.

@@ -38,6 +38,8 @@ pub struct Config {
     pub masquerade: bool,
     /// How long a released address is not given out again.
     pub quarantine: Duration,
+    /// Whether the host is a name server at the bridge's address, which its firewall is told then.
+    pub name_server: bool,
     /// Whether a pod gets its default routes here.
     pub default_route: bool,
     /// Whether the bridge sends a packet back by the port it came from, which a pod that uses its own host port needs.
@@ -65,6 +67,7 @@ impl Config {
             state_dir: state_dir.into(),
             masquerade: true,
             quarantine: Duration::from_secs(30),
+            name_server: false,
             default_route: true,
             hairpin: true,
             promiscuous: false,

@@ -64,6 +64,8 @@ struct Inner {
     ipam: Shared,
     table: Mutex<Table>,
     services: Mutex<Vec<Service>>,
+    /// Held while they are stored.
+    keeping: Mutex<()>,
     /// Some link was deleted.
     link_gone: Notify,
     /// Held while bridge or table are repaired.
@@ -231,6 +233,19 @@ impl Network {
         on_thread(move |thread| inner.remove_all(thread)).await
     }
 
+    /// The bridge's addresses, IPv4 first.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        bridge::gateways(&self.inner.config).into_iter().map(|(ip, _)| ip).collect()
+    }
+
+    /// Whether an address is of the pod network; the bridge's are, too.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => self.inner.config.ipv4.contains(ip),
+            IpAddr::V6(ip) => self.inner.config.ipv6.is_some_and(|net| net.contains(ip)),
+        }
+    }
+
     /// Counters of a pod's interface, by the name of the host's side.
     ///
     /// # Errors
@@ -276,6 +291,7 @@ impl Inner {
         let inner = Self {
             ipam: if visiting { Shared::among_others(&config)? } else { Shared::alone(&config)? },
             services: Mutex::new(service::load(&config.state_dir)?),
+            keeping: Mutex::default(),
             config,
             visiting,
             mtu,
@@ -341,7 +357,7 @@ impl Inner {
                 self.rebuild(&mut table)?;
             }
             if self.visiting {
-                admission::admit(&mut table, &self.config.bridge)?;
+                admission::admit(&mut table, &self.config)?;
             }
         }
         self.enter_host(thread)?;
@@ -447,7 +463,7 @@ impl Inner {
             on_thread(move |_| {
                 let mut table = inner.table();
                 inner.rebuild(&mut table)?;
-                admission::admit(&mut table, &inner.config.bridge)
+                admission::admit(&mut table, &inner.config)
             })
             .await?;
         }
@@ -494,7 +510,10 @@ impl Inner {
             .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
         let removed = self.table().remove();
         let dismissed = admission::dismiss(&mut self.table());
-        let forgotten = service::forget(&self.config.state_dir);
+        let forgotten = {
+            let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+            service::forget(&self.config.state_dir)
+        };
         let cleared = self.ipam()?.clear();
         unlinked.and(removed).and(dismissed).and(forgotten).and(cleared)
     }

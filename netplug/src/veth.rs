@@ -94,12 +94,13 @@ pub(crate) fn connect(thread: &Traveller, host: &OwnedFd, pod: &OwnedFd, plan: &
     let mut outside =
         open(host).map_err(|e| Error::netlink("open a netlink socket for", &plan.host_if, e))?;
     let mut inside = open(pod).map_err(|e| Error::netlink("open a netlink socket in pod", &plan.pod, e))?;
-    match create(&mut outside, pod, plan) {
+    let is_new = match create(&mut outside, pod, plan) {
         Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::EEXIST) => {
             adopt(&mut outside, &mut inside, pod, plan)?;
+            false
         }
-        other => other?,
-    }
+        other => other.map(|()| true)?,
+    };
     // Before the interface is up, which is when the kernel tells the neighbours of its addresses.
     sysctl::pod(thread, &plan.interface, plan.addresses.len() > 1)?;
     fill(&mut inside, plan)?;
@@ -107,6 +108,10 @@ pub(crate) fn connect(thread: &Traveller, host: &OwnedFd, pod: &OwnedFd, plan: &
         (&mut outside, &plan.host_if, plan.ingress, &plan.host_if),
         (&mut inside, &plan.interface, plan.egress, &plan.pod),
     ] {
+        // What was made just now has no limit to take away.
+        if is_new && rate.is_none() {
+            continue;
+        }
         let link = link(socket, interface)?.ok_or_else(|| Error::NoSuchLink(object.clone()))?;
         shaping::limit(socket, object, link.index, link.shaped, plan.mtu, rate)?;
     }

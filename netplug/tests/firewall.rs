@@ -61,6 +61,41 @@ fn pods_pass_an_nft_chain_that_drops() {
     });
 }
 
+/// ufw and hand-made firewalls drop what is for the host; pods ask its name server all the same, and nothing else.
+#[test]
+fn questions_to_the_name_server_pass_an_input_chain_that_drops() {
+    on_a_machine(|machine, runtime| {
+        run("iptables-nft", "-P INPUT DROP");
+        nft("add table inet mine");
+        nft("add chain inet mine input { type filter hook input priority 10 ; policy drop ; }");
+        let before = (run("iptables-nft", "-S"), nft("list table inet mine"));
+        let mut config = machine.config();
+        config.name_server = true;
+        let network = runtime.block_on(berth_netplug::Network::open(config)).unwrap();
+        let pod = attach(runtime, &network, "pod", &[]);
+        let _servers = (
+            machine.host.serve_udp("10.85.0.1:53"),
+            machine.host.serve_tcp("10.85.0.1:53"),
+            machine.host.serve_tcp("10.85.0.1:54"),
+        );
+        assert!(pod.ns.udp("10.85.0.1:53").is_ok() && pod.ns.tcp("10.85.0.1:53").is_ok());
+        assert!(pod.ns.tcp("10.85.0.1:54").is_err(), "the rest is still theirs to judge");
+        let with = run("iptables-nft", "-S INPUT");
+        for protocol in ["udp", "tcp"] {
+            let rule = format!("-A INPUT -i berth0 -p {protocol}");
+            assert!(
+                with.contains(&rule) && with.contains("--dport 53"),
+                "iptables can read our rules: {with}"
+            );
+        }
+        runtime.block_on(network.close_all()).unwrap();
+        assert_eq!((run("iptables-nft", "-S"), nft("list table inet mine")), before);
+        let silent = runtime.block_on(berth_netplug::Network::open(machine.config())).unwrap();
+        assert_eq!(run("iptables-nft", "-S"), before.0, "without a name server nothing is let through");
+        drop(silent);
+    });
+}
+
 #[test]
 fn chains_that_accept_are_left_alone() {
     on_a_machine(|machine, runtime| {

@@ -272,6 +272,11 @@ fn services_outlive_the_agent_and_the_table() {
         let pod = attach(runtime, &network, "web", &[]);
         let _servers = serve(&pod.ns);
         set(runtime, &network, &[web(&["10.85.0.2:8080"])]);
+        // It is stored a moment after it took effect.
+        common::eventually("the record", || {
+            let text = std::fs::read_to_string(machine.dir.path().join("net/services.json"));
+            text.is_ok_and(|text| text.contains("10.85.0.2")).then_some(()).ok_or("not there yet")
+        });
         drop(network);
         assert!(pod.ns.tcp("10.96.0.10:80").is_ok(), "without the agent");
         let network = open(machine, runtime);

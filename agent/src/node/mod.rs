@@ -197,6 +197,11 @@ impl AgentNode {
         let _ = self.reconciler.set(reconciler);
     }
 
+    /// All pods as they were published last.
+    pub fn views(&self) -> Vec<berth_reconciler::worker::PodView> {
+        self.reconciler.get().map(|reconciler| reconciler.pods()).unwrap_or_default()
+    }
+
     fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }

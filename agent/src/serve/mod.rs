@@ -21,6 +21,7 @@ use crate::backend::AgentBackend;
 use crate::cni::Cni;
 use crate::config::{AgentArgs, Config};
 use crate::configs::Configs;
+use crate::dns::{self, server::Sockets};
 use crate::events::{Recorder, Regarding};
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
@@ -110,7 +111,7 @@ fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
 async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let parts = assemble(&config).await?;
+    let (parts, names) = assemble(&config).await?;
     let store = parts.store.clone();
     let node = AgentNode::new(parts);
     node.check_oom_setting()?;
@@ -118,6 +119,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let options = Options { max_restart_period: config.max_restart_period, ..Options::default() };
     let reconciler = Arc::new(Reconciler::new(node.clone(), options));
     node.connect(reconciler.clone());
+    dns::serve(&node, names);
     let context = manifest::Context {
         node_name: config.node_name.clone(),
         node_labels: Some(node.facts.labels()),
@@ -200,7 +202,7 @@ async fn machine_is_stopping() -> bool {
     }
 }
 
-async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
+async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)> {
     let facts = NodeFacts::gather(config);
     let store = ObjectStore::new();
     let images = {
@@ -211,6 +213,10 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
     let mut network = berth_netplug::Config::new(config.root.join("net"));
     network.bridge.clone_from(&config.bridge);
     network.ipv4 = config.pod_cidr.parse().with_context(|| format!("pod CIDR {:?}", config.pod_cidr))?;
+    let v6 = config.pod_cidr6.as_ref();
+    network.ipv6 = v6.map(|v6| v6.parse().with_context(|| format!("pod CIDR {v6:?}"))).transpose()?;
+    network.mtu = config.mtu;
+    network.name_server = dns::is_wanted(config);
     network.table.clone_from(&config.nft_table);
     let range =
         config.service_cidr.parse().with_context(|| format!("service CIDR {:?}", config.service_cidr))?;
@@ -221,6 +227,9 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
         false => Network::open(network).await,
     }
     .context("set up the pod network")?;
+    let names = dns::listen(config, &network.gateways()).await;
+    let mut config = (**config).clone();
+    config.cluster_dns.extend(names.iter().filter_map(|one| one.address().ok()).map(|address| address.ip()));
     let counters = Arc::new(Counters::new(facts.started_at).context("register metrics")?);
     let events = Arc::new(Recorder::new(store.clone(), &config.node_name));
     let claims = Claims::new(&config.root, store.clone(), events.clone());
@@ -229,8 +238,8 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
     let services =
         Services::new(&config.root, (!cni.is_on()).then_some(range), &config.node_name, store.clone());
     services.load();
-    Ok(Parts {
-        config: config.clone(),
+    let parts = Parts {
+        config: Arc::new(config),
         images,
         network,
         cni,
@@ -242,7 +251,8 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<Parts> {
         counters,
         facts,
         store,
-    })
+    };
+    Ok((parts, names))
 }
 
 /// The API's socket, for its owner only: whoever can open it is root on this machine.

@@ -258,6 +258,14 @@ impl Services {
         here.map(|(_, record)| record.object.clone()).collect()
     }
 
+    /// Shows every Service to `visit`, with its endpoints as the API has them.
+    pub fn each(&self, mut visit: impl FnMut(&v1::Service, Option<&v1::Endpoints>)) {
+        let state = self.lock();
+        for (key, record) in &state.services {
+            visit(&record.object, state.shown.get(key));
+        }
+    }
+
     /// Brings changes into the network and the API, for ever. To be called once all pods and Services are known that an
     /// earlier agent has left: until then the network goes on with what that one told it.
     pub async fn run(self, network: Network) {

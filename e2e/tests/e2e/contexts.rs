@@ -307,6 +307,43 @@ fn smoke_a_resize_changes_what_is_kept_and_throttled() {
     node.finish().unwrap();
 }
 
+#[test]
+fn processes_of_a_pod_are_counted_and_limited() {
+    let node = node_with("podPidsLimit: 20\n");
+    let line = "n=0; while [ $n -lt 40 ]; do sleep 1000000 & n=$((n+1)); done; echo all; wait";
+    let pod = Builder::new("a").restart("Never").shell(line);
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    let pods = node
+        .wait("it cannot fork", std::time::Duration::from_secs(30), |pods| {
+            pods.get("a").is_some_and(|pod| pod.phase() == "Failed")
+        })
+        .unwrap();
+    let lines = node.log(&pods["a"], "main", 0).unwrap();
+    assert!(lines.iter().any(|line| line.contains("can't fork")), "{lines:?}");
+    assert!(!lines.iter().any(|line| line == "all"), "{lines:?}");
+}
+
+#[test]
+fn names_and_name_servers_of_the_spec_are_in_the_containers_files() {
+    let node = Node::start().unwrap();
+    let pod = Builder::new("a")
+        .shell("exec sleep 1000000")
+        .with_pod("hostAliases: [{ ip: 192.0.2.77, hostnames: [db, db.example] }]")
+        .with_pod("dnsPolicy: None")
+        .with_pod(
+            "dnsConfig: { nameservers: [192.0.2.53], searches: [a.example, b.example], options: [{ name: ndots, value: '3' }, { name: edns0 }] }",
+        );
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    let pod = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    assert_eq!(
+        inside(&node, "a", "cat /etc/resolv.conf"),
+        "search a.example b.example\nnameserver 192.0.2.53\noptions ndots:3 edns0\n"
+    );
+    let hosts = inside(&node, "a", "cat /etc/hosts");
+    assert!(hosts.contains("192.0.2.77\tdb\tdb.example"), "{hosts}");
+    assert!(hosts.contains(&format!("{}\ta-n1", pod.ip())), "{hosts}");
+}
+
 const PROFILE: &str = "profile berth-test flags=(attach_disconnected,mediate_deleted) { file, capability, network, signal, deny /secret rw, }";
 
 /// Runs on a kernel without AppArmor, too, where the pod must be refused; the VM's kernel has it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use berth_e2e::manifest::{self, Builder};
 use berth_e2e::node::Node;
 use berth_e2e::pods::PodExt;
+use k8s_openapi::api::core::v1::Pod;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -162,6 +163,43 @@ fn the_termination_message_is_in_the_status() {
     let pods =
         node.wait("a failed", SOON, |pods| pods.get("a").is_some_and(|p| p.phase() == "Failed")).unwrap();
     assert_eq!(pods["a"].ended().unwrap().message.as_deref().map(str::trim), Some("the reef"));
+}
+
+#[test]
+fn a_termination_message_comes_from_where_the_spec_says() {
+    let node = Node::start().unwrap();
+    let cases = [
+        (
+            "path",
+            "echo the reef >/tmp/why; echo chatter; exit 1",
+            "terminationMessagePath: /tmp/why",
+            Some("the reef"),
+        ),
+        (
+            "log",
+            "exec >&2; echo first; echo the log; exit 1",
+            "terminationMessagePolicy: FallbackToLogsOnError",
+            Some("first\nthe log"),
+        ),
+        ("fine", "echo no news; exit 0", "terminationMessagePolicy: FallbackToLogsOnError", None),
+        (
+            "both",
+            "echo the file >/dev/termination-log; echo chatter; exit 1",
+            "terminationMessagePolicy: FallbackToLogsOnError",
+            Some("the file"),
+        ),
+    ];
+    for (name, line, field, _) in cases {
+        let pod = Builder::new(name).restart("Never").shell(line).with(field);
+        node.apply(&format!("{name}.yaml"), &pod.yaml()).unwrap();
+    }
+    let over = |pod: &Pod| matches!(pod.phase(), "Failed" | "Succeeded");
+    let pods = node
+        .wait("all have ended", SOON, |pods| cases.iter().all(|(name, ..)| pods.get(*name).is_some_and(over)))
+        .unwrap();
+    for (name, _, _, message) in cases {
+        assert_eq!(pods[name].ended().unwrap().message.as_deref().map(str::trim), message, "{name}");
+    }
 }
 
 #[test]

@@ -110,6 +110,20 @@ fn an_address_stays_with_its_pod_through_container_restarts() {
     node.machine().shell(&format!("busybox ping -c1 -W5 {}", pod.ip())).unwrap();
 }
 
+#[test]
+fn a_pod_that_finds_no_free_address_says_so() {
+    let node = Node::with("podCIDR: 10.85.0.0/29\n", &[]).unwrap();
+    let names = ["a", "b", "c", "d", "e"];
+    for name in names {
+        node.apply(&format!("{name}.yaml"), &manifest::pod(name, "exec sleep 1000000")).unwrap();
+    }
+    node.wait_running(&names).unwrap();
+    node.apply("f.yaml", &manifest::pod("f", "exec sleep 1000000")).unwrap();
+    let event = node.wait_event("f", "no free pod address").unwrap();
+    let words = "no free pod address in 10.85.0.0/29: 5 in use, 0 in quarantine";
+    assert!(event.contains("FailedCreatePodSandBox") && event.contains(words), "{event}");
+}
+
 /// A pod with annotations.
 fn asking(name: &str, annotations: &str) -> String {
     let pod = manifest::pod(name, "exec sleep 1000000");

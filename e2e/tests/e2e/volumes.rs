@@ -467,3 +467,67 @@ fn an_empty_dir_may_be_of_huge_pages() {
     let event = node.wait_event("c", "huge pages of 3145728 bytes").unwrap();
     assert!(event.contains("volume \"v\""), "{event}");
 }
+
+/// What is there decides whether a pod starts; what may be made is made, as root's and for everybody to read.
+#[test]
+fn host_paths_of_every_type() {
+    let node = Node::start().unwrap();
+    let base = node.path("host");
+    std::fs::create_dir_all(base.join("dir")).unwrap();
+    std::fs::write(base.join("file"), "hello").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(base.join("socket")).unwrap();
+    let block = base.join("block");
+    // No disk need have these numbers: it is only looked at.
+    node.machine().shell(&format!("mknod {} b 259 1000", block.display())).unwrap();
+    let good = [
+        ("any", base.join("dir"), ""),
+        ("dir", base.join("dir"), "Directory"),
+        ("newdir", base.join("made/deep"), "DirectoryOrCreate"),
+        ("file", base.join("file"), "File"),
+        ("newfile", base.join("made-file"), "FileOrCreate"),
+        ("socket", base.join("socket"), "Socket"),
+        ("char", "/dev/null".into(), "CharDevice"),
+        ("block", block, "BlockDevice"),
+    ];
+    let bad = [
+        ("none", base.join("none"), "Directory", "not a directory"),
+        ("notdir", base.join("file"), "Directory", "not a directory"),
+        ("notfile", base.join("dir"), "File", "not a file"),
+        ("notsocket", base.join("file"), "Socket", "not a socket file"),
+        ("notchar", base.join("file"), "CharDevice", "not a character device"),
+        ("notblock", "/dev/null".into(), "BlockDevice", "not a block device"),
+    ];
+    let apply = |name: &str, path: &std::path::Path, kind: &str| {
+        let kind = if kind.is_empty() { String::new() } else { format!(", type: {kind}") };
+        let pod = Builder::new(name)
+            .shell("exec sleep 1000000")
+            .with("volumeMounts: [{ name: v, mountPath: /v }]")
+            .with_pod(&format!("volumes: [{{ name: v, hostPath: {{ path: {}{kind} }} }}]", path.display()));
+        node.apply(&format!("{name}.yaml"), &pod.yaml()).unwrap();
+    };
+    good.iter().for_each(|(name, path, kind)| apply(name, path, kind));
+    bad.iter().for_each(|(name, path, kind, _)| apply(name, path, kind));
+    node.wait_running(&good.each_ref().map(|(name, ..)| *name)).unwrap();
+    for (name, test) in [
+        ("dir", "-d"),
+        ("newdir", "-d"),
+        ("file", "-f"),
+        ("newfile", "-f"),
+        ("socket", "-S"),
+        ("char", "-c"),
+        ("block", "-b"),
+    ] {
+        assert_eq!(node.exec(name, &["test", test, "/v"]).unwrap().code, 0, "{name}");
+    }
+    let mode = |path: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::metadata(base.join(path)).unwrap().permissions().mode() & 0o7777
+    };
+    assert_eq!((mode("made/deep"), mode("made-file")), (0o755, 0o644));
+    for (name, path, _, why) in &bad {
+        let event = node.wait_event(name, "FailedMount").unwrap();
+        assert!(event.contains(why) && event.contains(path.to_str().unwrap()), "{name}: {event}");
+        assert_eq!(node.pod(name).unwrap().phase(), "Pending");
+    }
+    node.finish().unwrap();
+}

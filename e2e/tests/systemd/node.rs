@@ -27,7 +27,7 @@ impl Drop for Slice {
 
 #[test]
 fn pods_are_slices_and_containers_scopes() {
-    let config = "cgroupDriver: systemd\ncrashLoopBackOff: { maxContainerRestartPeriod: 1s }\n";
+    let config = "cgroupDriver: systemd\nshutdownGracePeriod: 10s\ncrashLoopBackOff: { maxContainerRestartPeriod: 1s }\n";
     let mut node = Node::prepare(config, &[]).unwrap();
     let parent = node.cgroup_parent().trim_start_matches('/').replace('-', "_");
     let _slice = Slice(format!("{parent}.slice"));
@@ -65,6 +65,13 @@ fn pods_are_slices_and_containers_scopes() {
     node.start_agent().unwrap();
     node.wait_running(&["a"]).unwrap();
     assert_eq!(node.pids(found.uid()).unwrap(), pids);
+    // PID 1 says that the machine goes on, and so do the pods.
+    node.stop_agent().unwrap();
+    node.start_agent().unwrap();
+    node.wait_running(&["a"]).unwrap();
+    assert_eq!(node.pids(found.uid()).unwrap(), pids);
+    let log = node.agent_log();
+    assert!(log.contains("ending; pods go on running") && !log.contains("cannot tell whether"), "{log}");
     assert_eq!(node.exec("a", &["echo", "hello"]).unwrap().ok().unwrap(), "hello\n");
 
     // A container that ends takes its scope along, and the next one gets another.

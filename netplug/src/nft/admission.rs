@@ -9,8 +9,12 @@ use super::encode::{self, DEL_RULE, GET_CHAIN, GET_RULE, NEW_RULE};
 use super::ruleset::Statement;
 use super::table::Table;
 use super::wire::{Attributes, Batch, INET, NF_TABLES, message};
+use crate::config::{Config, Protocol};
 use crate::error::Result;
 use crate::sys::netlink::{CREATE, DUMP, attribute, text};
+
+/// The port of name servers.
+const NAMES: u16 = 53;
 
 const TABLE: u16 = 1;
 const CHAIN_OF_RULE: u16 = 2;
@@ -19,9 +23,11 @@ const HANDLE: u16 = 3;
 const EXPRESSIONS: u16 = 4;
 const USERDATA: u16 = 7;
 
-/// A chain of another table that drops forwarded packets unless a rule accepts them.
+/// A chain of another table that drops forwarded packets, or those for the host, unless a rule accepts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Dropping {
+    /// Whether it judges what is for the host itself, not what passes.
+    input: bool,
     family: u8,
     table: String,
     chain: String,
@@ -42,12 +48,19 @@ impl Dropping {
     /// Whether `iptables` made the chain. It refuses to list chains that hold expressions it does not know, `ct` among
     /// them, so there the same must be said in its way.
     fn of_iptables(&self) -> bool {
-        self.family != INET && self.table == "filter" && self.chain == "FORWARD"
+        self.family != INET && self.table == "filter" && ["FORWARD", "INPUT"].contains(&self.chain.as_str())
     }
 
-    /// The rules: what comes from pods, what answers them, and what a host port leads to them.
+    /// The rules: what comes from pods, what answers them, and what a host port leads to them; of what is for the host, the
+    /// questions to its name server for pods.
     fn rules(&self, bridge: &str) -> Vec<Vec<Statement>> {
-        use Statement::{Accept, Answers, AnswersOrRedirectedXt, InputIs, OutputIs, Redirected};
+        use Statement::{
+            Accept, Answers, AnswersOrRedirectedXt, InputIs, OutputIs, PortIs, ProtocolIs, Redirected,
+        };
+        if self.input {
+            let question = |by| vec![InputIs(bridge.into()), ProtocolIs(by), PortIs(NAMES), Accept];
+            return vec![question(Protocol::Udp), question(Protocol::Tcp)];
+        }
         let to_pods = || OutputIs(bridge.into());
         let from_pods = vec![InputIs(bridge.into()), Accept];
         if self.of_iptables() {
@@ -65,9 +78,9 @@ fn mark(table: &str) -> Vec<u8> {
 }
 
 /// Sees to it that pods' traffic passes every chain that would drop it. Chains that cannot be changed are reported.
-pub(crate) fn admit(table: &mut Table, bridge: &str) -> Result<()> {
-    let mark = mark(table.name());
-    for chain in dropping(table)? {
+pub(crate) fn admit(table: &mut Table, config: &Config) -> Result<()> {
+    let (mark, bridge) = (mark(table.name()), config.bridge.as_str());
+    for chain in dropping(table)?.into_iter().filter(|chain| config.name_server || !chain.input) {
         if holds_mark(table, &chain, &mark)? {
             continue;
         }
@@ -81,7 +94,7 @@ pub(crate) fn admit(table: &mut Table, bridge: &str) -> Result<()> {
         }
         match table.execute("let pods pass beside nft table", &batch.finish()) {
             Ok(()) => {
-                tracing::info!(%chain, bridge, "this chain drops forwarded packets; let the bridge's pass")
+                tracing::info!(%chain, bridge, "this chain drops packets; let those of pods pass")
             }
             Err(error) => tracing::warn!(%chain, bridge, %error, "this chain drops the packets of pods"),
         }
@@ -116,6 +129,7 @@ pub(crate) fn dismiss(table: &mut Table) -> Result<()> {
 fn dropping(table: &mut Table) -> Result<Vec<Dropping>> {
     const HOOK: u16 = 4;
     const POLICY: u16 = 5;
+    const INPUT: [u8; 4] = [0, 0, 0, 1];
     const FORWARD: [u8; 4] = [0, 0, 0, 2];
     const DROP: [u8; 4] = [0; 4];
     let mut found = Vec::new();
@@ -126,10 +140,11 @@ fn dropping(table: &mut Table) -> Result<Vec<Dropping>> {
             let hook = attribute(body, HOOK).and_then(|hook| attribute(hook, 1));
             let name = |kind| attribute(body, kind).map(text).unwrap_or_default().to_owned();
             if [1, 2, 10].contains(&family)
-                && hook == Some(&FORWARD)
+                && (hook == Some(&FORWARD) || hook == Some(&INPUT))
                 && attribute(body, POLICY) == Some(&DROP)
             {
-                found.push(Dropping { family, table: name(TABLE), chain: name(CHAIN_NAME) });
+                let input = hook == Some(&INPUT);
+                found.push(Dropping { input, family, table: name(TABLE), chain: name(CHAIN_NAME) });
             }
         },
     )?;

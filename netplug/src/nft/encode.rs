@@ -287,6 +287,10 @@ pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
         Statement::Jump(chain) => verdict(a, JUMP, Some(chain)),
         Statement::Masquerade => expression(a, "masq", |_| {}),
         Statement::RedirectBy(map) => redirect(a, *map),
+        Statement::PortIs(port) => {
+            payload(a, 2, 2, 2, REGISTER);
+            compare(a, true, &port.to_be_bytes());
+        }
         Statement::ProtocolIs(protocol) => {
             meta(a, LAYER4, REGISTER);
             compare(a, true, &[protocol.number()]);

@@ -17,7 +17,7 @@
 //! A Service without endpoints has no element; what its packets meet is the rule that refuses the rest.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::ruleset::{Chain, Hook, Statement};
@@ -33,6 +33,11 @@ struct Picker {
 }
 
 impl Picker {
+    fn of(service: &Service, family: Family, endpoints: usize) -> Self {
+        let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX);
+        Self { family, endpoints, affinity: service.affinity.is_some() }
+    }
+
     fn name(&self) -> String {
         let again = if self.affinity { "-or-again" } else { "" };
         format!("pick{}-of-{}{again}", digit(self.family), self.endpoints)
@@ -76,22 +81,12 @@ fn memory(times: &BTreeSet<(Family, Duration)>) -> Vec<Chain> {
     times.iter().copied().map(remember).chain(watching).collect()
 }
 
-/// What Services need of the table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Picks {
-    /// Sorted by name.
-    pub chains: Vec<Chain>,
-    /// Sorted.
-    pub elements: Vec<Element>,
-}
-
-/// What `services` need. If two claim the same address or node port, the first one in order of names has it.
-pub(crate) fn picks(services: &[Service]) -> Picks {
-    let mut order: Vec<&Service> = services.iter().collect();
+/// The elements of these Services, sorted. If two claim the same address or node port, the first one in order of names
+/// has it.
+pub(crate) fn elements<'a>(services: impl Iterator<Item = &'a Service>) -> Vec<Element> {
+    let mut order: Vec<&Service> = services.collect();
     order.sort_by_key(|service| (&service.namespace, &service.name));
     let mut claimed = BTreeSet::new();
-    let mut pickers = BTreeSet::new();
-    let mut times = BTreeSet::new();
     let mut elements = Vec::new();
     for service in order {
         for way in ways_in(service) {
@@ -99,28 +94,62 @@ pub(crate) fn picks(services: &[Service]) -> Picks {
             if !claimed.insert((way.entry, way.key.clone(), way.family)) || way.endpoints.is_empty() {
                 continue;
             }
-            let picker = Picker {
-                family: way.family,
-                endpoints: u32::try_from(way.endpoints.len()).unwrap_or(u32::MAX),
-                affinity: service.affinity.is_some(),
-            };
+            let picker = Picker::of(service, way.family, way.endpoints.len());
             elements.push(Element {
                 set: SetId::Services(way.family, way.entry),
                 key: way.key.clone(),
                 data: Data::Goto(picker.name()),
             });
-            pickers.insert(picker);
             way.lead_to_endpoints(&mut elements);
             if let Some(time) = service.affinity {
-                times.insert((way.family, time));
                 way.name_members(&memory_name((way.family, time)), &mut elements);
             }
         }
     }
-    let mut chains: Vec<Chain> = pickers.iter().map(Picker::chain).chain(memory(&times)).collect();
-    chains.sort_by(|a, b| a.name.cmp(&b.name));
     elements.sort_unstable();
-    Picks { chains, elements }
+    elements
+}
+
+/// Which chains there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chains {
+    pickers: BTreeSet<Picker>,
+    /// Of affinity.
+    times: BTreeSet<(Family, Duration)>,
+}
+
+impl Chains {
+    /// Those that these Services lead to, or would if nobody else claimed their addresses.
+    pub(crate) fn of<'a>(services: impl Iterator<Item = &'a Service>) -> Self {
+        let mut chains = Self::default();
+        // All Services are asked at each change, so this takes no detour by the elements.
+        let mut endpoints: Vec<&SocketAddr> = Vec::new();
+        for service in services {
+            for address in &service.cluster_ips {
+                for port in &service.ports {
+                    endpoints.clear();
+                    endpoints.extend(port.endpoints.iter().filter(|to| to.is_ipv4() == address.is_ipv4()));
+                    endpoints.sort_unstable();
+                    endpoints.dedup();
+                    if endpoints.is_empty() {
+                        continue;
+                    }
+                    let family = Family::of(*address);
+                    chains.pickers.insert(Picker::of(service, family, endpoints.len()));
+                    chains.times.extend(service.affinity.map(|time| (family, time)));
+                }
+            }
+        }
+        chains
+    }
+
+    /// The chains, sorted by name.
+    pub(crate) fn all(&self) -> Vec<Chain> {
+        let mut chains: Vec<Chain> =
+            self.pickers.iter().map(Picker::chain).chain(memory(&self.times)).collect();
+        chains.sort_by(|a, b| a.name.cmp(&b.name));
+        chains
+    }
 }
 
 /// One port of a Service at one of its addresses, or at the node.

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use super::pick::picks;
+use super::pick;
 use super::set::{Data, Element, Entry, Family, Field, MapId, SetId};
 use crate::cidr::{Ipv4Cidr, Ipv6Cidr};
 use crate::config::{Config, Protocol};
@@ -41,6 +41,8 @@ pub(crate) enum Statement {
     /// Rewrites the destination by looking up address (if part of the key), protocol and port.
     RedirectBy(MapId),
     ProtocolIs(Protocol),
+    /// The packet is for this port.
+    PortIs(u16),
     /// Goes on in the chain of the Service that the packet is for.
     Serve(Family, Entry),
     /// Rewrites the destination to one of so many endpoints.
@@ -119,13 +121,11 @@ pub(crate) fn ruleset<'a>(
     leases: impl Iterator<Item = &'a Lease>,
     services: &[Service],
 ) -> Ruleset {
-    let mut picks = picks(services);
     let mut elements: Vec<Element> = leases.flat_map(|lease| elements(config, lease)).collect();
-    elements.append(&mut picks.elements);
+    elements.extend(pick::elements(services.iter()));
     elements.sort_unstable();
     let mut chains = chains(config);
-    // Before the chains with elements of maps that lead to them there is nothing to hook into.
-    chains.splice(..0, picks.chains);
+    chains.splice(..0, pick::Chains::of(services.iter()).all());
     Ruleset { table: config.table.clone(), elements, chains }
 }
 
@@ -265,6 +265,7 @@ impl fmt::Display for Statement {
                 write!(f, "dnat {keyword} to {address}meta l4proto . th dport map @{name}")
             }
             Self::ProtocolIs(protocol) => write!(f, "meta l4proto {protocol}"),
+            Self::PortIs(port) => write!(f, "th dport {port}"),
             Self::Serve(family, entry) => {
                 write!(f, "{} vmap @{}", target(*family, *entry), SetId::Services(*family, *entry).name())
             }

@@ -1,0 +1,146 @@
+//! Probes of every kind against a real pod, and the hooks of its life.
+
+use std::time::Duration;
+
+use berth_e2e::manifest::{self, Builder};
+use berth_e2e::node::Node;
+use berth_e2e::pods::{PodExt, Pods};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A web server whose page `/ok` is there for as long as the file is.
+const SERVER: &str = "echo yes >/www/ok; exec httpd -f -p 8080 -h /www";
+
+fn ready(name: &'static str, want: bool) -> impl FnMut(&Pods) -> bool {
+    move |pods| pods.get(name).is_some_and(|pod| pod.is_running() && pod.has("Ready") == want)
+}
+
+#[test]
+fn readiness_follows_what_each_kind_of_probe_finds() {
+    let node = Node::start().unwrap();
+    let probes = [
+        (
+            "http",
+            "{ httpGet: { path: /ok, port: web, httpHeaders: [{ name: X, value: z }] }, periodSeconds: 1, failureThreshold: 1 }",
+        ),
+        ("exec", "{ exec: { command: [test, -e, /www/ok] }, periodSeconds: 1, failureThreshold: 1 }"),
+        ("tcp", "{ tcpSocket: { port: 8081 }, periodSeconds: 1, failureThreshold: 1 }"),
+    ];
+    for (name, probe) in probes {
+        // What `tcp` asks is there while the file is.
+        let second = "while :; do [ -e /www/ok ] && nc -l -p 8081 -w 1 >/dev/null 2>&1; sleep 0.05; done &";
+        let line =
+            if name == "tcp" { format!("echo yes >/www/ok; {second} wait") } else { SERVER.to_owned() };
+        let pod = Builder::new(name)
+            .shell(&line)
+            .with("ports: [{ name: web, containerPort: 8080 }]")
+            .with(&format!("readinessProbe: {probe}"));
+        node.apply(&format!("{name}.yaml"), &pod.yaml()).unwrap();
+    }
+    for (name, _) in probes {
+        node.wait("it is ready", SOON, ready(name, true)).unwrap();
+    }
+    for name in ["http", "exec"] {
+        node.exec(name, &["rm", "/www/ok"]).unwrap().ok().unwrap();
+        node.wait("it is not ready", SOON, ready(name, false)).unwrap();
+        node.exec(name, &["touch", "/www/ok"]).unwrap().ok().unwrap();
+        let pods = node.wait("it is ready again", SOON, ready(name, true)).unwrap();
+        assert_eq!(pods[name].restarts(), 0, "{name}");
+    }
+    let event = node.wait_event("http", "Readiness probe failed").unwrap();
+    assert!(event.contains("statuscode: 404"), "{event}");
+}
+
+#[test]
+fn a_failed_liveness_probe_restarts_and_a_startup_probe_holds_it_back() {
+    let node = Node::start().unwrap();
+    // Liveness fails from the start, but nobody asks before the startup probe has succeeded.
+    let line = "i=0; while [ $i -lt 20 ]; do i=$((i+1)); sleep 0.1; done; touch /www/up; exec sleep 1000000";
+    let pod = Builder::new("a")
+        .shell(line)
+        .with("startupProbe: { exec: { command: [test, -e, /www/up] }, periodSeconds: 1, failureThreshold: 100 }")
+        .with("livenessProbe: { exec: { command: [test, -e, /www/never] }, periodSeconds: 1, failureThreshold: 2 }");
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    let pods = node
+        .wait("it is restarted", SOON, |pods| pods.get("a").is_some_and(|pod| pod.restarts() >= 1))
+        .unwrap();
+    let ended = pods["a"].container("main").unwrap().last_state.clone().unwrap().terminated.unwrap();
+    assert_eq!(ended.exit_code, 137, "sleep is PID 1 and has no handler: {ended:?}");
+    let lived = ended.finished_at.unwrap().0.duration_since(ended.started_at.unwrap().0);
+    assert!(lived.as_secs() >= 2, "it was left alone until it was up: {lived:?}");
+    node.wait_event("a", "Container main failed liveness probe, will be restarted").unwrap();
+}
+
+#[test]
+fn a_probe_that_takes_too_long_has_failed() {
+    let node = Node::start().unwrap();
+    let pod = Builder::new("a").shell("exec sleep 1000000").with(
+        "readinessProbe: { exec: { command: [sleep, '1000'] }, timeoutSeconds: 1, periodSeconds: 1, failureThreshold: 1 }",
+    );
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    node.wait_event("a", "Readiness probe failed: command timed out").unwrap();
+    assert!(!node.pod("a").unwrap().has("Ready"));
+}
+
+/// `postStart` runs beside the process and before the container counts as started; `preStop` before the stop signal.
+#[test]
+fn hooks_of_every_kind_run_when_they_should() {
+    let node = Node::start().unwrap();
+    let out = node.path("said");
+    std::fs::create_dir(&out).unwrap();
+    let say = |word: &str| format!("echo {word} >>/out/order");
+    let pod = format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{ name: a }}
+spec:
+  terminationGracePeriodSeconds: 60
+  volumes: [{{ name: out, hostPath: {{ path: {out} }} }}]
+  containers:
+    - name: first
+      image: {image}
+      imagePullPolicy: Never
+      command: [sh, -c, \"trap '{term}; exit 0' TERM; while :; do sleep 0.1; done\"]
+      volumeMounts: [{{ name: out, mountPath: /out }}]
+      lifecycle:
+        postStart: {{ exec: {{ command: [sh, -c, 'sleep 1; {started}'] }} }}
+        preStop: {{ exec: {{ command: [sh, -c, '{stopping}'] }} }}
+    - name: second
+      image: {image}
+      imagePullPolicy: Never
+      command: [sh, -c, \"{second}; httpd -p 8080 -h /www; trap 'exit 0' TERM; while :; do sleep 0.1; done\"]
+      volumeMounts: [{{ name: out, mountPath: /out }}]
+      lifecycle:
+        postStart: {{ sleep: {{ seconds: 1 }} }}
+        preStop: {{ httpGet: {{ path: /stop, port: 8080 }} }}
+",
+        out = out.display(),
+        image = manifest::IMAGE,
+        term = say("term"),
+        started = say("started"),
+        stopping = say("stopping"),
+        second = say("second"),
+    );
+    node.apply("a.yaml", &pod).unwrap();
+    node.wait("both have started", SOON, ready("a", true)).unwrap();
+    let order = || std::fs::read_to_string(out.join("order")).unwrap();
+    assert_eq!(order(), "started\nsecond\n", "a hook comes before the next container");
+    node.remove("a.yaml").unwrap();
+    node.wait_gone("a").unwrap();
+    assert_eq!(order(), "started\nsecond\nstopping\nterm\n");
+    // httpd answers 404: the hook has failed, which stops nothing.
+    node.wait_event("a", "PreStopHook failed").unwrap();
+    node.finish().unwrap();
+}
+
+#[test]
+fn a_container_whose_post_start_hook_fails_is_killed_and_restarted() {
+    let node = Node::start().unwrap();
+    let pod = Builder::new("a")
+        .shell("exec sleep 1000000")
+        .with("lifecycle: { postStart: { exec: { command: [sh, -c, 'echo no such luck >&2; exit 3'] } } }");
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    node.wait("it is restarted", SOON, |pods| pods.get("a").is_some_and(|pod| pod.restarts() >= 1)).unwrap();
+    let event = node.wait_event("a", "PostStartHook failed").unwrap();
+    assert!(event.contains("no such luck"), "{event}");
+}
