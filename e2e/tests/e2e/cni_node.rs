@@ -54,6 +54,12 @@ fn end(node: &Node, pods: &[&str]) {
         node.remove(&format!("{pod}.yaml")).unwrap();
         node.wait_gone(pod).unwrap();
     }
+    // A pod's folder goes last. Until then one that lost its sandbox may be given another, and with it the bridge.
+    let folders = node.socket().with_file_name("pods");
+    poll::until_true("no pod is left", Duration::from_secs(30), || {
+        std::fs::read_dir(&folders).is_ok_and(|mut pods| pods.next().is_none())
+    })
+    .unwrap();
     node.machine().shell("ip link del cni7").unwrap();
 }
 
