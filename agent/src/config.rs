@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use berth_netplug::Ipv4Cidr;
 use berth_reconciler::memory_qos::MemoryQos;
 use berth_reconciler::quantity::Quantity;
 use berth_reconciler::shutdown::Turn;
@@ -57,7 +58,7 @@ pub struct AgentArgs {
     /// IPv4 range of the pods, and after a comma an IPv6 range [default: 10.85.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub pod_cidr: Option<String>,
-    /// IPv4 range of the Services' addresses [default: 10.86.0.0/16]
+    /// IPv4 range of the Services' addresses [default: 10.86.0.0/16, or 10.87.0.0/16 if pods have that]
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Option<String>,
     /// nftables table (family inet) for masquerading and host ports [default: berth]
@@ -456,11 +457,11 @@ impl Config {
             node_ip: args.node_ip.or(file.node_ip),
             read_only: read_only_address(read_only.as_deref())?,
             bridge: check_interface(args.bridge.clone().or(file.bridge).unwrap_or_else(|| "berth0".into()))?,
+            service_cidr: service_cidr(args.service_cidr.as_ref(), file.service_cidr, &pod_cidr),
             pod_cidr,
             pod_cidr6,
             mtu: file.mtu,
             local_dns: file.local_dns.unwrap_or(true),
-            service_cidr: given(args.service_cidr.as_ref(), file.service_cidr, "10.86.0.0/16"),
             nft_table: given(args.nft_table.as_ref(), file.nft_table, "berth"),
             insecure_registries: insecure,
             registry_certs_dirs: file.registry_certs_dirs.unwrap_or_else(default_certs_dirs),
@@ -645,6 +646,17 @@ fn check_cni(on: bool, dirs: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// What a flag says, else the file, else the default.
+/// For the addresses of Services, when nothing is said.
+const SERVICE_RANGES: [&str; 3] = ["10.86.0.0/16", "10.87.0.0/16", "172.30.0.0/16"];
+
+/// What is said, or the first of a few ranges that has no address in common with the pods'.
+fn service_cidr(flag: Option<&String>, file: Option<String>, pods: &str) -> String {
+    let pods: Option<Ipv4Cidr> = pods.parse().ok();
+    let free =
+        |range: &&str| !range.parse().is_ok_and(|range: Ipv4Cidr| pods.is_some_and(|p| p.overlaps(range)));
+    given(flag, file, SERVICE_RANGES.iter().find(|range| free(range)).unwrap_or(&SERVICE_RANGES[0]))
+}
+
 fn given(flag: Option<&String>, file: Option<String>, default: &str) -> String {
     flag.cloned().or(file).unwrap_or_else(|| default.to_owned())
 }
@@ -715,6 +727,18 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn services_have_other_addresses_than_pods() {
+        for (pods, services) in [
+            ("10.85.0.0/16", "10.86.0.0/16"),
+            ("10.86.3.0/24", "10.87.0.0/16"),
+            ("10.0.0.0/8", "172.30.0.0/16"),
+            ("what", "10.86.0.0/16"),
+        ] {
+            assert_eq!(service_cidr(None, None, pods), services, "{pods}");
+        }
+    }
 
     #[test]
     fn a_flag_wins_over_the_file() {
