@@ -36,6 +36,7 @@ mod pump;
 #[cfg(feature = "agent")]
 mod reaper;
 mod record;
+mod rehearsal;
 mod server;
 mod setup;
 mod slot;

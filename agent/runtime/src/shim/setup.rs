@@ -21,6 +21,7 @@ use super::orders;
 use super::pod_users::PodUsers;
 use super::proto::SOCKET;
 use super::record;
+use super::rehearsal;
 use crate::sys::{process, shim_process};
 
 /// What the loop needs.
@@ -39,6 +40,7 @@ pub(super) fn await_orders() -> Result<Option<Vec<OsString>>, String> {
     shim_process::frugal_heap();
     // The machine's hierarchies do not change any more; should it fail, it will again when it is said.
     let _ = crate::container::cgroups();
+    rehearsal::rehearse();
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(cannot("read the orders"))?;
     let words = orders::receive(File::from(stdin)).map_err(cannot("read the orders"))?;
     words.iter().for_each(|words| orders::show(words));
