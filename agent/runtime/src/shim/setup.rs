@@ -41,6 +41,8 @@ pub(super) fn await_orders() -> Result<Option<Vec<OsString>>, String> {
     // The machine's hierarchies do not change any more; should it fail, it will again when it is said.
     let _ = crate::container::cgroups();
     rehearsal::rehearse();
+    // The program stays; what it has written to would lie in between for ever.
+    shim_process::release_memory();
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(cannot("read the orders"))?;
     let words = orders::receive(File::from(stdin)).map_err(cannot("read the orders"))?;
     words.iter().for_each(|words| orders::show(words));
