@@ -645,7 +645,6 @@ fn check_cni(on: bool, dirs: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
     dirs.split(',').map(|dir| absolute(dir.trim().into())).collect()
 }
 
-/// What a flag says, else the file, else the default.
 /// For the addresses of Services, when nothing is said.
 const SERVICE_RANGES: [&str; 3] = ["10.86.0.0/16", "10.87.0.0/16", "172.30.0.0/16"];
 
@@ -657,6 +656,7 @@ fn service_cidr(flag: Option<&String>, file: Option<String>, pods: &str) -> Stri
     given(flag, file, SERVICE_RANGES.iter().find(|range| free(range)).unwrap_or(&SERVICE_RANGES[0]))
 }
 
+/// What a flag says, else the file, else the default.
 fn given(flag: Option<&String>, file: Option<String>, default: &str) -> String {
     flag.cloned().or(file).unwrap_or_else(|| default.to_owned())
 }

@@ -165,6 +165,11 @@ pub(crate) fn link_name_ok(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
 }
 
+/// A hardware address as it is written: `0a:58:0a:55:00:02`.
+pub fn mac_text(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":")
+}
+
 /// A transport protocol that a host port can have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protocol {
@@ -178,6 +183,15 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// That of a port, as Kubernetes spells it (`TCP`, `UDP`, `SCTP`); without one it is TCP.
+    pub fn of_port(name: Option<&str>) -> Self {
+        match name {
+            Some("UDP") => Self::Udp,
+            Some("SCTP") => Self::Sctp,
+            _ => Self::Tcp,
+        }
+    }
+
     /// The protocol number of the IP header.
     pub(crate) fn number(self) -> u8 {
         match self {

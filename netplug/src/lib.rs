@@ -34,7 +34,7 @@ mod sysctl;
 mod veth;
 
 pub use cidr::{Ipv4Cidr, Ipv6Cidr};
-pub use config::{Attachment, Config, HostPort, PodNetwork, Protocol, Rate, Stats, Wishes};
+pub use config::{Attachment, Config, HostPort, PodNetwork, Protocol, Rate, Stats, Wishes, mac_text};
 pub use error::{Error, Result};
 pub use network::{Network, bring_up_loopback};
 pub use service::{Service, ServicePort};

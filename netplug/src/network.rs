@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::config::{Attachment, Config, PodNetwork, Stats};
+use crate::config::{Attachment, Config, PodNetwork, Stats, mac_text};
 use crate::error::{Error, Result};
 use crate::ipam::{Claim, Guard, Lease, Shared};
 use crate::monitor::Monitor;
@@ -390,7 +390,7 @@ impl Inner {
     fn attachment(&self, lease: &Lease) -> Attachment {
         Attachment {
             ips: lease.ips(&self.config),
-            mac: lease.mac().map(|byte| format!("{byte:02x}")).join(":"),
+            mac: mac_text(&lease.mac()),
             host_if: lease.host_if.clone(),
             gateway: IpAddr::V4(self.config.gateway()),
             mtu: self.mtu,

@@ -311,7 +311,7 @@ pub trait Node: Send + Sync + 'static {
     fn host_ips(&self) -> Vec<IpAddr>;
 
     /// Makes status (and deletion) durable and visible. Called only when one of them or the pod itself changed.
-    fn publish(&self, pod: &Arc<Pod>, deletion: Option<&Deletion>, status: &v1::PodStatus);
+    fn publish(&self, pod: &Arc<Pod>, deletion: Option<&Deletion>, status: &Arc<v1::PodStatus>);
 
     /// The pod is gone: nothing of it exists any more.
     fn gone(&self, pod: &Arc<Pod>);

@@ -107,12 +107,23 @@ impl Cache {
 
     /// All records. One that cannot be read says nothing of what is to be undone; it is reported and left to its owner.
     pub fn all(&self) -> Vec<Record> {
+        self.read(|_| true)
+    }
+
+    /// Those of one pod.
+    pub fn of(&self, container: &str) -> Vec<Record> {
+        // The name of a file has it in the middle, between two others that may hold anything.
+        let mut found = self.read(|name| name.contains(container));
+        found.retain(|record| record.container_id == container);
+        found
+    }
+
+    fn read(&self, wanted: impl Fn(&str) -> bool) -> Vec<Record> {
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().filter_map(Result::ok);
-        let files = entries
-            .map(|entry| entry.path())
-            .filter(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")));
-        files
-            .filter_map(|path| {
+        entries
+            .filter(|entry| entry.file_name().to_str().is_some_and(|n| !n.starts_with('.') && wanted(n)))
+            .filter_map(|entry| {
+                let path = entry.path();
                 let text = std::fs::read(&path).ok()?;
                 serde_json::from_slice(&text)
                     .inspect_err(
@@ -121,10 +132,5 @@ impl Cache {
                     .ok()
             })
             .collect()
-    }
-
-    /// Those of one pod.
-    pub fn of(&self, container: &str) -> Vec<Record> {
-        self.all().into_iter().filter(|record| record.container_id == container).collect()
     }
 }

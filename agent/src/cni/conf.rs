@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use berth_netplug::cni::is_name;
 use serde_json::{Map, Value, json};
 
 /// A list of plugins that make one network together.
@@ -28,8 +29,7 @@ impl List {
     pub fn read(value: Value) -> Result<Self, String> {
         let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
         let (name, version) = (text("name"), text("cniVersion"));
-        let letters = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(letters) {
+        if !is_name(&name) {
             return Err(format!("name {name:?} is not letters, digits, _ . -"));
         }
         if !VERSIONS.contains(&version.as_str()) {

@@ -10,7 +10,7 @@ mod plugin;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use berth_netplug::{Attachment, HostPort, PodNetwork, Rate};
+use berth_netplug::{Attachment, HostPort, PodNetwork, Rate, mac_text};
 use serde_json::{Map, Value, json};
 
 use cache::{Cache, Record};
@@ -208,7 +208,7 @@ fn capabilities(pod: &PodNetwork) -> Map<String, Value> {
         all.insert("ips".into(), wishes.ips.iter().map(|ip| Value::from(ip.to_string())).collect());
     }
     if let Some(mac) = wishes.mac {
-        all.insert("mac".into(), mac.map(|byte| format!("{byte:02x}")).join(":").into());
+        all.insert("mac".into(), mac_text(&mac).into());
     }
     all
 }

@@ -49,23 +49,24 @@ pub fn serve(node: &Arc<AgentNode>, all: Vec<Sockets>) {
     let own: Vec<IpAddr> =
         all.iter().filter_map(|one| one.address().ok()).map(|address| address.ip()).collect();
     let forwarder = Forwarder::new(node.config.resolv_conf.clone(), own, PORT);
+    let domain = node.config.cluster_domain.to_ascii_lowercase();
     let names = {
-        let node = node.clone();
-        Box::new(move || zone(&node))
+        let (node, domain) = (node.clone(), domain.clone());
+        Box::new(move || zone(&node, &domain))
     };
     let network = node.network.clone();
-    let server = Server::new(names, Box::new(move |ip| network.contains(ip)), forwarder);
+    let server = Server::new(domain, names, Box::new(move |ip| network.contains(ip)), forwarder);
     for sockets in all {
         tokio::spawn(server.clone().serve(sockets));
     }
 }
 
-fn zone(node: &AgentNode) -> Zone {
+fn zone(node: &AgentNode, domain: &str) -> Zone {
     let views = node.views();
     let mut services = Vec::new();
     node.services.each(|service, endpoints| services.extend(names::of_service(service, endpoints)));
     Zone {
-        domain: node.config.cluster_domain.to_ascii_lowercase(),
+        domain: domain.to_owned(),
         pods: views.iter().filter_map(|view| names::of_pod(view, &node.config.node_name)).collect(),
         services,
     }

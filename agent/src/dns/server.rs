@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 use super::forward::{DATAGRAM, Forwarder, retold};
-use super::zone::{Found, Kind, Zone};
+use super::zone::{Found, Kind, Zone, is_ours};
 
 /// Seconds for which our own names may be remembered: as CoreDNS has it for a cluster's.
 const TTL: u32 = 5;
@@ -59,15 +59,16 @@ pub type Admits = Box<dyn Fn(IpAddr) -> bool + Send + Sync>;
 
 /// Answers questions.
 pub struct Server {
+    domain: String,
     names: Names,
     admits: Admits,
     forwarder: Forwarder,
 }
 
 impl Server {
-    /// With our own names from `names`, and those of others from `forwarder`.
-    pub fn new(names: Names, admits: Admits, forwarder: Forwarder) -> Arc<Self> {
-        Arc::new(Self { names, admits, forwarder })
+    /// With our own names, below `domain` and of addresses, from `names`, and those of others from `forwarder`.
+    pub fn new(domain: String, names: Names, admits: Admits, forwarder: Forwarder) -> Arc<Self> {
+        Arc::new(Self { domain, names, admits, forwarder })
     }
 
     /// Serves until it is dropped.
@@ -185,9 +186,10 @@ impl Server {
             return refuse(ResponseCode::NotImp);
         }
         let text = question.name.to_ascii().to_ascii_lowercase();
-        let zone = (self.names)();
-        let found = zone.find(text.trim_end_matches('.'), kind(question.query_type));
-        let Some(found) = found else {
+        let name = text.trim_end_matches('.');
+        // Most questions are for others: what is here need not be gathered for those.
+        let zone = is_ours(name, &self.domain).then(|| (self.names)());
+        let Some(found) = zone.and_then(|zone| zone.find(name, kind(question.query_type))) else {
             let answer = self.forwarder.answer(asked).await;
             return answer.map_or_else(|| refuse(ResponseCode::ServFail), |answer| retold(asked, answer));
         };
@@ -195,7 +197,7 @@ impl Server {
             Found::Alias(other) => Name::from_ascii(format!("{other}.")).ok(),
             _ => None,
         };
-        let mut answer = own(asked, &question.name, &zone.domain, found);
+        let mut answer = own(asked, &question.name, &self.domain, found);
         // What it stands for is told along, as the client would ask for that next.
         if let Some(other) = alias.filter(|_| question.query_type != RecordType::CNAME) {
             let mut next = asked.clone();

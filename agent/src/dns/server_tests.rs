@@ -91,7 +91,12 @@ impl Bench {
         };
         let admitted = Arc::new(Mutex::new(true));
         let seen = admitted.clone();
-        let server = Server::new(Box::new(names), Box::new(move |_| *seen.lock().unwrap()), forwarder);
+        let server = Server::new(
+            "cluster.local".into(),
+            Box::new(names),
+            Box::new(move |_| *seen.lock().unwrap()),
+            forwarder,
+        );
         let sockets = Sockets::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let at = sockets.address().unwrap();
         tokio::spawn(server.serve(sockets));

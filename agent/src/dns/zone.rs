@@ -71,6 +71,21 @@ pub enum Found {
     Nothing,
 }
 
+/// Whether a name can be one of a [`Zone`] with this domain: all others are for others to say.
+pub fn is_ours(name: &str, domain: &str) -> bool {
+    address_of_arpa(name).is_some() || below(name, domain).is_some()
+}
+
+/// The labels of a name below the domain.
+fn below<'a>(name: &'a str, domain: &str) -> Option<Vec<&'a str>> {
+    let rest = name.strip_suffix(domain)?;
+    match rest.strip_suffix('.') {
+        Some(rest) => Some(rest.split('.').collect()),
+        None if rest.is_empty() => Some(Vec::new()),
+        None => None,
+    }
+}
+
 /// All names of a node.
 #[derive(Clone, Debug, Default)]
 pub struct Zone {
@@ -91,13 +106,7 @@ impl Zone {
                 _ => Found::Addresses(Vec::new()),
             });
         }
-        let rest = name.strip_suffix(self.domain.as_str())?;
-        let labels: Vec<&str> = match rest.strip_suffix('.') {
-            Some(rest) => rest.split('.').collect(),
-            None if rest.is_empty() => Vec::new(),
-            None => return None,
-        };
-        Some(match labels.split_last() {
+        Some(match below(name, &self.domain)?.split_last() {
             None => Found::Addresses(Vec::new()),
             Some((&"svc", below)) => self.below_svc(below, kind),
             Some((&"pod", below)) => self.below_pod(below, kind),

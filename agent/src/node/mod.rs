@@ -358,7 +358,7 @@ impl Node for AgentNode {
         self.facts.ips.clone()
     }
 
-    fn publish(&self, pod: &Arc<Pod>, deletion: Option<&Deletion>, status: &v1::PodStatus) {
+    fn publish(&self, pod: &Arc<Pod>, deletion: Option<&Deletion>, status: &Arc<v1::PodStatus>) {
         if let Some(entry) = self.find(pod.uid()) {
             entry.set_pod(pod);
             entry.save_status(deletion, status);

@@ -226,11 +226,7 @@ fn network_of(pod: &Pod, netns: &Path) -> Result<PodNetwork, berth_reconciler::n
                 host_ip: port.host_ip.as_ref().and_then(|ip| ip.parse().ok()),
                 host_port: u16::try_from(port.host_port?).ok().filter(|p| *p != 0)?,
                 container_port: u16::try_from(port.container_port).ok()?,
-                protocol: match port.protocol.as_deref() {
-                    Some("UDP") => Protocol::Udp,
-                    Some("SCTP") => Protocol::Sctp,
-                    _ => Protocol::Tcp,
-                },
+                protocol: Protocol::of_port(port.protocol.as_deref()),
             })
         })
         .collect();

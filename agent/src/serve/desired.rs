@@ -56,7 +56,11 @@ impl Desired {
             };
             tracing::info!(pod = pod.full_name(), uid, "took over a pod of an earlier agent");
             if let Some(status) = &found.status {
-                self.node.services.pod_changed(&found.pod, found.deletion.is_some(), status);
+                self.node.services.pod_changed(
+                    &found.pod,
+                    found.deletion.is_some(),
+                    &Arc::new(status.clone()),
+                );
             }
             self.reconciler.adopt(found.pod, found.deletion, found.status);
             if !wanted {

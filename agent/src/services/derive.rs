@@ -18,11 +18,7 @@ pub(super) fn for_network(service: &v1::Service, endpoints: &[Endpoint]) -> Opti
     let ports = spec.ports.iter().flatten().enumerate().filter_map(|(i, port)| {
         let ready = endpoints.iter().filter(|endpoint| endpoint.ready);
         Some(berth_netplug::ServicePort {
-            protocol: match port.protocol.as_deref() {
-                Some("UDP") => Protocol::Udp,
-                Some("SCTP") => Protocol::Sctp,
-                _ => Protocol::Tcp,
-            },
+            protocol: Protocol::of_port(port.protocol.as_deref()),
             port: u16::try_from(port.port).ok()?,
             node_port: node_port(port),
             endpoints: ready

@@ -70,7 +70,7 @@ struct Record {
 /// A pod as it was published last.
 struct Seen {
     pod: Arc<Pod>,
-    status: v1::PodStatus,
+    status: Arc<v1::PodStatus>,
     ending: bool,
 }
 
@@ -239,16 +239,25 @@ impl Services {
     }
 
     /// A pod's status is this now.
-    pub fn pod_changed(&self, pod: &Arc<Pod>, ending: bool, status: &v1::PodStatus) {
+    pub fn pod_changed(&self, pod: &Arc<Pod>, ending: bool, status: &Arc<v1::PodStatus>) {
         let seen = Seen { pod: pod.clone(), status: status.clone(), ending };
-        self.lock().pods.insert(pod.uid().to_owned(), seen);
-        self.0.changed.notify_one();
+        let mut state = self.lock();
+        state.pods.insert(pod.uid().to_owned(), seen);
+        self.pods_differ(&state);
     }
 
     /// A pod is no more.
     pub fn pod_gone(&self, uid: &str) {
-        self.lock().pods.remove(uid);
-        self.0.changed.notify_one();
+        let mut state = self.lock();
+        state.pods.remove(uid);
+        self.pods_differ(&state);
+    }
+
+    /// Without any Service nothing follows from the pods.
+    fn pods_differ(&self, state: &State) {
+        if !state.services.is_empty() {
+            self.0.changed.notify_one();
+        }
     }
 
     /// The Services of a namespace, by name.

@@ -181,11 +181,7 @@ impl Raw {
 
     fn network(&self) -> Result<Config, Failure> {
         let name = &self.name;
-        let letters = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-        if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            || !name.chars().all(letters)
-            || name.len() > 60
-        {
+        if !super::is_name(name) || name.len() > 60 {
             return refuse(format!(
                 "name {name:?} is not 1 to 60 letters, digits, _ . -, beginning with one of the first two"
             ));

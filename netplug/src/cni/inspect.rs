@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use crate::config::mac_text;
 use crate::error::{Error, Result};
 use crate::sys::netlink::{self, DUMP, REQUEST, Socket, attribute};
 use crate::sys::netns::{self, on_thread};
@@ -70,7 +71,7 @@ fn link(socket: &mut Socket, name: &str) -> std::io::Result<Option<Found>> {
         if attribute(body, 3).map(netlink::text) == Some(name) {
             let mac = attribute(body, 1).unwrap_or_default();
             found = Some(Found {
-                mac: mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"),
+                mac: mac_text(mac),
                 is_up: number(&header[8..]).unwrap_or_default() & UP != 0,
                 bridge: attribute(body, 10).and_then(number).unwrap_or_default(),
                 index: number(&header[4..]).unwrap_or_default(),

@@ -28,6 +28,13 @@ const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// That of an answer to somebody who did not say which.
 const NEWEST: &str = "1.1.0";
 
+/// Whether the specification allows this as the name of a network or a container: letters, digits, `_`, `.` and `-`, beginning
+/// with one of the first two.
+pub fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+}
+
 /// Serves the one request that environment and standard input hold: the answer goes to standard output.
 pub fn main() -> ExitCode {
     let mut text = String::new();

@@ -136,10 +136,7 @@ impl Request {
         if !missing.is_empty() {
             return Err(Failure::new(ENVIRONMENT, format!("not set: {}", missing.join(", "))));
         }
-        let letters = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-        if !self.container.starts_with(|c: char| c.is_ascii_alphanumeric())
-            || !self.container.chars().all(letters)
-        {
+        if !super::is_name(&self.container) {
             let text = format!("CNI_CONTAINERID {:?} is not letters, digits, _ . -", self.container);
             return Err(Failure::new(ENVIRONMENT, text));
         }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::conf::Conf;
 use super::request::Request;
 use crate::bridge;
-use crate::config::Attachment;
+use crate::config::{Attachment, mac_text};
 use crate::ipam::mac;
 
 /// Whether results of this version tell the family of each address.
@@ -21,7 +21,7 @@ pub(super) fn result(request: &Request, conf: &Conf, attachment: &Attachment) ->
     let list = |name: &str| previous[name].as_array().cloned().unwrap_or_default();
     let (mut interfaces, mut ips, mut routes) = (list("interfaces"), list("ips"), list("routes"));
     let first = interfaces.len();
-    let octets = mac(conf.network.gateway()).map(|byte| format!("{byte:02x}")).join(":");
+    let octets = mac_text(&mac(conf.network.gateway()));
     interfaces.push(json!({"name": conf.network.bridge, "mac": octets}));
     interfaces.push(json!({"name": attachment.host_if}));
     let netns = request.netns.as_deref().map(|path| path.display().to_string());

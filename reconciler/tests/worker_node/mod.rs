@@ -226,8 +226,8 @@ impl Node for Script {
         Vec::new()
     }
 
-    fn publish(&self, pod: &Arc<Pod>, _: Option<&Deletion>, status: &v1::PodStatus) {
-        self.lock().published.push((pod.uid().to_owned(), status.clone()));
+    fn publish(&self, pod: &Arc<Pod>, _: Option<&Deletion>, status: &Arc<v1::PodStatus>) {
+        self.lock().published.push((pod.uid().to_owned(), v1::PodStatus::clone(status)));
     }
 
     fn gone(&self, pod: &Arc<Pod>) {

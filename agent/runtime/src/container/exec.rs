@@ -51,7 +51,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     let visit = Visit {
         process: exec.terms.complete(exec.process),
         stdio: exec.stdio,
-        target: target.as_fd().try_clone_to_owned().map_err(|e| Error::sys("copy", "a pidfd", e))?,
+        target,
         entrance: exec.entrance,
         init: exec.pid,
         filter: exec.terms.filter.as_ref(),
