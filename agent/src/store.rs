@@ -16,6 +16,44 @@ use tokio::sync::watch;
 /// Bytes of JSON that the history may hold on to. A watcher that falls behind further lists again.
 const HISTORY_BYTES: usize = 1 << 20;
 
+/// A group of the API, with the one version of it that is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its name, such as `networking.k8s.io`; empty for the core group.
+    pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
+}
+
+impl Group {
+    /// Pods, nodes and whatever else has an `apiVersion` without a group.
+    pub const CORE: Group = Group { name: "", version: "v1" };
+
+    /// The groups beside the core one, in the order of discovery.
+    pub fn named() -> Vec<Group> {
+        let mut groups: Vec<Group> =
+            Kind::ALL.iter().map(|kind| kind.group()).filter(|group| *group != Group::CORE).collect();
+        groups.sort_by_key(|group| group.name);
+        groups.dedup();
+        groups
+    }
+
+    /// Where its objects are: `/api/v1`, `/apis/networking.k8s.io/v1`.
+    pub fn path(self) -> String {
+        if self == Group::CORE { "/api/v1".to_owned() } else { format!("/apis/{self}") }
+    }
+}
+
+impl fmt::Display for Group {
+    /// As `apiVersion` has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name {
+            "" => f.write_str(self.version),
+            name => write!(f, "{name}/{}", self.version),
+        }
+    }
+}
+
 /// The kinds of objects this node keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -72,6 +110,27 @@ impl Kind {
         }
     }
 
+    /// The group it belongs to.
+    pub fn group(self) -> Group {
+        Group::CORE
+    }
+
+    /// The name in error messages: `pods`, `networkpolicies.networking.k8s.io`.
+    pub fn qualified(self) -> String {
+        match self.group().name {
+            "" => self.plural().to_owned(),
+            group => format!("{}.{group}", self.plural()),
+        }
+    }
+
+    /// The type in error messages: `Pod`, `NetworkPolicy.networking.k8s.io`.
+    pub fn typed(self) -> String {
+        match self.group().name {
+            "" => self.as_str().to_owned(),
+            group => format!("{}.{group}", self.as_str()),
+        }
+    }
+
     /// The name in URLs.
     pub fn plural(self) -> &'static str {
         match self {
@@ -109,9 +168,9 @@ impl Kind {
         !matches!(self, Kind::Node | Kind::Namespace | Kind::PersistentVolume)
     }
 
-    /// The kind with that name in URLs.
-    pub fn from_plural(plural: &str) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.plural() == plural)
+    /// The kind with that name in a group's URLs.
+    pub fn from_plural(group: Group, plural: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.group() == group && kind.plural() == plural)
     }
 }
 
@@ -385,7 +444,7 @@ fn complete(value: &mut Value, kind: Kind, namespace: &str, name: &str) {
     if !value.get("metadata").is_some_and(Value::is_object) {
         value["metadata"] = json!({});
     }
-    value["apiVersion"] = json!("v1");
+    value["apiVersion"] = json!(kind.group().to_string());
     value["kind"] = json!(kind.as_str());
     value["metadata"]["name"] = json!(name);
     if kind.namespaced() {

@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::read::json_response;
-use crate::store::Kind;
+use crate::store::{Group, Kind};
 
 /// Version of the Kubernetes API whose objects are understood.
 const KUBERNETES: &str = "v1.36.0";
@@ -32,31 +32,57 @@ fn architecture() -> &'static str {
 /// `/api`.
 pub fn api(headers: &HeaderMap) -> Response {
     if let Some(version) = aggregated(headers) {
-        let resources: Vec<Value> = Kind::ALL.into_iter().map(described).collect();
-        let core = json!({"metadata": {"name": "", "creationTimestamp": null},
-            "versions": [{"version": "v1", "resources": resources, "freshness": "Current"}]});
-        return aggregated_response(version, &[core]);
+        return aggregated_response(version, &[described_group(Group::CORE)]);
     }
     let body = json!({"kind": "APIVersions", "versions": ["v1"],
         "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": ""}]});
     json_response(StatusCode::OK, body.to_string())
 }
 
-/// `/apis`: there is the core group only.
+/// `/apis`: the groups beside the core one.
 pub fn apis(headers: &HeaderMap) -> Response {
     match aggregated(headers) {
-        Some(version) => aggregated_response(version, &[]),
+        Some(version) => {
+            let groups: Vec<Value> = Group::named().into_iter().map(described_group).collect();
+            aggregated_response(version, &groups)
+        }
         None => {
-            let body = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": []});
+            let groups: Vec<Value> = Group::named().into_iter().map(listed_group).collect();
+            let body = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
             json_response(StatusCode::OK, body.to_string())
         }
     }
 }
 
-/// `/api/v1`.
-pub fn resources() -> Response {
+/// `/apis/<group>`.
+pub fn group(group: Group) -> Response {
+    let mut body = listed_group(group);
+    body["kind"] = json!("APIGroup");
+    body["apiVersion"] = json!("v1");
+    json_response(StatusCode::OK, body.to_string())
+}
+
+/// One group in the plain form.
+fn listed_group(group: Group) -> Value {
+    let version = json!({"groupVersion": group.to_string(), "version": group.version});
+    json!({"name": group.name, "versions": [version], "preferredVersion": version})
+}
+
+/// One group in the aggregated form.
+fn described_group(group: Group) -> Value {
+    let resources: Vec<Value> = kinds(group).map(described).collect();
+    json!({"metadata": {"name": group.name, "creationTimestamp": null},
+        "versions": [{"version": group.version, "resources": resources, "freshness": "Current"}]})
+}
+
+fn kinds(group: Group) -> impl Iterator<Item = Kind> {
+    Kind::ALL.into_iter().filter(move |kind| kind.group() == group)
+}
+
+/// `/api/v1`, `/apis/<group>/<version>`.
+pub fn resources(group: Group) -> Response {
     let mut resources = Vec::new();
-    for kind in Kind::ALL {
+    for kind in kinds(group) {
         resources.push(json!({
             "name": kind.plural(), "singularName": kind.as_str().to_lowercase(), "namespaced": kind.namespaced(),
             "kind": kind.as_str(), "verbs": verbs(kind), "shortNames": kind.short_names(),
@@ -67,13 +93,15 @@ pub fn resources() -> Response {
                 "namespaced": kind.namespaced(), "kind": sub_kind, "verbs": verbs}));
         }
     }
-    let body = json!({"kind": "APIResourceList", "groupVersion": "v1", "resources": resources});
+    let body = json!({"kind": "APIResourceList", "groupVersion": group.to_string(), "resources": resources});
     json_response(StatusCode::OK, body.to_string())
 }
 
 /// One kind in the aggregated form.
 fn described(kind: Kind) -> Value {
-    let group_version_kind = |kind: &str| json!({"group": "", "version": "v1", "kind": kind});
+    let group = kind.group();
+    let group_version_kind =
+        |kind: &str| json!({"group": group.name, "version": group.version, "kind": kind});
     let subresources: Vec<Value> = subresources(kind)
         .iter()
         .map(|(sub, sub_kind, verbs)| {
@@ -88,7 +116,7 @@ fn described(kind: Kind) -> Value {
     })
 }
 
-fn verbs(kind: Kind) -> &'static [&'static str] {
+pub(super) fn verbs(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Pod
         | Kind::ConfigMap

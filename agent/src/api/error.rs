@@ -47,7 +47,7 @@ impl ApiError {
 
     /// 404: the object does not exist.
     pub fn not_found(kind: Kind, name: &str) -> ApiError {
-        let message = format!("{} \"{name}\" not found", kind.plural());
+        let message = format!("{} \"{name}\" not found", kind.qualified());
         Self::new(404, "NotFound", message).about(kind, name)
     }
 
@@ -58,19 +58,19 @@ impl ApiError {
 
     /// 409: there is such an object already.
     pub fn already_exists(kind: Kind, name: &str) -> ApiError {
-        let message = format!("{} \"{name}\" already exists", kind.plural());
+        let message = format!("{} \"{name}\" already exists", kind.qualified());
         Self::new(409, "AlreadyExists", message).about(kind, name)
     }
 
     /// 409: the object is not in the state that the caller expects.
     pub fn conflict(kind: Kind, name: &str, why: &str) -> ApiError {
-        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.plural());
+        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.qualified());
         Self::new(409, "Conflict", message).about(kind, name)
     }
 
     /// 403: this object may not be changed that way.
     pub fn forbidden(kind: Kind, name: &str, why: &str) -> ApiError {
-        let message = format!("{} \"{name}\" is forbidden: {why}", kind.plural());
+        let message = format!("{} \"{name}\" is forbidden: {why}", kind.qualified());
         Self::new(403, "Forbidden", message).about(kind, name)
     }
 
@@ -87,8 +87,8 @@ impl ApiError {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
-        let error =
-            Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {all}")).about(kind, name);
+        let error = Self::new(422, "Invalid", format!("{} \"{name}\" is invalid: {all}", kind.typed()))
+            .about(kind, name);
         ApiError { causes, ..error }
     }
 
@@ -123,6 +123,9 @@ impl ApiError {
         let mut details = json!({});
         if let Some((kind, name)) = &self.object {
             details["name"] = json!(name);
+            if !kind.group().name.is_empty() {
+                details["group"] = json!(kind.group().name);
+            }
             // As the API server does: the type of an object that is invalid, the resource of one that is missing.
             details["kind"] = json!(if self.reason == "Invalid" { kind.as_str() } else { kind.plural() });
         }

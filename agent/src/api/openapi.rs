@@ -5,30 +5,28 @@ use axum::response::Response;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
+use super::discovery::verbs;
 use super::read::json_response;
-use crate::store::Kind;
+use crate::store::{Group, Kind};
 
 /// `/openapi/v3`: the documents there are.
 pub fn index() -> Response {
-    let url = format!("/openapi/v3/api/v1?hash={}", env!("CARGO_PKG_VERSION"));
-    let body = json!({"paths": {"api/v1": {"serverRelativeURL": url}}});
-    json_response(StatusCode::OK, body.to_string())
+    let mut paths = Map::new();
+    for group in std::iter::once(Group::CORE).chain(Group::named()) {
+        let path = group.path();
+        let url = format!("/openapi/v3{path}?hash={}", env!("CARGO_PKG_VERSION"));
+        paths.insert(path.trim_start_matches('/').to_owned(), json!({"serverRelativeURL": url}));
+    }
+    json_response(StatusCode::OK, json!({"paths": paths}).to_string())
 }
 
-/// `/openapi/v3/api/v1`.
-pub fn core() -> Response {
+/// The document of one group.
+pub fn document(group: Group) -> Response {
     let mut paths = Map::new();
-    let writable = [
-        Kind::ConfigMap,
-        Kind::PersistentVolume,
-        Kind::PersistentVolumeClaim,
-        Kind::Pod,
-        Kind::Secret,
-        Kind::Service,
-    ];
-    for kind in writable {
+    let writable = |kind: &Kind| kind.group() == group && verbs(*kind).contains(&"create");
+    for kind in Kind::ALL.into_iter().filter(writable) {
         let namespace = if kind.namespaced() { "namespaces/{namespace}/" } else { "" };
-        let collection = format!("/api/v1/{namespace}{}", kind.plural());
+        let collection = format!("{}/{namespace}{}", group.path(), kind.plural());
         paths.insert(
             format!("{collection}/{{name}}"),
             json!({
@@ -51,10 +49,11 @@ const CHANGE: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"];
 fn operation(kind: Kind, action: &str, parameters: &[&str]) -> Value {
     let parameter =
         |name: &&str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
+    let group = kind.group();
     json!({
         "parameters": parameters.iter().map(parameter).collect::<Vec<_>>(),
         "responses": {"200": {"description": "OK"}},
         "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": {"group": "", "version": "v1", "kind": kind.as_str()},
+        "x-kubernetes-group-version-kind": {"group": group.name, "version": group.version, "kind": kind.as_str()},
     })
 }

@@ -144,7 +144,8 @@ pub fn list(
 
 /// The list's text, made of the objects' texts without copying them.
 fn list_body(kind: Kind, metadata: &Value, objects: Vec<Arc<Object>>) -> Body {
-    let head = format!(r#"{{"kind":"{kind}List","apiVersion":"v1","metadata":{metadata},"items":["#);
+    let version = kind.group();
+    let head = format!(r#"{{"kind":"{kind}List","apiVersion":"{version}","metadata":{metadata},"items":["#);
     let items = objects.into_iter().enumerate().flat_map(|(n, object)| {
         let comma = (n > 0).then(|| Bytes::from_static(b","));
         comma.into_iter().chain([object.json.clone()])

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 
 use super::params::Params;
 use super::{Api, ApiError, Part, attach, discovery, exec, log, openapi, portforward, read, watch, write};
-use crate::store::Kind;
+use crate::store::{Group, Kind};
 
 /// What a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,10 +31,12 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
         "/version" => return Ok(discovery::version()),
         "/api" => return Ok(discovery::api(&parts.headers)),
         "/apis" => return Ok(discovery::apis(&parts.headers)),
-        "/api/v1" => return Ok(discovery::resources()),
+        "/api/v1" => return Ok(discovery::resources(Group::CORE)),
         "/openapi/v3" => return Ok(openapi::index()),
-        "/openapi/v3/api/v1" => return Ok(openapi::core()),
         _ => {}
+    }
+    if let Some(response) = about_group(&path) {
+        return Ok(response);
     }
     let route = Route::parse(&path).ok_or_else(ApiError::no_such_path)?;
     let params = Params::of(&parts.uri)?;
@@ -144,9 +146,32 @@ fn health(api: &Api, path: &str) -> Response {
     }
 }
 
+/// What a path says about a group as a whole: its versions, its resources, its document of OpenAPI.
+fn about_group(path: &str) -> Option<Response> {
+    if let Some(document) = path.strip_prefix("/openapi/v3") {
+        let group = groups().find(|group| group.path() == document)?;
+        return Some(openapi::document(group));
+    }
+    let name = path.strip_prefix("/apis/")?;
+    Group::named().into_iter().find_map(|group| match name.strip_prefix(group.name)? {
+        "" => Some(discovery::group(group)),
+        version if version.strip_prefix('/') == Some(group.version) => Some(discovery::resources(group)),
+        _ => None,
+    })
+}
+
+fn groups() -> impl Iterator<Item = Group> {
+    std::iter::once(Group::CORE).chain(Group::named())
+}
+
+/// The group of a path, and what comes after it.
+fn split(path: &str) -> Option<(Group, &str)> {
+    groups().find_map(|group| Some((group, path.strip_prefix(&group.path())?.strip_prefix('/')?)))
+}
+
 impl Route {
     fn parse(path: &str) -> Option<Route> {
-        let rest = path.strip_prefix("/api/v1/")?;
+        let (group, rest) = split(path)?;
         let parts: Vec<String> = rest.split('/').map(decode).collect::<Option<_>>()?;
         if parts.iter().any(String::is_empty) {
             return None;
@@ -154,12 +179,12 @@ impl Route {
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         match parts.as_slice() {
             ["namespaces", namespace, plural, rest @ ..] => {
-                let kind = Kind::from_plural(plural).filter(|kind| kind.namespaced())?;
+                let kind = Kind::from_plural(group, plural).filter(|kind| kind.namespaced())?;
                 Route::below(kind, (*namespace).to_owned(), rest)
             }
-            [plural] => Some(Route::Collection { kind: Kind::from_plural(plural)?, namespace: None }),
+            [plural] => Some(Route::Collection { kind: Kind::from_plural(group, plural)?, namespace: None }),
             [plural, rest @ ..] => {
-                let kind = Kind::from_plural(plural).filter(|kind| !kind.namespaced())?;
+                let kind = Kind::from_plural(group, plural).filter(|kind| !kind.namespaced())?;
                 Route::below(kind, String::new(), rest)
             }
             [] => None,

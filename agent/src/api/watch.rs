@@ -161,7 +161,9 @@ impl Watcher {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let object: Value = match self.format {
-            Format::Json => json!({"kind": self.kind.as_str(), "apiVersion": "v1", "metadata": metadata}),
+            Format::Json => {
+                json!({"kind": self.kind.as_str(), "apiVersion": self.kind.group().to_string(), "metadata": metadata})
+            }
             Format::Table(_) => {
                 let row = json!({"cells": [], "object":
                     {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}});

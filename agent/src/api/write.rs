@@ -310,11 +310,12 @@ fn check_type(kind: Kind, object: &Value) -> Result<(), ApiError> {
             .filter(|has| !has.is_null() && has.as_str() != Some(""))
             .is_some_and(|has| has.as_str() != Some(want))
     };
-    if differs("kind", kind.as_str()) || differs("apiVersion", "v1") {
+    if differs("kind", kind.as_str()) || differs("apiVersion", &kind.group().to_string()) {
         return Err(ApiError::bad_request(format!(
-            "the object provided is a {} of {}, but the path is for a {kind} of v1",
+            "the object provided is a {} of {}, but the path is for a {kind} of {}",
             fields.get("kind").unwrap_or(&Value::Null),
-            fields.get("apiVersion").unwrap_or(&Value::Null)
+            fields.get("apiVersion").unwrap_or(&Value::Null),
+            kind.group()
         )));
     }
     Ok(())

@@ -71,6 +71,7 @@ pub fn kind(word: &str) -> Result<Kind, Usage> {
         .into_iter()
         .find(|kind| {
             kind.plural() == lower
+                || kind.qualified() == lower
                 || kind.as_str().to_lowercase() == lower
                 || kind.short_names().contains(&lower.as_str())
         })
@@ -102,7 +103,7 @@ pub fn pod_name(word: &str) -> Result<&str, Usage> {
 
 /// The path of a kind's objects, or of one. `None` as namespace means all namespaces.
 pub fn path(kind: Kind, namespace: Option<&str>, name: Option<&str>) -> String {
-    let mut path = "/api/v1".to_owned();
+    let mut path = kind.group().path();
     if let Some(namespace) = namespace.filter(|_| kind.namespaced()) {
         let _ = write!(path, "/namespaces/{}", encode(namespace));
     }

@@ -11,8 +11,20 @@ use super::node::{Entry, FieldPath, Node, Value};
 use super::rules;
 use super::{Context, Object, defaults, read};
 
-const KINDS: [&str; 6] =
-    ["Pod", "ConfigMap", "Secret", "PersistentVolumeClaim", "PersistentVolume", "Service"];
+/// The kinds that manifests may have, each with its `apiVersion`.
+const KINDS: [(&str, &str); 6] = [
+    ("Pod", "v1"),
+    ("ConfigMap", "v1"),
+    ("Secret", "v1"),
+    ("PersistentVolumeClaim", "v1"),
+    ("PersistentVolume", "v1"),
+    ("Service", "v1"),
+];
+
+/// The `apiVersion` of a known kind.
+fn api_version(kind: &str) -> Option<&'static str> {
+    KINDS.iter().find(|(known, _)| *known == kind).map(|(_, version)| *version)
+}
 
 /// What one document gave.
 pub(crate) struct Outcome {
@@ -24,7 +36,7 @@ pub(crate) struct Outcome {
 /// Unrolls Lists: the objects of a document with the paths that lead to them.
 pub(crate) fn unroll(document: &Rc<Node>, issues: &mut Vec<Issue>) -> Vec<(FieldPath, Rc<Node>)> {
     let kind = document.get("kind").and_then(|kind| kind.as_str()).unwrap_or_default();
-    let list_of = kind.strip_suffix("List").filter(|of| of.is_empty() || KINDS.contains(of));
+    let list_of = kind.strip_suffix("List").filter(|of| of.is_empty() || api_version(of).is_some());
     let Some(of) = list_of else { return vec![(FieldPath::default(), document.clone())] };
     let items = match document.get("items").map(|items| &items.value) {
         Some(Value::Seq(items)) => items.clone(),
@@ -54,7 +66,7 @@ fn typed(item: Rc<Node>, kind: &str) -> Rc<Node> {
         return item;
     }
     let mut entries = entries.clone();
-    for (key, text) in [("apiVersion", "v1"), ("kind", kind)] {
+    for (key, text) in [("apiVersion", api_version(kind).unwrap_or("v1")), ("kind", kind)] {
         if item.get(key).is_none() {
             let value = Node::new(Value::String(text.to_owned()), item.at);
             entries.push(Entry { key: key.to_owned(), key_at: item.at, value });
@@ -93,9 +105,6 @@ fn kind_of(node: &Node) -> Result<&'static str, Box<Issue>> {
         let path = if field.is_empty() { FieldPath::default() } else { FieldPath::of(field) };
         Err(Box::new(Issue { hint, ..Issue::new(path, cause, reason) }))
     };
-    let supported =
-        "supported: v1 Pod, ConfigMap, Secret, PersistentVolumeClaim, PersistentVolume and Service, and Lists of them"
-            .to_owned();
     if !matches!(node.value, Value::Map(_)) {
         let reason = format!("a Kubernetes object must be a map, is {}", node.describe());
         return issue("", Cause::Unreadable, reason, None);
@@ -104,11 +113,12 @@ fn kind_of(node: &Node) -> Result<&'static str, Box<Issue>> {
         |name: &str| node.get(name).map(|value| (value.as_str().unwrap_or_default(), value.describe()));
     let (version, _) = match field("apiVersion") {
         None => {
+            let kind = field("kind").map_or("", |(kind, _)| kind);
             return issue(
                 "apiVersion",
                 Cause::FieldValueRequired,
                 "Required value".to_owned(),
-                Some("add `apiVersion: v1`".to_owned()),
+                Some(format!("add `apiVersion: {}`", api_version(kind).unwrap_or("v1"))),
             );
         }
         Some(version) => version,
@@ -124,23 +134,45 @@ fn kind_of(node: &Node) -> Result<&'static str, Box<Issue>> {
         }
         Some(kind) => kind,
     };
-    match KINDS.iter().find(|known| **known == kind) {
-        Some(known) if version == "v1" => Ok(known),
-        Some(known) => {
-            let reason = format!("Unsupported value: {version:?}: supported values: \"v1\"");
-            let hint = Some(format!("a {known} has `apiVersion: v1`"));
+    match KINDS.iter().find(|(known, _)| *known == kind) {
+        Some((known, wanted)) if version == *wanted => Ok(known),
+        Some((known, wanted)) => {
+            let reason = format!("Unsupported value: {version:?}: supported values: {wanted:?}");
+            let hint = Some(format!("a {known} has `apiVersion: {wanted}`"));
             issue("apiVersion", Cause::FieldValueNotSupported, reason, hint)
         }
         None => {
             let name = if kind.is_empty() { shown } else { format!("{version} {kind}") };
             let reason = format!("{name} is not supported");
-            let hint = match read::suggest(kind, &KINDS) {
-                Some(known) => format!("did you mean {known:?}? {supported}"),
-                None => supported,
+            let known: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
+            let hint = match read::suggest(kind, &known) {
+                Some(known) => format!("did you mean {known:?}? {}", supported()),
+                None => supported(),
             };
             issue("kind", Cause::FieldValueNotSupported, reason, Some(hint))
         }
     }
+}
+
+/// What there is in place of a kind that is not known: `supported: v1 Pod, ConfigMap and Service, and Lists of them`.
+fn supported() -> String {
+    let mut text = "supported: ".to_owned();
+    let mut group = "";
+    for (n, (kind, version)) in KINDS.iter().enumerate() {
+        let last = n + 1 == KINDS.len();
+        text.push_str(match n {
+            0 => "",
+            _ if last => " and ",
+            _ => ", ",
+        });
+        if *version != group {
+            text.push_str(version);
+            text.push(' ');
+            group = version;
+        }
+        text.push_str(kind);
+    }
+    text + ", and Lists of them"
 }
 
 /// Adds the issues of the rules, except those that only follow from a value that could not be read.
