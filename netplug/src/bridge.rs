@@ -1,7 +1,7 @@
 //! The bridge on the host, and what else is asked of the host's links, through rtnetlink.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
@@ -23,14 +23,6 @@ fn cause(error: rtnetlink::Error) -> io::Error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),
     }
-}
-
-/// The gateway addresses of the pods, with prefix lengths.
-pub(crate) fn gateways(config: &Config) -> Vec<(IpAddr, u8)> {
-    let v4 = config.gateway();
-    let place = config.ipv4.offset(v4).unwrap_or(1);
-    let v6 = config.ipv6.and_then(|net| net.nth(place).map(|ip| (IpAddr::V6(ip), net.prefix())));
-    [Some((IpAddr::V4(v4), config.ipv4.prefix())), v6].into_iter().flatten().collect()
 }
 
 /// Makes the bridge or repairs it. Returns its index.
@@ -65,7 +57,7 @@ pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result
         .execute()
         .await
         .map_err(|e| Error::netlink("bring up bridge", name, cause(e)))?;
-    for (gateway, prefix) in gateways(config) {
+    for (gateway, prefix) in config.gateways() {
         let mut request = handle.address().add(index, gateway, prefix).replace();
         if gateway.is_ipv6() {
             request.message_mut().header.flags |= AddressHeaderFlags::Nodad;

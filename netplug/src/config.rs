@@ -11,6 +11,8 @@ use crate::cidr::{Ipv4Cidr, Ipv6Cidr};
 use crate::error::{Error, Result};
 use crate::nft::ruleset::Net;
 
+pub(crate) mod beside;
+
 /// The longest name a link can have (IFNAMSIZ without the closing zero).
 pub(crate) const LINK_NAME_MAX: usize = 15;
 
@@ -51,6 +53,16 @@ pub struct Config {
     pub service_ipv4: Option<Ipv4Cidr>,
     /// Range of the Services' IPv6 addresses.
     pub service_ipv6: Option<Ipv6Cidr>,
+    /// Whether nothing leaves the network nor comes into it, but for the host itself.
+    pub internal: bool,
+    /// Whether pods of this network and of those beside it do not reach each other, but by host ports and Services.
+    pub isolated: bool,
+    /// Whether the pods of this network do not reach each other.
+    pub port_isolation: bool,
+    /// By what pods ask for this network, if it is one beside another.
+    pub name: Option<String>,
+    /// Further networks. Table and folder are those of this one, each has a bridge and leases of its own.
+    pub beside: Vec<Config>,
 }
 
 impl Config {
@@ -73,12 +85,53 @@ impl Config {
             promiscuous: false,
             service_ipv4: None,
             service_ipv6: None,
+            internal: false,
+            isolated: true,
+            port_isolation: false,
+            name: None,
+            beside: Vec::new(),
         }
+    }
+
+    /// The settings of a network beside this one, with its own range and bridge, and what else they share.
+    #[must_use]
+    pub fn another(&self, name: &str, bridge: &str, ipv4: Ipv4Cidr) -> Self {
+        Self {
+            bridge: bridge.into(),
+            table: self.table.clone(),
+            mtu: self.mtu,
+            quarantine: self.quarantine,
+            name_server: self.name_server,
+            ipv4,
+            name: Some(name.into()),
+            ..Self::new(beside::folder(&self.state_dir, name))
+        }
+    }
+
+    /// This network and those beside it.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.beside)
     }
 
     /// The bridge's address: the one that was given, or the first.
     pub(crate) fn gateway(&self) -> Ipv4Addr {
         self.gateway.or_else(|| self.ipv4.nth(1)).unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Whether an address is of the network; the bridge's are, too.
+    pub(crate) fn contains(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => self.ipv4.contains(ip),
+            IpAddr::V6(ip) => self.ipv6.is_some_and(|net| net.contains(ip)),
+        }
+    }
+
+    /// The bridge's addresses with their prefix lengths, IPv4 first: the gateways of the pods.
+    pub(crate) fn gateways(&self) -> impl Iterator<Item = (IpAddr, u8)> + use<> {
+        let v4 = self.gateway();
+        let place = self.ipv4.offset(v4).unwrap_or(1);
+        let v6 = self.ipv6.and_then(|net| net.nth(place).map(|ip| (IpAddr::V6(ip), net.prefix())));
+        [Some((IpAddr::V4(v4), self.ipv4.prefix())), v6].into_iter().flatten()
     }
 
     /// Whether an address of the range can be somebody's: neither the network's own nor that of broadcasts.
@@ -139,6 +192,7 @@ impl Config {
             return refuse(format!("pod network {ipv6} is smaller than {}", self.ipv4));
         }
         self.check_addresses()?;
+        beside::check(self)?;
         if let Some(net) = self.service_ipv4.filter(|net| net.overlaps(self.ipv4)) {
             return refuse(format!("service network {net} overlaps pod network {}", self.ipv4));
         }
@@ -269,6 +323,9 @@ pub struct Wishes {
     /// How much the pod may send.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<Rate>,
+    /// Where its default routes lead, at most one per family; by default to the network's gateways, if it has a way out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_routes: Option<Vec<IpAddr>>,
 }
 
 /// A limit on traffic in one direction.
@@ -286,6 +343,9 @@ pub struct Rate {
 pub struct Attachment {
     /// The pod's addresses, IPv4 first.
     pub ips: Vec<IpAddr>,
+    /// Name of the interface inside.
+    #[serde(default = "first_interface")]
+    pub interface: String,
     /// Hardware address of the interface inside, as `0a:58:0a:55:00:02`.
     pub mac: String,
     /// Name of the link on the host's side.
@@ -294,6 +354,13 @@ pub struct Attachment {
     pub gateway: IpAddr,
     /// MTU of the interface inside, in bytes.
     pub mtu: u32,
+}
+
+/// The name of a pod's interface that asks for no other.
+pub(crate) const FIRST_INTERFACE: &str = "eth0";
+
+fn first_interface() -> String {
+    FIRST_INTERFACE.into()
 }
 
 /// Counters of a pod's interface since it was made, from the pod's point of view.

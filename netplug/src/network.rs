@@ -1,6 +1,8 @@
 //! The verbs of the pod network.
 
 mod services;
+mod site;
+mod stale;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -15,19 +17,20 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::config::{Attachment, Config, PodNetwork, Stats, mac_text};
+use crate::config::{Attachment, Config, PodNetwork, Stats, beside, mac_text};
 use crate::error::{Error, Result};
-use crate::ipam::{Claim, Guard, Lease, Shared};
+use crate::ipam::{Claim, Guard, Lease};
 use crate::monitor::Monitor;
 use crate::nft::admission;
 use crate::nft::encode::Change;
-use crate::nft::ruleset::{elements, ruleset};
+use crate::nft::ruleset::elements;
 use crate::nft::table::Table;
-use crate::service::{self, Service};
+use crate::service;
 use crate::sys::netlink::{self, Socket};
 use crate::sys::netns::{self, Traveller, on_thread};
-use crate::veth::{self, Plan};
+use crate::veth::{self, Plan, PortFlags};
 use crate::{bridge, conntrack, sysctl};
+use site::Site;
 
 /// How long a detach waits for the kernel to remove the link of a namespace that is going, before it does so itself,
 /// which is slower and in everybody's way.
@@ -37,7 +40,21 @@ const LINK_GRACE: Duration = Duration::from_millis(150);
 #[derive(Clone, Debug)]
 pub struct Network {
     inner: Arc<Inner>,
+    /// The networks beside this one, for the first.
+    beside: Arc<[Network]>,
     _tasks: Arc<Tasks>,
+}
+
+/// The networks of one node.
+struct Inners {
+    first: Arc<Inner>,
+    beside: Vec<Arc<Inner>>,
+}
+
+impl Inners {
+    fn all(&self) -> impl Iterator<Item = &Arc<Inner>> {
+        std::iter::once(&self.first).chain(&self.beside)
+    }
 }
 
 /// Tasks that end with the network.
@@ -52,6 +69,10 @@ impl Drop for Tasks {
 
 #[derive(Debug)]
 struct Inner {
+    /// What it shares with the networks beside it.
+    site: Arc<Site>,
+    /// Its number among them; 0 is the first, which looks after what they share.
+    place: usize,
     config: Config,
     /// Whether other processes change the leases, too: see [`Network::visit`].
     visiting: bool,
@@ -61,11 +82,6 @@ struct Inner {
     handle: Handle,
     /// Index of the bridge, 0 before it was made.
     bridge: AtomicU32,
-    ipam: Shared,
-    table: Mutex<Table>,
-    services: Mutex<Vec<Service>>,
-    /// Held while they are stored.
-    keeping: Mutex<()>,
     /// Some link was deleted.
     link_gone: Notify,
     /// Held while bridge or table are repaired.
@@ -76,23 +92,33 @@ struct Inner {
 }
 
 impl Network {
-    /// Opens the network in the namespace of the calling thread: loads the leases, makes or repairs bridge, kernel
-    /// settings and nft table, and puts the pods' links back on the bridge. From then on bridge and table are made
-    /// anew whenever somebody deletes them.
+    /// Opens the network, and those beside it, in the namespace of the calling thread: loads the leases, makes or repairs
+    /// bridges, kernel settings and nft table, puts the pods' links back on the bridges, and removes networks that are no
+    /// more. From then on bridges and table are made anew whenever somebody deletes them.
     ///
     /// Must be called on a tokio runtime, whose tasks it uses for as long as the network lives.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`], [`Error::NotABridge`], or what the kernel or the file system refused.
     pub async fn open(config: Config) -> Result<Self> {
-        let (inner, mut tasks) = Inner::open(config, false).await?;
-        let monitor = {
+        let (inners, mut tasks) = Inner::open(config, false).await?;
+        for inner in inners.all() {
+            if inner.place == 0 {
+                stale::remove(inner).await?;
+            }
             let port = inner.table().port();
-            Monitor::open(&inner.config.bridge, &inner.config.table, port)?
-        };
-        inner.repair(Repair::All).await?;
-        tasks.0.push(tokio::spawn(inner.clone().watch(monitor)).abort_handle());
-        Ok(Self { inner, _tasks: Arc::new(tasks) })
+            let monitor = Monitor::open(&inner.config.bridge, &inner.config.table, port)?;
+            stale::note(inner).await?;
+            inner.repair(Repair::All).await?;
+            tasks.0.push(tokio::spawn(inner.clone().watch(monitor)).abort_handle());
+        }
+        Ok(Self::of(inners, tasks))
+    }
+
+    fn of(inners: Inners, tasks: Tasks) -> Self {
+        let tasks = Arc::new(tasks);
+        let one = |inner| Self { inner, beside: Arc::default(), _tasks: tasks.clone() };
+        Self { beside: inners.beside.into_iter().map(one).collect(), ..one(inners.first) }
     }
 
     /// Opens the network for one request in a process of its own, beside others that do the same: leases are read anew
@@ -102,15 +128,19 @@ impl Network {
     /// # Errors
     /// [`Error::InvalidConfig`], or what the kernel or the file system refused.
     pub(crate) async fn visit(config: Config) -> Result<Self> {
-        let (inner, tasks) = Inner::open(config, true).await?;
+        let (inners, tasks) = Inner::open(config, true).await?;
+        let inner = &inners.first;
         if let Some(bridge) = bridge::get(&inner.handle, &inner.config.bridge).await? {
             inner.bridge.store(bridge.header.index, Ordering::Relaxed);
         }
-        Ok(Self { inner, _tasks: Arc::new(tasks) })
+        Ok(Self::of(inners, tasks))
     }
 
     /// What a pod has got, if it has a lease.
-    pub(crate) fn attached(&self, id: &str) -> Result<Option<Attachment>> {
+    ///
+    /// # Errors
+    /// The leases cannot be read.
+    pub fn attached(&self, id: &str) -> Result<Option<Attachment>> {
         Ok(self.inner.ipam()?.get(id).map(|lease| self.inner.attachment(lease)))
     }
 
@@ -131,8 +161,8 @@ impl Network {
     /// # Errors
     /// As [`Network::open`].
     pub async fn dormant(config: Config) -> Result<Self> {
-        let (inner, tasks) = Inner::open(config, false).await?;
-        Ok(Self { inner, _tasks: Arc::new(tasks) })
+        let (inners, tasks) = Inner::open(config, false).await?;
+        Ok(Self::of(inners, tasks))
     }
 
     /// A new network namespace for a pod, with nothing in it. It is gone when nobody is in it or holds the descriptor.
@@ -183,11 +213,18 @@ impl Network {
         self.inner.clone().attach(pod.clone()).await
     }
 
-    /// Disconnects pod `id`: host ports, link, address (which goes into quarantine). Repeatable; an unknown id is fine.
+    /// Disconnects pod `id` from this network and those beside it: host ports, links, addresses (which go into quarantine).
+    /// Repeatable; an unknown id is fine.
     ///
     /// # Errors
     /// What the kernel or the file system refused; call it again then.
     pub async fn detach(&self, id: &str) -> Result<()> {
+        let all = join_all(self.all().map(|network| network.leave(id))).await;
+        all.into_iter().collect()
+    }
+
+    /// Disconnects it from this network.
+    async fn leave(&self, id: &str) -> Result<()> {
         self.inner.check_open()?;
         let Some(lease) = self.inner.ipam()?.get(id).cloned() else { return Ok(()) };
         if !self.inner.visiting {
@@ -203,9 +240,13 @@ impl Network {
     /// # Errors
     /// The first of what was refused; the rest is done all the same.
     pub async fn gc(&self, live: &[String]) -> Result<Vec<String>> {
-        let outcome = self.detach_all_but(live).await;
-        let repaired = self.inner.repair(Repair::All).await.and(self.inner.sweep().await);
-        outcome.and_then(|leaked| repaired.map(|()| leaked))
+        let mut outcome = self.detach_all_but(live).await;
+        for network in self.all() {
+            let inner = &network.inner;
+            let repaired = inner.repair(Repair::All).await.and(inner.sweep().await);
+            outcome = outcome.and_then(|leaked| repaired.map(|()| leaked));
+        }
+        outcome
     }
 
     /// Detaches every pod that is not in `live`; gives their ids.
@@ -214,7 +255,13 @@ impl Network {
     /// The first of what was refused; the rest is done all the same.
     pub async fn detach_all_but(&self, live: &[String]) -> Result<Vec<String>> {
         self.inner.check_open()?;
-        let leaked: Vec<String> = self.ids()?.into_iter().filter(|id| !live.contains(id)).collect();
+        let mut known = Vec::new();
+        for network in self.all() {
+            known.extend(network.ids()?);
+        }
+        known.sort_unstable();
+        known.dedup();
+        let leaked: Vec<String> = known.into_iter().filter(|id| !live.contains(id)).collect();
         let mut outcome = Ok(());
         for detached in join_all(leaked.iter().map(|id| self.detach(id))).await {
             outcome = outcome.and(detached);
@@ -227,23 +274,45 @@ impl Network {
     /// # Errors
     /// The first of what was refused; the rest is done all the same.
     pub async fn close_all(&self) -> Result<()> {
-        let _repair = self.inner.repair.lock().await;
-        self.inner.closed.store(true, Ordering::Relaxed);
-        let inner = self.inner.clone();
-        on_thread(move |thread| inner.remove_all(thread)).await
+        let mut outcome = Ok(());
+        // The first one last, for it has what they share, and the folder that theirs are in.
+        for network in self.beside.iter().chain([self]) {
+            let _repair = network.inner.repair.lock().await;
+            network.inner.closed.store(true, Ordering::Relaxed);
+            let inner = network.inner.clone();
+            outcome = outcome.and(on_thread(move |thread| inner.remove_all(thread)).await);
+        }
+        outcome
+    }
+
+    /// This network and those beside it.
+    pub fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.beside.iter())
+    }
+
+    /// The network beside this one that has this name.
+    pub fn named(&self, name: &str) -> Option<&Self> {
+        self.beside.iter().find(|network| network.name() == Some(name))
+    }
+
+    /// Its name, if it is a network beside another.
+    pub fn name(&self) -> Option<&str> {
+        self.inner.config.name.as_deref()
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
     }
 
     /// The bridge's addresses, IPv4 first.
     pub fn gateways(&self) -> Vec<IpAddr> {
-        bridge::gateways(&self.inner.config).into_iter().map(|(ip, _)| ip).collect()
+        self.inner.config.gateways().map(|(ip, _)| ip).collect()
     }
 
-    /// Whether an address is of the pod network; the bridge's are, too.
+    /// Whether an address is of this network; the bridge's are, too.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        match ip {
-            IpAddr::V4(ip) => self.inner.config.ipv4.contains(ip),
-            IpAddr::V6(ip) => self.inner.config.ipv6.is_some_and(|net| net.contains(ip)),
-        }
+        self.inner.config.contains(ip)
     }
 
     /// Counters of a pod's interface, by the name of the host's side.
@@ -276,35 +345,46 @@ enum Repair {
 }
 
 impl Inner {
-    /// Everything in memory; bridge and table are left as they are.
-    async fn open(config: Config, visiting: bool) -> Result<(Arc<Self>, Tasks)> {
+    /// Everything in memory; bridges and table are left as they are.
+    async fn open(config: Config, visiting: bool) -> Result<(Inners, Tasks)> {
         config.check()?;
-        let host = netns::current()?;
         let (connection, handle, _) = rtnetlink::new_connection()
             .map_err(|e| Error::netlink("open a netlink connection for", &config.bridge, e))?;
         let tasks = Tasks(vec![tokio::spawn(connection).abort_handle()]);
-        let table = Table::open(&config.table)?;
-        let mtu = match config.mtu {
-            Some(mtu) => mtu,
-            None => bridge::uplink_mtu(&handle).await?,
+        let site = Arc::new(Site::open(config, visiting)?);
+        let uplink = match site.config.all().all(|net| net.mtu.is_some()) {
+            true => 0,
+            false => bridge::uplink_mtu(&handle).await?,
         };
-        let inner = Self {
-            ipam: if visiting { Shared::among_others(&config)? } else { Shared::alone(&config)? },
-            services: Mutex::new(service::load(&config.state_dir)?),
-            keeping: Mutex::default(),
-            config,
+        let first = Self::new(&site, 0, &site.config, uplink, handle.clone(), visiting)?;
+        let others = site.config.beside.iter().zip(1..);
+        let beside =
+            others.map(|(one, place)| Self::new(&site, place, one, uplink, handle.clone(), visiting));
+        Ok((Inners { beside: beside.collect::<Result<_>>()?, first }, tasks))
+    }
+
+    fn new(
+        site: &Arc<Site>,
+        place: usize,
+        config: &Config,
+        uplink: u32,
+        handle: Handle,
+        visiting: bool,
+    ) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            site: site.clone(),
+            place,
+            mtu: config.mtu.unwrap_or(uplink),
+            config: config.clone(),
             visiting,
-            mtu,
-            host,
+            host: netns::current()?,
             handle,
             bridge: AtomicU32::new(0),
-            table: Mutex::new(table),
             link_gone: Notify::new(),
             repair: tokio::sync::Mutex::new(()),
             closed: AtomicBool::new(false),
             spare: Mutex::new(None),
-        };
-        Ok((Arc::new(inner), tasks))
+        }))
     }
 
     fn check_open(&self) -> Result<()> {
@@ -312,11 +392,11 @@ impl Inner {
     }
 
     fn ipam(&self) -> Result<Guard<'_>> {
-        self.ipam.lock()
+        self.site.leases(self.place)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.site.table()
     }
 
     fn spare(&self) -> MutexGuard<'_, Option<OwnedFd>> {
@@ -326,7 +406,7 @@ impl Inner {
     async fn attach(self: Arc<Self>, pod: PodNetwork) -> Result<Attachment> {
         on_thread(move |thread| {
             let namespace = netns::open(&pod.netns)?;
-            let claim = self.ipam()?.claim(&pod, SystemTime::now())?;
+            let claim = self.site.claim(self.place, &pod, SystemTime::now())?;
             let outcome = self.connect(thread, &namespace, &claim);
             if outcome.is_err()
                 && claim.before.is_none()
@@ -377,19 +457,22 @@ impl Inner {
             mtu: self.mtu,
             bridge: self.bridge.load(Ordering::Relaxed),
             addresses: lease.ips(&self.config).into_iter().map(|ip| (ip, prefix(&ip))).collect(),
-            gateways: match self.config.default_route {
-                true => bridge::gateways(&self.config).into_iter().map(|(ip, _)| ip).collect(),
-                false => Vec::new(),
-            },
-            hairpin: self.config.hairpin,
+            gateways: lease.default_routes(&self.config),
+            port: self.port(),
             ingress: lease.wishes.ingress,
             egress: lease.wishes.egress,
         }
     }
 
+    /// What the bridge does at the pods' links.
+    fn port(&self) -> PortFlags {
+        PortFlags { hairpin: self.config.hairpin, isolated: self.config.port_isolation }
+    }
+
     fn attachment(&self, lease: &Lease) -> Attachment {
         Attachment {
             ips: lease.ips(&self.config),
+            interface: lease.interface().to_owned(),
             mac: mac_text(&lease.mac()),
             host_if: lease.host_if.clone(),
             gateway: IpAddr::V4(self.config.gateway()),
@@ -440,11 +523,9 @@ impl Inner {
         }
     }
 
-    /// The table anew from all leases, which nobody changes meanwhile, and Services. Locking order: table before leases
-    /// and Services.
+    /// The table anew from all leases and Services.
     fn rebuild(&self, table: &mut Table) -> Result<()> {
-        let ipam = self.ipam()?;
-        table.rebuild(&ruleset(&self.config, ipam.leases(), &self.services()))
+        self.site.rebuild(table)
     }
 
     async fn repair(self: &Arc<Self>, what: Repair) -> Result<()> {
@@ -462,7 +543,10 @@ impl Inner {
             let inner = self.clone();
             on_thread(move |_| {
                 let mut table = inner.table();
-                inner.rebuild(&mut table)?;
+                // The first network makes it for all.
+                if inner.place == 0 {
+                    inner.rebuild(&mut table)?;
+                }
                 admission::admit(&mut table, &inner.config)
             })
             .await?;
@@ -475,11 +559,10 @@ impl Inner {
         sysctl::host(thread, &self.config)?;
         let links: Vec<(String, String)> =
             self.ipam()?.leases().map(|lease| (lease.host_if.clone(), lease.pod())).collect();
-        let hairpin = self.config.hairpin;
         veth::reattach(
             &mut socket,
             bridge,
-            hairpin,
+            self.port(),
             links.iter().map(|(link, pod)| (link.as_str(), pod.as_str())),
         )
     }
@@ -504,18 +587,30 @@ impl Inner {
 
     fn remove_all(&self, thread: &Traveller) -> Result<()> {
         let mut links: Vec<String> = self.ipam()?.leases().map(|lease| lease.host_if.clone()).collect();
-        links.push(self.config.bridge.clone());
+        if stale::is_ours(&self.config) {
+            links.push(self.config.bridge.clone());
+        }
         let unlinked = self
             .host_socket(thread)
             .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
-        let removed = self.table().remove();
-        let dismissed = admission::dismiss(&mut self.table());
-        let forgotten = {
-            let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-            service::forget(&self.config.state_dir)
-        };
+        let beside = self.config.name.as_ref().map(|_| self.config.bridge.as_str());
+        let dismissed = admission::dismiss(&mut self.table(), beside);
+        let shared =
+            if self.place == 0 { self.remove_shared() } else { stale::forget(&self.config.state_dir) };
         let cleared = self.ipam()?.clear();
-        unlinked.and(removed).and(dismissed).and(forgotten).and(cleared)
+        unlinked.and(dismissed).and(shared).and(cleared)
+    }
+
+    /// Removes what the first network has for all of them.
+    fn remove_shared(&self) -> Result<()> {
+        let removed = self.table().remove();
+        let _turn = self.site.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = self.config.state_dir.join(beside::FOLDER);
+        let emptied = match std::fs::remove_dir(&folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", folder, e)),
+            _ => Ok(()),
+        };
+        removed.and(service::forget(&self.config.state_dir)).and(emptied)
     }
 
     /// Repairs what the monitor sees deleted, until the network is closed or dropped.
@@ -531,7 +626,9 @@ impl Inner {
             if news.link {
                 self.link_gone.notify_waiters();
             }
-            for (hurt, what) in [(news.bridge, Repair::Bridge), (news.table, Repair::Table)] {
+            // The first network looks after the table for all.
+            let table = news.table && self.place == 0;
+            for (hurt, what) in [(news.bridge, Repair::Bridge), (table, Repair::Table)] {
                 if !hurt {
                     continue;
                 }

@@ -41,10 +41,18 @@ pub(crate) struct Plan {
     pub addresses: Vec<(IpAddr, u8)>,
     /// Gateways of default routes, one per family.
     pub gateways: Vec<IpAddr>,
-    /// Whether the bridge may send a packet back by the port it came from.
-    pub hairpin: bool,
+    pub port: PortFlags,
     pub ingress: Option<Rate>,
     pub egress: Option<Rate>,
+}
+
+/// What the bridge does at a pod's link.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PortFlags {
+    /// Whether it may send a packet back by the port it came from.
+    pub hairpin: bool,
+    /// Whether it hands nothing from one such port to another.
+    pub isolated: bool,
 }
 
 /// Requests that are sent together.
@@ -140,7 +148,7 @@ fn create(outside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
     Batch::default()
         .add(
             "set up bridge port",
-            RouteNetlinkMessage::NewLink(port(&plan.host_if, &plan.pod, plan.hairpin).build()),
+            RouteNetlinkMessage::NewLink(port(&plan.host_if, &plan.pod, plan.port).build()),
             0,
         )
         .send(outside, &plan.host_if)
@@ -148,8 +156,8 @@ fn create(outside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
 
 /// Settings of the host's end: the alias, and hairpin, for with br_netfilter a pod's packets to its own host port turn
 /// round inside the bridge.
-fn port(host_if: &str, pod: &str, hairpin: bool) -> LinkMessageBuilder<LinkBridgePort> {
-    LinkBridgePort::new(0).name(host_if).alias(pod).hairpin(hairpin)
+fn port(host_if: &str, pod: &str, flags: PortFlags) -> LinkMessageBuilder<LinkBridgePort> {
+    LinkBridgePort::new(0).name(host_if).alias(pod).hairpin(flags.hairpin).isolated(flags.isolated)
 }
 
 /// A link of either name exists: repairs the pair if it is ours, replaces it if its peer is elsewhere (the pod was made
@@ -160,7 +168,7 @@ fn adopt(outside: &mut Socket, inside: &mut Socket, pod: &OwnedFd, plan: &Plan) 
     match (ours, theirs) {
         (Some(ours), Some(theirs)) if theirs.peer == Some(ours.index) => {
             let ours = [(plan.host_if.as_str(), plan.pod.as_str())];
-            reattach(outside, plan.bridge, plan.hairpin, ours.into_iter())
+            reattach(outside, plan.bridge, plan.port, ours.into_iter())
         }
         (_, Some(_)) => Err(Error::InterfaceTaken {
             owner: format!("pod {}", plan.pod),
@@ -230,14 +238,14 @@ pub(crate) fn bring_up_loopback(thread: &Traveller, namespace: &OwnedFd) -> Resu
 pub(crate) fn reattach<'a>(
     outside: &mut Socket,
     bridge: u32,
-    hairpin: bool,
+    flags: PortFlags,
     links: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> Result<()> {
     for (host_if, pod) in links {
         let onto = LinkUnspec::new_with_name(host_if).controller(bridge).up().build();
         let mut batch = Batch::default();
         batch.add("put link on the bridge", RouteNetlinkMessage::NewLink(onto), 0);
-        batch.add("set up bridge port", RouteNetlinkMessage::NewLink(port(host_if, pod, hairpin).build()), 0);
+        batch.add("set up bridge port", RouteNetlinkMessage::NewLink(port(host_if, pod, flags).build()), 0);
         match batch.send(outside, host_if) {
             Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::ENODEV) => {}
             other => other?,

@@ -242,6 +242,7 @@ fn attachment(result: &Value) -> Option<Attachment> {
     let inside = interfaces.iter().find(|interface| is_inside(interface) && interface["name"] == INTERFACE);
     (!ips.is_empty()).then(|| Attachment {
         ips,
+        interface: INTERFACE.into(),
         mac: inside.and_then(|interface| interface["mac"].as_str()).unwrap_or_default().to_owned(),
         // The plugins name the bridge, if there is one, before the pair.
         host_if: interfaces.iter().rfind(|interface| !is_inside(interface)).map(name).unwrap_or_default(),

@@ -242,6 +242,7 @@ fn network_of(pod: &Pod, netns: &Path) -> Result<PodNetwork, berth_reconciler::n
             mac: asked.mac,
             ingress: rate(asked.ingress),
             egress: rate(asked.egress),
+            default_routes: None,
         },
     })
 }

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use super::conf::Conf;
 use super::request::Request;
-use crate::bridge;
 use crate::config::{Attachment, mac_text};
 use crate::ipam::mac;
 
@@ -31,7 +30,7 @@ pub(super) fn result(request: &Request, conf: &Conf, attachment: &Attachment) ->
             interface["mtu"] = attachment.mtu.into();
         }
     }
-    let gateways = bridge::gateways(&conf.network);
+    let gateways = conf.network.gateways().collect::<Vec<_>>();
     for ip in &attachment.ips {
         let Some((gateway, prefix)) = gateways.iter().find(|(gateway, _)| gateway.is_ipv4() == ip.is_ipv4())
         else {
@@ -99,6 +98,7 @@ mod tests {
             "cniVersion": version, "name": "pods", "subnets": ["10.9.0.0/24", "fd09::/64"], "mtu": 1400, "prevResult": previous,
         });
         let attachment = Attachment {
+            interface: "eth0".into(),
             ips: vec!["10.9.0.2".parse().unwrap(), "fd09::2".parse().unwrap()],
             mac: "0a:58:0a:09:00:02".into(),
             host_if: "vethc".into(),

@@ -93,6 +93,7 @@ fn wishes(request: &Request, conf: &Conf) -> Result<Wishes, Failure> {
         mac: mac.transpose()?,
         ingress: conf.ingress,
         egress: conf.egress,
+        default_routes: None,
     })
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, HostPort, LINK_NAME_MAX, PodNetwork, Wishes};
+use crate::config::{Config, FIRST_INTERFACE, HostPort, LINK_NAME_MAX, PodNetwork, Wishes};
 use crate::error::{Error, Result};
 
 /// What a pod holds from its first attach to its detach.
@@ -44,9 +44,18 @@ impl Lease {
         self.wishes.mac.unwrap_or_else(|| mac(self.ipv4))
     }
 
+    /// Where its default routes lead.
+    pub(crate) fn default_routes(&self, config: &Config) -> Vec<IpAddr> {
+        match &self.wishes.default_routes {
+            Some(gateways) => gateways.clone(),
+            None if config.default_route && !config.internal => config.gateways().map(|(ip, _)| ip).collect(),
+            None => Vec::new(),
+        }
+    }
+
     /// Name of the interface inside.
     pub(crate) fn interface(&self) -> &str {
-        self.wishes.interface.as_deref().unwrap_or("eth0")
+        self.wishes.interface.as_deref().unwrap_or(FIRST_INTERFACE)
     }
 }
 

@@ -11,6 +11,7 @@ mod store;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::time::SystemTime;
 
 pub(crate) use lease::{LINK_PREFIX, Lease, mac};
@@ -235,6 +236,14 @@ impl Ipam {
         self.pick(now).map(drop)
     }
 
+    /// Checks that no pod here has a host port which `pod`, that is not here, asks for.
+    ///
+    /// # Errors
+    /// [`Error::HostPortConflict`].
+    pub(crate) fn check_ports_free(&self, pod: &PodNetwork) -> Result<()> {
+        self.host_ports(pod).map(drop)
+    }
+
     /// The host ports of `pod` without repetitions, if nobody else has them.
     fn host_ports(&self, pod: &PodNetwork) -> Result<Vec<HostPort>> {
         let mut wanted: Vec<HostPort> = Vec::with_capacity(pod.host_ports.len());
@@ -303,6 +312,12 @@ impl Ipam {
         self.quarantined.clear();
         self.store.remove_all()
     }
+}
+
+/// The links of all leases in the folder of a network that nobody has open.
+pub(crate) fn links(folder: &Path) -> Result<Vec<String>> {
+    let leases = Store::open(folder)?.leases()?;
+    Ok(leases.into_iter().map(|lease| lease.host_if).collect())
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl Network {
 
 impl Inner {
     pub(super) fn services(&self) -> MutexGuard<'_, Vec<Service>> {
-        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+        self.site.services()
     }
 
     fn set_services(&self, thread: &Traveller, services: Vec<Service>) -> Result<()> {
@@ -66,7 +66,7 @@ impl Inner {
 
     /// Stores the Services. Not more than one does so at a time, each what there is when its turn comes.
     fn keep_services(&self) {
-        let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.site.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         if self.closed.load(Ordering::Relaxed) {
             return;
         }

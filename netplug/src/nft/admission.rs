@@ -70,16 +70,19 @@ impl Dropping {
     }
 }
 
-/// The comment that marks our rules, in nft's form: type 0, length, text with a closing zero.
-fn mark(table: &str) -> Vec<u8> {
-    let text = format!("pod network {table}\0");
-    let length = u8::try_from(text.len()).expect("a table's name has at most 64 letters");
+/// The comment that marks our rules, in nft's form: type 0, length, text with a closing zero. Those for a network beside the
+/// first one say its bridge.
+fn mark(table: &str, beside: Option<&str>) -> Vec<u8> {
+    let bridge = beside.map(|bridge| format!(", bridge {bridge}")).unwrap_or_default();
+    let text = format!("pod network {table}{bridge}\0");
+    let length = u8::try_from(text.len()).expect("names of tables and links are short");
     [&[0, length], text.as_bytes()].concat()
 }
 
 /// Sees to it that pods' traffic passes every chain that would drop it. Chains that cannot be changed are reported.
 pub(crate) fn admit(table: &mut Table, config: &Config) -> Result<()> {
-    let (mark, bridge) = (mark(table.name()), config.bridge.as_str());
+    let bridge = config.bridge.as_str();
+    let mark = mark(table.name(), config.name.as_ref().map(|_| bridge));
     for chain in dropping(table)?.into_iter().filter(|chain| config.name_server || !chain.input) {
         if holds_mark(table, &chain, &mark)? {
             continue;
@@ -102,9 +105,9 @@ pub(crate) fn admit(table: &mut Table, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Takes our rules out of all chains.
-pub(crate) fn dismiss(table: &mut Table) -> Result<()> {
-    let mark = mark(table.name());
+/// Takes our rules out of all chains: those for the first network, or for the one beside it with this bridge.
+pub(crate) fn dismiss(table: &mut Table, beside: Option<&str>) -> Result<()> {
+    let mark = mark(table.name(), beside);
     let mut ours = Vec::new();
     table.dump(
         "list rules beside nft table",

@@ -273,6 +273,7 @@ pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
     const DST_NAT: u32 = 0x20;
     match statement {
         Statement::InputIs(link) => link_name(a, INPUT_NAME, link, true),
+        Statement::InputIsNot(link) => link_name(a, INPUT_NAME, link, false),
         Statement::OutputIs(link) => link_name(a, OUTPUT_NAME, link, true),
         Statement::OutputIsNot(link) => link_name(a, OUTPUT_NAME, link, false),
         Statement::Source(net) => network(a, *net, false, true),

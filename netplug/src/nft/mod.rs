@@ -3,6 +3,7 @@
 //! [`pick`] says what Services need, [`pick_encode`] says it to the kernel, [`clients`] looks after affinity.
 
 pub(crate) mod admission;
+mod apart;
 pub(crate) mod clients;
 pub(crate) mod encode;
 pub(crate) mod pick;

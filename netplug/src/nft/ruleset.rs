@@ -3,8 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use super::pick;
 use super::set::{Data, Element, Entry, Family, Field, MapId, SetId};
+use super::{apart, pick};
 use crate::cidr::{Ipv4Cidr, Ipv6Cidr};
 use crate::config::{Config, Protocol};
 use crate::ipam::Lease;
@@ -21,6 +21,7 @@ pub(crate) enum Net {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Statement {
     InputIs(String),
+    InputIsNot(String),
     OutputIs(String),
     OutputIsNot(String),
     Source(Net),
@@ -79,6 +80,8 @@ pub(crate) enum Hook {
     Picked,
     /// After destinations of what the host itself sends were rewritten, as filter.
     PickedByHost,
+    /// What passes from one link to another, as filter.
+    Forward,
     /// Rewriting sources.
     Postrouting,
 }
@@ -94,6 +97,7 @@ impl Hook {
             Self::Output => ("nat", 3, -100),
             Self::Picked => ("filter", 0, -90),
             Self::PickedByHost => ("filter", 3, -90),
+            Self::Forward => ("filter", 2, 0),
             Self::Postrouting => ("nat", 4, 100),
         }
     }
@@ -115,13 +119,13 @@ pub(crate) struct Ruleset {
     pub chains: Vec<Chain>,
 }
 
-/// The table for these settings, leases and Services.
+/// The table for these settings, leases (each with the settings of its network) and Services.
 pub(crate) fn ruleset<'a>(
     config: &Config,
-    leases: impl Iterator<Item = &'a Lease>,
+    leases: impl Iterator<Item = (&'a Config, &'a Lease)>,
     services: &[Service],
 ) -> Ruleset {
-    let mut elements: Vec<Element> = leases.flat_map(|lease| elements(config, lease)).collect();
+    let mut elements: Vec<Element> = leases.flat_map(|(of, lease)| elements(of, lease)).collect();
     elements.extend(pick::elements(services.iter()));
     elements.sort_unstable();
     let mut chains = chains(config);
@@ -157,10 +161,10 @@ const UNSERVED: &str = "unserved";
 
 fn chains(config: &Config) -> Vec<Chain> {
     use Statement::{DestinationIsLocal, Jump, RedirectBy};
-    let families = || MapId::ALL.into_iter().filter(|map| map.family == Family::V4 || config.ipv6.is_some());
+    let families = || MapId::ALL.into_iter().filter(|map| map.family == Family::V4 || has_ipv6(config));
     let redirect = || vec![vec![DestinationIsLocal, Jump(TO_PODS)], vec![Jump(TO_SERVICES)]];
     let chain = |name: &str, hook, rules| Chain { name: name.into(), hook, rules };
-    vec![
+    let mut all = vec![
         chain(TO_PODS, None, families().map(|map| vec![RedirectBy(map)]).collect()),
         chain(TO_SERVICES, None, services(config)),
         chain(UNSERVED, None, refuse()),
@@ -170,12 +174,19 @@ fn chains(config: &Config) -> Vec<Chain> {
         chain("postrouting", Some(Hook::Postrouting), postrouting(config)),
         chain("in", Some(Hook::In), unserved(config)),
         chain("out", Some(Hook::Out), unserved(config)),
-    ]
+    ];
+    all.extend(apart::chains(config));
+    all
+}
+
+/// Whether any of the networks has IPv6 addresses.
+fn has_ipv6(config: &Config) -> bool {
+    config.all().any(|net| net.ipv6.is_some())
 }
 
 /// To the chains that pick endpoints.
 fn services(config: &Config) -> Vec<Vec<Statement>> {
-    let families = Family::ALL.into_iter().filter(|family| *family == Family::V4 || config.ipv6.is_some());
+    let families = Family::ALL.into_iter().filter(|family| *family == Family::V4 || has_ipv6(config));
     let ways = |family| {
         [
             vec![Statement::Serve(family, Entry::Address)],
@@ -201,10 +212,17 @@ fn loopback() -> Net {
 
 /// `route_localnet` on the bridge would let a pod reach what listens on the host's 127.0.0.1 (CVE-2020-8558).
 fn guard(config: &Config) -> Vec<Vec<Statement>> {
-    vec![vec![Statement::InputIs(config.bridge.clone()), Statement::Destination(loopback()), Statement::Drop]]
+    let of = |net: &Config| {
+        vec![Statement::InputIs(net.bridge.clone()), Statement::Destination(loopback()), Statement::Drop]
+    };
+    config.all().map(of).collect()
 }
 
 fn postrouting(config: &Config) -> Vec<Vec<Statement>> {
+    config.all().flat_map(postrouting_of).collect()
+}
+
+fn postrouting_of(config: &Config) -> Vec<Vec<Statement>> {
     use Statement::{DestinationNot, Masquerade, OutputIs, OutputIsNot, Redirected, Source};
     let bridge = &config.bridge;
     let networks = || [Some(Net::V4(config.ipv4)), config.ipv6.map(Net::V6)].into_iter().flatten();
@@ -215,7 +233,7 @@ fn postrouting(config: &Config) -> Vec<Vec<Statement>> {
         // would arrive from an address that was never asked.
         rules.push(vec![Source(net), OutputIs(bridge.clone()), Redirected, Masquerade]);
     }
-    if config.masquerade {
+    if config.masquerade && !config.internal {
         for net in networks() {
             rules.push(vec![Source(net), DestinationNot(net), OutputIsNot(bridge.clone()), Masquerade]);
         }
@@ -245,6 +263,7 @@ impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InputIs(link) => write!(f, "iifname \"{link}\""),
+            Self::InputIsNot(link) => write!(f, "iifname != \"{link}\""),
             Self::OutputIs(link) => write!(f, "oifname \"{link}\""),
             Self::OutputIsNot(link) => write!(f, "oifname != \"{link}\""),
             Self::Source(net) => write!(f, "{} saddr {net}", net.keyword()),
@@ -399,7 +418,7 @@ mod tests {
                 &[(Some("192.0.2.1"), 8080, 81, Protocol::Tcp), (Some("2001:db8::1"), 9, 9, Protocol::Sctp)],
             ),
         ];
-        insta::assert_snapshot!(ruleset(&config, leases.iter(), &[]));
+        insta::assert_snapshot!(ruleset(&config, leases.iter().map(|lease| (&config, lease)), &[]));
     }
 
     #[test]
@@ -442,10 +461,37 @@ mod tests {
     }
 
     #[test]
+    fn networks_beside_each_other() {
+        let mut config = Config::new("/x");
+        let net = |text: &str| text.parse().unwrap();
+        let mut front = config.another("front", "br-front", net("10.90.0.0/24"));
+        front.ipv6 = Some("fd00:90::/64".parse().unwrap());
+        let mut back = config.another("back", "br-back", net("10.90.1.0/24"));
+        back.internal = true;
+        let mut open = config.another("open", "br-open", net("10.90.2.0/24"));
+        open.isolated = false;
+        open.masquerade = false;
+        config.beside = vec![front, back, open];
+        let on_front = lease([10, 90, 0, 2], &[(None, 8080, 80, Protocol::Tcp)]);
+        let leases = [(&config.beside[0], &on_front)];
+        insta::assert_snapshot!(ruleset(&config, leases.into_iter(), &[]));
+    }
+
+    /// Without others beside it, a network that keeps its pods to themselves still does.
+    #[test]
+    fn one_internal_network() {
+        let mut config = Config::new("/x");
+        config.internal = true;
+        insta::assert_snapshot!(ruleset(&config, std::iter::empty(), &[]));
+    }
+
+    #[test]
     fn order_of_leases_does_not_matter() {
         let config = Config::new("/x");
         let a = lease([10, 85, 0, 2], &[(None, 1, 1, Protocol::Tcp)]);
         let b = lease([10, 85, 0, 3], &[(None, 2, 2, Protocol::Tcp)]);
-        assert_eq!(ruleset(&config, [&a, &b].into_iter(), &[]), ruleset(&config, [&b, &a].into_iter(), &[]));
+        let of =
+            |leases: [&Lease; 2]| ruleset(&config, leases.map(|lease| (&config, lease)).into_iter(), &[]);
+        assert_eq!(of([&a, &b]), of([&b, &a]));
     }
 }

@@ -1,0 +1,112 @@
+//! Networks that the settings no longer have: bridge, links, leases and rules of those are removed when the first network
+//! is opened. Each network beside it has a record of its bridge, written before the bridge is made.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Inner;
+use crate::config::{Config, beside};
+use crate::error::{Error, Result};
+use crate::nft::admission;
+use crate::sys::netns::{Traveller, on_thread};
+use crate::{bridge, ipam, veth};
+
+/// `network.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    bridge: String,
+    /// Whether the bridge was not there before, so that it is ours to remove.
+    made: bool,
+}
+
+const FILE: &str = "network.json";
+
+impl Record {
+    fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
+    }
+
+    fn write(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).map_err(|e| Error::file("create", folder, e))?;
+        let path = folder.join(FILE);
+        let text = serde_json::to_vec(self).map_err(|e| Error::file("encode", &path, io::Error::from(e)))?;
+        let draft = folder.join(".network.tmp");
+        fs::write(&draft, text).map_err(|e| Error::file("write", &draft, e))?;
+        fs::rename(&draft, &path).map_err(|e| Error::file("rename into place", &path, e))
+    }
+}
+
+/// Records the bridge of a network beside the first one, before it is made.
+pub(super) async fn note(inner: &Inner) -> Result<()> {
+    let (config, folder) = (&inner.config, &inner.config.state_dir);
+    if inner.place == 0 || Record::read(folder).is_some_and(|record| record.bridge == config.bridge) {
+        return Ok(());
+    }
+    let made = bridge::get(&inner.handle, &config.bridge).await?.is_none();
+    Record { bridge: config.bridge.clone(), made }.write(folder)
+}
+
+/// Whether the bridge of this network is to go with it.
+pub(super) fn is_ours(config: &Config) -> bool {
+    config.name.is_none() || Record::read(&config.state_dir).is_none_or(|record| record.made)
+}
+
+/// Removes what is left of networks that are no more, and the bridges that networks had before they got others.
+pub(super) async fn remove(first: &Arc<Inner>) -> Result<()> {
+    let inner = first.clone();
+    on_thread(move |thread| {
+        let parent = inner.config.state_dir.join(beside::FOLDER);
+        let folders = match fs::read_dir(&parent) {
+            Ok(folders) => folders,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::file("list", parent, e)),
+        };
+        for folder in folders {
+            let folder = folder.map_err(|e| Error::file("list", &parent, e))?.path();
+            remove_one(&inner, thread, &folder)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn remove_one(first: &Inner, thread: &Traveller, folder: &Path) -> Result<()> {
+    let (config, record) = (&first.site.config, Record::read(folder));
+    let still = config.beside.iter().find(|net| net.state_dir == folder);
+    if let (Some(net), Some(record)) = (still, &record)
+        && net.bridge == record.bridge
+    {
+        return Ok(());
+    }
+    let mut links = Vec::new();
+    if still.is_none() {
+        links = ipam::links(folder)?;
+        tracing::info!(network = %folder.display(), pods = links.len(), "removing a network that is no more");
+    }
+    if let Some(record) = &record {
+        let taken = config.all().any(|net| net.bridge == record.bridge);
+        if record.made && !taken {
+            links.push(record.bridge.clone());
+        }
+        admission::dismiss(&mut first.table(), Some(&record.bridge))?;
+    }
+    veth::delete_all(&mut first.host_socket(thread)?, links.iter().map(String::as_str))?;
+    match still {
+        // What it has now is noted before it is made.
+        Some(_) => forget(folder),
+        None => fs::remove_dir_all(folder).map_err(|e| Error::file("remove", folder, e)),
+    }
+}
+
+/// Removes the record of a network.
+pub(super) fn forget(folder: &Path) -> Result<()> {
+    let path = folder.join(FILE);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::file("remove", path, e)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,335 @@
+//! Several networks beside each other, and pods on more than one of them.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+
+use berth_netplug::Protocol::Tcp;
+use berth_netplug::{Config, Network, PodNetwork, Wishes};
+use common::{Machine, Ns, Pod, addr, attach, eventually, ip, nft, on_a_machine, pod};
+use tokio::runtime::Runtime;
+
+/// The first network, `front` and `back`, an internal one and one that is open to others.
+fn config(machine: &Machine) -> Config {
+    let mut config = machine.config();
+    config.service_ipv4 = Some("10.86.0.0/16".parse().unwrap());
+    let another = |number: u8, name: &str| {
+        let net = format!("10.90.{number}.0/24").parse().unwrap();
+        let mut net = config.another(name, &format!("br-{name}"), net);
+        net.ipv6 = Some(format!("fd00:90:{number}::/64").parse().unwrap());
+        net
+    };
+    let (front, back, mut inside, mut open, mut roomy) = (
+        another(1, "front"),
+        another(2, "back"),
+        another(3, "inside"),
+        another(4, "open"),
+        another(5, "roomy"),
+    );
+    inside.internal = true;
+    open.isolated = false;
+    roomy.isolated = false;
+    config.beside = vec![front, back, inside, open, roomy];
+    config
+}
+
+fn open(machine: &Machine, runtime: &Runtime) -> Network {
+    runtime.block_on(Network::open(config(machine))).unwrap()
+}
+
+/// A pod on one of the networks beside the first, or on the first.
+fn on(runtime: &Runtime, network: &Network, name: &str, id: &str) -> Pod {
+    attach(runtime, network.named(name).unwrap_or(network), id, &[])
+}
+
+/// Puts a pod on a further network.
+fn join(
+    runtime: &Runtime,
+    network: &Network,
+    pod: &Pod,
+    name: &str,
+    interface: &str,
+    default: bool,
+) -> Vec<String> {
+    let wishes = Wishes {
+        interface: Some(interface.into()),
+        default_routes: (!default).then(Vec::new),
+        ..Wishes::default()
+    };
+    let wanted = PodNetwork { wishes, host_ports: Vec::new(), ..pod.network.clone() };
+    let attachment = runtime.block_on(network.named(name).unwrap().attach(&wanted)).unwrap();
+    assert_eq!(attachment.interface, interface);
+    attachment.ips.iter().map(ToString::to_string).collect()
+}
+
+/// Nobody there answers, and nobody says so: dropped.
+fn silent(from: &Ns, to: &str) {
+    let error = from.tcp(to).unwrap_err();
+    let kind = error.kind();
+    assert!(
+        matches!(
+            kind,
+            std::io::ErrorKind::TimedOut
+                | std::io::ErrorKind::WouldBlock
+                | std::io::ErrorKind::NetworkUnreachable
+        ),
+        "{to}: {error}"
+    );
+}
+
+#[test]
+fn networks_are_apart_and_a_pod_on_both_reaches_both() {
+    on_a_machine(|machine, runtime| {
+        let network = open(machine, runtime);
+        let (front, back) = (on(runtime, &network, "front", "f"), on(runtime, &network, "back", "b"));
+        let first = attach(runtime, &network, "d", &[]);
+        let _servers =
+            [&front, &back, &first].map(|pod| (pod.ns.serve_tcp("0.0.0.0:80"), pod.ns.serve_tcp("[::]:81")));
+        for (from, to) in [(&front, &back), (&back, &front), (&front, &first), (&first, &back)] {
+            silent(&from.ns, &format!("{}:80", to.ip));
+        }
+        silent(&front.ns, "[fd00:90:2::2]:81");
+        // The host reaches all, and a neighbour its neighbour.
+        let neighbour = on(runtime, &network, "front", "g");
+        assert_eq!(neighbour.ns.tcp(&format!("{}:80", front.ip)).unwrap(), neighbour.ip);
+        assert_eq!(neighbour.ns.tcp("[fd00:90:1::2]:81").unwrap(), "fd00:90:1::3");
+        for pod in [&front, &back, &first] {
+            machine.host.tcp(&format!("{}:80", pod.ip)).unwrap();
+        }
+
+        let both = attach(runtime, &network, "m", &[(None, 8080, 80, Tcp)]);
+        let on_front = join(runtime, &network, &both, "front", "net1", false);
+        let on_back = join(runtime, &network, &both, "back", "net2", false);
+        assert_eq!((on_front[0].as_str(), on_back[1].as_str()), ("10.90.1.4", "fd00:90:2::3"));
+        let _server = both.ns.serve_tcp("0.0.0.0:80");
+        assert_eq!(both.ns.tcp(&format!("{}:80", front.ip)).unwrap(), on_front[0]);
+        assert_eq!(both.ns.tcp("[fd00:90:2::2]:81").unwrap(), on_back[1]);
+        assert_eq!(back.ns.tcp(&format!("{}:80", on_back[0])).unwrap(), back.ip);
+        assert!(both.ns.run(|| ip("route show default")).contains("via 10.85.0.1 dev eth0"));
+        assert_eq!(both.ns.run(|| ip("route show default")).lines().count(), 1);
+        // Who is on both forwards nothing: it is no router.
+        silent(&front.ns, &format!("{}:80", back.ip));
+        // A host port is for everybody, from every network.
+        assert!(front.ns.tcp("10.90.1.1:8080").is_ok());
+        runtime.block_on(network.close_all()).unwrap();
+        let links = ip("-o link");
+        assert!(!links.contains("br-") && !links.contains("veth") && !links.contains("berth0"), "{links}");
+        assert_eq!(nft("list tables"), "");
+        assert!(!machine.dir.path().join("net").exists(), "leases left");
+    });
+}
+
+#[test]
+fn an_internal_network_has_no_way_out_and_none_in() {
+    on_a_machine(|machine, runtime| {
+        let outside = machine.outside();
+        let network = open(machine, runtime);
+        let _server = outside.serve_tcp("0.0.0.0:80");
+        let (inside, front) = (on(runtime, &network, "inside", "i"), on(runtime, &network, "front", "f"));
+        // From the other networks there is a way out, by the host's address.
+        assert_eq!(front.ns.tcp("192.0.2.1:80").unwrap(), "192.0.2.2");
+        assert_eq!(inside.ns.run(|| ip("route show default")), "");
+        silent(&inside.ns, "192.0.2.1:80");
+        // Not even for one that makes its own route, nor for a machine outside that knows the way.
+        inside.ns.run(|| ip("route add default via 10.90.3.1"));
+        silent(&inside.ns, "192.0.2.1:80");
+        silent(&inside.ns, &format!("{}:80", front.ip));
+        outside.run(|| ip("route add 10.90.0.0/16 via 192.0.2.2"));
+        let _servers = [&inside, &front].map(|pod| pod.ns.serve_tcp("0.0.0.0:80"));
+        silent(&outside, &format!("{}:80", inside.ip));
+        assert!(outside.tcp(&format!("{}:80", front.ip)).is_ok());
+        // The host and neighbours do reach it.
+        assert!(machine.host.tcp(&format!("{}:80", inside.ip)).is_ok());
+        let other = on(runtime, &network, "inside", "j");
+        assert!(other.ns.tcp(&format!("{}:80", inside.ip)).is_ok());
+    });
+}
+
+#[test]
+fn networks_without_isolation_reach_each_other_and_no_isolated_one() {
+    on_a_machine(|machine, runtime| {
+        let network = open(machine, runtime);
+        let pods = ["open", "roomy", "front"].map(|name| on(runtime, &network, name, name));
+        let _servers = pods.each_ref().map(|pod| pod.ns.serve_tcp("0.0.0.0:80"));
+        let [open, roomy, front] = &pods;
+        assert!(open.ns.tcp(&format!("{}:80", roomy.ip)).is_ok());
+        assert!(roomy.ns.tcp(&format!("{}:80", open.ip)).is_ok());
+        silent(&open.ns, &format!("{}:80", front.ip));
+        silent(&front.ns, &format!("{}:80", open.ip));
+    });
+}
+
+#[test]
+fn the_default_route_is_that_of_the_network_chosen() {
+    on_a_machine(|machine, runtime| {
+        let outside = machine.outside();
+        let network = open(machine, runtime);
+        let _server = outside.serve_tcp("0.0.0.0:80");
+        let ns = Ns::new();
+        let mut wanted = pod("m", &ns, &[]);
+        wanted.wishes.default_routes = Some(Vec::new());
+        let ip_of_first = runtime.block_on(network.attach(&wanted)).unwrap().ips[0].to_string();
+        let m = Pod { ns, network: wanted, ip: ip_of_first, host_if: String::new() };
+        join(runtime, &network, &m, "front", "net1", true);
+        assert!(m.ns.run(|| ip("route show default")).contains("via 10.90.1.1 dev net1"));
+        assert!(m.ns.run(|| ip("-6 route show default")).contains("via fd00:90:1::1 dev net1"));
+        assert_eq!(m.ns.tcp("192.0.2.1:80").unwrap(), "192.0.2.2");
+    });
+}
+
+#[test]
+fn no_two_pods_of_any_network_have_one_host_port() {
+    on_a_machine(|machine, runtime| {
+        let network = open(machine, runtime);
+        let first = attach(runtime, &network, "a", &[(None, 8080, 80, Tcp)]);
+        let ns = Ns::new();
+        let wanted = pod("b", &ns, &[(None, 8080, 80, Tcp)]);
+        let front = network.named("front").unwrap();
+        let error = runtime.block_on(front.attach(&wanted)).unwrap_err().to_string();
+        assert_eq!(error, "host port 8080/tcp is already used by pod default/pod-a");
+        runtime.block_on(network.detach(&first.network.id)).unwrap();
+        runtime.block_on(front.attach(&wanted)).unwrap();
+        let _server = ns.serve_tcp("0.0.0.0:80");
+        assert!(machine.host.tcp("127.0.0.1:8080").is_ok());
+        assert_eq!(wanted.wishes.ips, Vec::<std::net::IpAddr>::new());
+    });
+}
+
+#[test]
+fn pods_of_a_network_with_port_isolation_reach_only_the_host() {
+    on_a_machine(|machine, runtime| {
+        let mut config = config(machine);
+        config.beside[0].port_isolation = true;
+        let network = runtime.block_on(Network::open(config)).unwrap();
+        let (a, b) = (on(runtime, &network, "front", "a"), on(runtime, &network, "front", "b"));
+        let _server = b.ns.serve_tcp("0.0.0.0:80");
+        assert!(a.ns.tcp(&format!("{}:80", b.ip)).is_err());
+        assert!(machine.host.tcp(&format!("{}:80", b.ip)).is_ok());
+    });
+}
+
+/// As if the process had been killed: everything of it ends, nothing is taken back.
+fn killed(runtime: &Runtime, network: Network) {
+    drop(network);
+    // The tasks that were told to end do so at the next turn.
+    runtime.block_on(tokio::task::yield_now());
+}
+
+#[test]
+fn all_networks_are_taken_over_by_the_next_agent() {
+    on_a_machine(|machine, runtime| {
+        let network = open(machine, runtime);
+        let front = on(runtime, &network, "front", "f");
+        let both = attach(runtime, &network, "m", &[]);
+        let addresses = join(runtime, &network, &both, "front", "net1", false);
+        killed(runtime, network);
+        ip("link del br-front");
+        nft("delete table inet berth");
+        let network = open(machine, runtime);
+        let _server = front.ns.serve_tcp("0.0.0.0:80");
+        eventually("traffic", || both.ns.tcp(&format!("{}:80", front.ip)).map(drop));
+        let known = network.named("front").unwrap().attached("m").unwrap().unwrap();
+        assert_eq!(known.ips[0], addr(&addresses[0]));
+        // A pod that nobody knows any more leaves all its networks.
+        let freed = runtime.block_on(network.gc(&["f".into()])).unwrap();
+        assert_eq!(freed, ["m"]);
+        assert!(both.ns.run(|| ip("-o link")).lines().count() == 1, "only lo is left");
+        assert!(network.named("front").unwrap().attached("m").unwrap().is_none());
+    });
+}
+
+#[test]
+fn bridges_deleted_under_pods_come_back() {
+    on_a_machine(|machine, runtime| {
+        let network = open(machine, runtime);
+        let (a, b) = (on(runtime, &network, "front", "a"), on(runtime, &network, "front", "b"));
+        let inside = [on(runtime, &network, "inside", "c"), on(runtime, &network, "inside", "d")];
+        let _servers = [a.ns.serve_tcp("0.0.0.0:80"), inside[0].ns.serve_tcp("0.0.0.0:80")];
+        ip("link del br-front");
+        ip("link del br-inside");
+        eventually("front", || b.ns.tcp(&format!("{}:80", a.ip)).map(drop));
+        eventually("inside", || inside[1].ns.tcp(&format!("{}:80", inside[0].ip)).map(drop));
+        let table = nft("list table inet berth");
+        nft("flush chain inet berth apart");
+        eventually("the rules", || {
+            let now = nft("list ruleset");
+            if now.contains(table.trim()) { Ok(()) } else { Err(now) }
+        });
+    });
+}
+
+fn folders(dir: &Path) -> Vec<String> {
+    let Ok(folders) = std::fs::read_dir(dir.join("net/networks")) else { return Vec::new() };
+    let mut names: Vec<String> = folders.map(|one| one.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn networks_that_are_no_more_are_removed() {
+    on_a_machine(|machine, runtime| {
+        // Made by somebody else, and not to be removed.
+        ip("link add br-back type bridge");
+        let network = open(machine, runtime);
+        let front = on(runtime, &network, "front", "f");
+        on(runtime, &network, "back", "b");
+        assert_eq!(folders(machine.dir.path()), ["back", "front", "inside", "open", "roomy"]);
+        killed(runtime, network);
+
+        let mut fewer = config(machine);
+        fewer.beside.retain(|net| net.name.as_deref() == Some("inside"));
+        fewer.beside[0].bridge = "br-other".into();
+        let network = runtime.block_on(Network::open(fewer)).unwrap();
+        let links = ip("-o link");
+        assert!(
+            !links.contains("br-front") && !links.contains("veth") && !links.contains("br-inside"),
+            "{links}"
+        );
+        assert!(links.contains("br-back") && links.contains("br-other"), "{links}");
+        assert_eq!(front.ns.run(|| ip("-o link")).lines().count(), 1, "only lo is left");
+        assert_eq!(folders(machine.dir.path()), ["inside"]);
+        assert!(!nft("list table inet berth").contains("br-front"));
+        assert!(network.named("front").is_none());
+    });
+}
+
+/// Between any two steps of the removal the next start goes on.
+#[test]
+fn a_network_half_removed_or_half_made_is_no_obstacle() {
+    on_a_machine(|machine, runtime| {
+        let networks = machine.dir.path().join("net/networks");
+        // No record yet; a record but no bridge; a bridge and no more leases.
+        std::fs::create_dir_all(networks.join("early/leases")).unwrap();
+        for (name, bridge) in [("noted", "br-noted"), ("made", "br-made")] {
+            std::fs::create_dir_all(networks.join(name)).unwrap();
+            let record = format!("{{\"bridge\":\"{bridge}\",\"made\":true}}");
+            std::fs::write(networks.join(name).join("network.json"), record).unwrap();
+        }
+        ip("link add br-made type bridge");
+        let network = machine.open(runtime);
+        assert_eq!(folders(machine.dir.path()), Vec::<String>::new());
+        assert!(!ip("-o link").contains("br-made"));
+        drop(network);
+    });
+}
+
+#[test]
+fn other_firewalls_let_each_network_pass() {
+    on_a_machine(|machine, runtime| {
+        let outside = machine.outside();
+        nft("add table ip filter");
+        nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+        let network = open(machine, runtime);
+        let _server = outside.serve_tcp("0.0.0.0:80");
+        let front = on(runtime, &network, "front", "f");
+        assert_eq!(front.ns.tcp("192.0.2.1:80").unwrap(), "192.0.2.2");
+        killed(runtime, network);
+        // Gone with their network, and the first network's stay.
+        let network = runtime.block_on(Network::open(machine.config())).unwrap();
+        let rules = nft("list chain ip filter FORWARD");
+        assert!(!rules.contains("br-front") && rules.contains("berth0"), "{rules}");
+        runtime.block_on(network.close_all()).unwrap();
+        assert!(!nft("list chain ip filter FORWARD").contains("berth0"));
+    });
+}
