@@ -29,6 +29,9 @@ impl Group {
     /// Pods, nodes and whatever else has an `apiVersion` without a group.
     pub const CORE: Group = Group { name: "", version: "v1" };
 
+    /// What is behind Services.
+    pub const DISCOVERY: Group = Group { name: "discovery.k8s.io", version: "v1" };
+
     /// The groups beside the core one, in the order of discovery.
     pub fn named() -> Vec<Group> {
         let mut groups: Vec<Group> =
@@ -77,11 +80,13 @@ pub enum Kind {
     Service,
     /// `v1 Endpoints`.
     Endpoints,
+    /// `discovery.k8s.io/v1 EndpointSlice`.
+    EndpointSlice,
 }
 
 impl Kind {
     /// Every kind, in the order of discovery.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::ConfigMap,
         Kind::Endpoints,
         Kind::Event,
@@ -92,6 +97,7 @@ impl Kind {
         Kind::Pod,
         Kind::Secret,
         Kind::Service,
+        Kind::EndpointSlice,
     ];
 
     /// The `kind` field.
@@ -107,12 +113,16 @@ impl Kind {
             Kind::PersistentVolumeClaim => "PersistentVolumeClaim",
             Kind::Service => "Service",
             Kind::Endpoints => "Endpoints",
+            Kind::EndpointSlice => "EndpointSlice",
         }
     }
 
     /// The group it belongs to.
     pub fn group(self) -> Group {
-        Group::CORE
+        match self {
+            Kind::EndpointSlice => Group::DISCOVERY,
+            _ => Group::CORE,
+        }
     }
 
     /// The name in error messages: `pods`, `networkpolicies.networking.k8s.io`.
@@ -144,6 +154,7 @@ impl Kind {
             Kind::PersistentVolumeClaim => "persistentvolumeclaims",
             Kind::Service => "services",
             Kind::Endpoints => "endpoints",
+            Kind::EndpointSlice => "endpointslices",
         }
     }
 
@@ -154,7 +165,7 @@ impl Kind {
             Kind::Event => &["ev"],
             Kind::Node => &["no"],
             Kind::ConfigMap => &["cm"],
-            Kind::Secret => &[],
+            Kind::Secret | Kind::EndpointSlice => &[],
             Kind::Namespace => &["ns"],
             Kind::PersistentVolume => &["pv"],
             Kind::PersistentVolumeClaim => &["pvc"],

@@ -460,13 +460,26 @@ fn discovery() {
     let server = Server::start();
     server.block_on(async {
         assert_eq!(get(&server, "/api").await["versions"], json!(["v1"]));
-        assert_eq!(get(&server, "/apis").await["kind"], "APIGroupList");
+        let groups = get(&server, "/apis").await;
+        assert_eq!(groups["kind"], "APIGroupList");
+        let group = groups["groups"].as_array().unwrap().iter().find(|g| g["name"] == "discovery.k8s.io");
+        assert_eq!(group.unwrap()["preferredVersion"]["groupVersion"], "discovery.k8s.io/v1");
+        assert_eq!(get(&server, "/apis/discovery.k8s.io").await["kind"], "APIGroup");
+        let slices = get(&server, "/apis/discovery.k8s.io/v1").await;
+        assert_eq!(slices["groupVersion"], "discovery.k8s.io/v1");
+        assert_eq!(slices["resources"][0]["verbs"], json!(["get", "list", "watch"]));
+        assert_eq!(call(&server, "GET", "/apis/unknown.k8s.io", Value::Null).await.0, 404);
         let resources = get(&server, "/api/v1").await;
         let all = resources["resources"].as_array().unwrap();
         assert!(all.iter().any(|r| r["name"] == "pods/exec"));
         assert!(all.iter().any(|r| r["name"] == "pods" && r["shortNames"] == json!(["po"])));
         let aggregated =
             "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+        let (_, named) = text(&server, "GET", "/apis", &[("accept", aggregated)], String::new()).await;
+        let named: Value = serde_json::from_str(&named).unwrap();
+        let kinds = &named["items"][0]["versions"][0]["resources"];
+        let of = json!({"group": "discovery.k8s.io", "version": "v1", "kind": "EndpointSlice"});
+        assert!(kinds.as_array().unwrap().iter().any(|kind| kind["responseKind"] == of), "{named}");
         let response = open(&server, "GET", "/api", &[("accept", aggregated)], String::new()).await;
         let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
         assert_eq!(kind, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");

@@ -124,7 +124,9 @@ pub(super) fn verbs(kind: Kind) -> &'static [&'static str] {
         | Kind::PersistentVolume
         | Kind::PersistentVolumeClaim
         | Kind::Service => &["create", "delete", "get", "list", "patch", "update", "watch"],
-        Kind::Endpoints | Kind::Event | Kind::Node | Kind::Namespace => &["get", "list", "watch"],
+        Kind::Endpoints | Kind::EndpointSlice | Kind::Event | Kind::Node | Kind::Namespace => {
+            &["get", "list", "watch"]
+        }
     }
 }
 

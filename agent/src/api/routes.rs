@@ -242,7 +242,15 @@ mod tests {
         assert_eq!(parse("/api/v1/namespaces/a/pods/x%2Ey/log"), object(Kind::Pod, "a", "x.y", Some("log")));
         assert_eq!(parse("/api/v1/namespaces/a"), object(Kind::Namespace, "", "a", None));
         assert_eq!(parse("/api/v1/nodes/n/status"), object(Kind::Node, "", "n", Some("status")));
+        assert_eq!(
+            parse("/apis/discovery.k8s.io/v1/namespaces/a/endpointslices/x"),
+            object(Kind::EndpointSlice, "a", "x", None)
+        );
         for path in [
+            "/api/v1/endpointslices",
+            "/apis/discovery.k8s.io/v1/pods",
+            "/apis/discovery.k8s.io/v1beta1/endpointslices",
+            "/apis//v1/pods",
             "/api/v1/pods/x",
             "/api/v1/namespaces/a/nodes",
             "/api/v1/x",

@@ -133,7 +133,11 @@ fn selectable(kind: Kind, path: &str) -> bool {
         Kind::Secret => &["type"],
         Kind::Namespace => &["status.phase"],
         Kind::Service => &["spec.clusterIP", "spec.type"],
-        Kind::ConfigMap | Kind::PersistentVolume | Kind::PersistentVolumeClaim | Kind::Endpoints => &[],
+        Kind::ConfigMap
+        | Kind::PersistentVolume
+        | Kind::PersistentVolumeClaim
+        | Kind::Endpoints
+        | Kind::EndpointSlice => &[],
     };
     path == "metadata.name" || (path == "metadata.namespace" && kind.namespaced()) || own.contains(&path)
 }

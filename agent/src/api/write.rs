@@ -49,7 +49,7 @@ impl Target {
             | Kind::PersistentVolume
             | Kind::PersistentVolumeClaim
             | Kind::Service => Ok(()),
-            Kind::Endpoints | Kind::Event | Kind::Node | Kind::Namespace => {
+            Kind::Endpoints | Kind::EndpointSlice | Kind::Event | Kind::Node | Kind::Namespace => {
                 Err(ApiError::method_not_allowed())
             }
         }

@@ -169,6 +169,7 @@ mod tests {
         assert_eq!(path(Kind::Pod, Some("a b"), Some("x/y")), "/api/v1/namespaces/a%20b/pods/x%2Fy");
         assert_eq!(path(Kind::Node, Some("ignored"), Some("n")), "/api/v1/nodes/n");
         assert_eq!(path(Kind::Pod, None, None), "/api/v1/pods");
+        assert_eq!(path(Kind::EndpointSlice, None, None), "/apis/discovery.k8s.io/v1/endpointslices");
         assert_eq!(with_query("/p", &[("a", "x=1"), ("b", "2")]), "/p?a=x%3D1&b=2");
     }
 }

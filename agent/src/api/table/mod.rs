@@ -57,6 +57,7 @@ fn columns_of(kind: Kind) -> &'static [Column] {
         Kind::PersistentVolumeClaim => volume::CLAIM,
         Kind::Service => service::SERVICE,
         Kind::Endpoints => service::ENDPOINTS,
+        Kind::EndpointSlice => service::SLICES,
     }
 }
 
@@ -76,6 +77,7 @@ fn row(kind: Kind, object: &Object, include: Include) -> (String, Value) {
         Kind::PersistentVolumeClaim => (String::new(), parsed(object).map(|o| volume::claim(&o))),
         Kind::Service => (String::new(), parsed(object).map(|o| service::service(&o))),
         Kind::Endpoints => (String::new(), parsed(object).map(|o| service::endpoints(&o))),
+        Kind::EndpointSlice => (String::new(), parsed(object).map(|o| service::slice(&o))),
     };
     // An object that does not fit its own type, which only a bug could store, still shows its name.
     let cells = cells.unwrap_or_else(|| {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{EndpointPort, Endpoints, Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{self as discovery, EndpointSlice};
 use serde_json::{Value, json};
 
 use super::{Column, age, or_none};
@@ -19,6 +20,14 @@ pub const SERVICE: &[Column] = &[
 
 pub const ENDPOINTS: &[Column] =
     &[("Name", "string", "name", 0), ("Endpoints", "string", "", 0), ("Age", "string", "", 0)];
+
+pub const SLICES: &[Column] = &[
+    ("Name", "string", "name", 0),
+    ("AddressType", "string", "", 0),
+    ("Ports", "string", "", 0),
+    ("Endpoints", "string", "", 0),
+    ("Age", "string", "", 0),
+];
 
 /// Endpoints shown before it says how many more there are.
 const MOST: usize = 3;
@@ -57,6 +66,26 @@ pub fn endpoints(endpoints: &Endpoints) -> Vec<Value> {
     ]
 }
 
+/// The cells of a row of an EndpointSlice. Those that are not ready are shown, too.
+pub fn slice(slice: &EndpointSlice) -> Vec<Value> {
+    let number = |port: &discovery::EndpointPort| match (port.port, &port.name) {
+        (Some(number), _) => number.to_string(),
+        (None, Some(name)) => name.clone(),
+        (None, None) => "*".to_owned(),
+    };
+    let ports: Vec<String> = slice.ports.iter().flatten().map(number).collect();
+    let addresses: Vec<String> =
+        slice.endpoints.iter().flatten().flat_map(|one| one.addresses.iter().cloned()).collect();
+    let or_unset = |all: &[String]| json!(if all.is_empty() { "<unset>".to_owned() } else { first_few(all) });
+    vec![
+        json!(slice.metadata.name),
+        json!(slice.address_type),
+        or_unset(&ports),
+        or_unset(&addresses),
+        json!(age(slice.metadata.creation_timestamp.as_ref())),
+    ]
+}
+
 /// The addresses of those that are ready, of all ports or of the one with that name.
 pub fn ready_endpoints(endpoints: &Endpoints, of_port: Option<&str>) -> Vec<String> {
     let mut all = Vec::new();
@@ -75,7 +104,10 @@ pub fn ready_endpoints(endpoints: &Endpoints, of_port: Option<&str>) -> Vec<Stri
 
 /// The first few ready ones.
 fn summary(endpoints: &Endpoints) -> String {
-    let all = ready_endpoints(endpoints, None);
+    first_few(&ready_endpoints(endpoints, None))
+}
+
+fn first_few(all: &[String]) -> String {
     let more = all.len().saturating_sub(MOST);
     let shown = all[..all.len() - more].join(",");
     if more == 0 { shown } else { format!("{shown} + {more} more...") }
@@ -103,6 +135,20 @@ mod tests {
         let expected = ["web", "NodePort", "10.86.1.2", "<none>", "80:30080/TCP,53/UDP"];
         assert_eq!(cells[..5], expected.map(|text| json!(text)));
         assert_eq!(cells[6], json!("app=web,b=c"));
+    }
+
+    #[test]
+    fn slices_show_all_addresses_of_their_family() {
+        let of = |ports: Value, ips: &[&str]| {
+            let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip]})).collect();
+            let object = json!({"metadata": {"name": "web-1"}, "addressType": "IPv6", "ports": ports,
+                "endpoints": endpoints});
+            slice(&serde_json::from_value(object).unwrap())[1..4].to_vec()
+        };
+        let cells =
+            of(json!([{"port": 80}, {"name": "x"}, {}]), &["fd00::2", "fd00::3", "fd00::4", "fd00::5"]);
+        assert_eq!(cells, ["IPv6", "80,x,*", "fd00::2,fd00::3,fd00::4 + 1 more..."].map(|text| json!(text)));
+        assert_eq!(of(json!([]), &[]), ["IPv6", "<unset>", "<unset>"].map(|text| json!(text)));
     }
 
     #[test]
