@@ -3,6 +3,7 @@
 //! The config file uses the field names of `KubeletConfiguration` where Kubernetes has one (a file of that kind is
 //! read as it is) and Berth's own names, documented in `docs/config.md`, for what a kubelet leaves to others.
 
+pub mod networks;
 mod shutdown;
 
 use std::collections::BTreeMap;
@@ -132,6 +133,7 @@ struct File {
     #[serde(rename = "serviceCIDR")]
     service_cidr: Option<String>,
     nft_table: Option<String>,
+    networks: Option<Vec<networks::NetworkFile>>,
     cni_conf_dir: Option<PathBuf>,
     cni_bin_dir: Option<String>,
     insecure_registries: Option<Vec<String>>,
@@ -343,6 +345,10 @@ pub struct Config {
     pub local_dns: bool,
     /// nft table.
     pub nft_table: String,
+    /// Further networks, and settings of the node's own.
+    pub networks: Vec<networks::Network>,
+    /// The name servers of pods whose first network is one of those, where the agent is theirs.
+    pub network_dns: BTreeMap<String, Vec<IpAddr>>,
     /// Registries spoken to over plain http.
     pub insecure_registries: Vec<String>,
     /// Folders with the certificate authorities of registries.
@@ -463,14 +469,13 @@ impl Config {
             mtu: file.mtu,
             local_dns: file.local_dns.unwrap_or(true),
             nft_table: given(args.nft_table.as_ref(), file.nft_table, "berth"),
+            networks: networks::check(file.networks.unwrap_or_default(), file.cni_conf_dir.is_some())?,
+            network_dns: BTreeMap::new(),
             insecure_registries: insecure,
             registry_certs_dirs: file.registry_certs_dirs.unwrap_or_else(default_certs_dirs),
             registry_auth_file: file.registry_auth_file.unwrap_or_else(|| DEFAULT_AUTH_FILE.into()),
             log_max_size: log_size(file.container_log_max_size.as_deref())?,
-            log_max_files: match file.container_log_max_files {
-                Some(n) if n < 2 => bail!("containerLogMaxFiles: must be at least 2, is {n}"),
-                other => other.unwrap_or(5),
-            },
+            log_max_files: log_files(file.container_log_max_files)?,
             pod_pids_limit: file.pod_pids_limit.filter(|n| *n > 0),
             max_pods: file.max_pods.unwrap_or(110),
             cluster_dns: file.cluster_dns.unwrap_or_default(),
@@ -676,6 +681,13 @@ fn read_only_address(text: Option<&str>) -> anyhow::Result<Option<SocketAddr>> {
             .map(Some)
             .with_context(|| format!("read-only address {text:?} is not ADDRESS:PORT or none")),
         None => Ok(Some(SocketAddr::from(([127, 0, 0, 1], 10255)))),
+    }
+}
+
+fn log_files(number: Option<u32>) -> anyhow::Result<u32> {
+    match number {
+        Some(n) if n < 2 => bail!("containerLogMaxFiles: must be at least 2, is {n}"),
+        other => Ok(other.unwrap_or(5)),
     }
 }
 

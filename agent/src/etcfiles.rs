@@ -65,7 +65,7 @@ pub fn names(pod: &Pod, node_hostname: &str, config: &Config) -> Result<Names, S
     Ok(Names { host, domain, kernel })
 }
 
-/// Writes the three files into `dir`. Gives what of the resolver's configuration had to be left out, if anything.
+/// Writes the three files into `dir`; `network` is the pod's first one, if that is not the node's own. Gives what of the resolver's configuration had to be left out, if anything.
 ///
 /// # Errors
 /// The file that could not be written or, for the host's resolver configuration, read.
@@ -75,12 +75,13 @@ pub fn write(
     names: &Names,
     ips: &[IpAddr],
     config: &Config,
+    network: Option<&str>,
 ) -> Result<Vec<String>, String> {
     std::fs::create_dir_all(dir).map_err(|e| format!("make {}: {e}", dir.display()))?;
     let host_network = pod.spec().host_network == Some(true);
     put(&dir.join("hosts"), &hosts(pod, names, ips, host_network))?;
     put(&dir.join("hostname"), &format!("{}\n", names.kernel))?;
-    let (text, omitted) = resolv_conf(pod, config)?;
+    let (text, omitted) = resolv_conf(pod, config, network)?;
     put(&dir.join("resolv.conf"), &text)?;
     Ok(omitted)
 }
@@ -233,7 +234,7 @@ fn host_resolver(config: &Config, own_network: bool) -> Result<Resolver, String>
 }
 
 /// The file and what was left out of it.
-fn resolv_conf(pod: &Pod, config: &Config) -> Result<(String, Vec<String>), String> {
+fn resolv_conf(pod: &Pod, config: &Config, network: Option<&str>) -> Result<(String, Vec<String>), String> {
     let spec = pod.spec();
     let host_network = spec.host_network == Some(true);
     let cluster = match spec.dns_policy.as_deref().unwrap_or("ClusterFirst") {
@@ -252,7 +253,9 @@ fn resolv_conf(pod: &Pod, config: &Config) -> Result<(String, Vec<String>), Stri
             vec![format!("{}.svc.{domain}", pod.namespace()), format!("svc.{domain}"), domain.clone()];
         searches.append(&mut resolver.searches);
         resolver.searches = searches;
-        resolver.servers = config.cluster_dns.iter().map(ToString::to_string).collect();
+        let there =
+            network.and_then(|name| config.network_dns.get(name)).filter(|servers| !servers.is_empty());
+        resolver.servers = there.unwrap_or(&config.cluster_dns).iter().map(ToString::to_string).collect();
         resolver.options = vec!["ndots:5".into()];
     }
     if let Some(extra) = &spec.dns_config {
@@ -283,7 +286,7 @@ mod tests {
     fn dns_config_with_policy_none_is_all_there_is() {
         let pod = pod(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {
             "nameservers": ["192.0.2.1"], "searches": ["a.example"], "options": [{"name": "ndots", "value": "2"}]}}));
-        let (text, _) = resolv_conf(&pod, &config()).unwrap();
+        let (text, _) = resolv_conf(&pod, &config(), None).unwrap();
         assert_eq!(text, "search a.example\nnameserver 192.0.2.1\noptions ndots:2\n");
     }
 
@@ -292,7 +295,7 @@ mod tests {
         let mut config = config();
         config.cluster_dns = vec!["10.96.0.10".parse().unwrap()];
         config.resolv_conf = "/nonexistent".into();
-        let (text, _) = resolv_conf(&pod(json!({"containers": []})), &config).unwrap();
+        let (text, _) = resolv_conf(&pod(json!({"containers": []})), &config, None).unwrap();
         assert_eq!(
             text,
             "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
@@ -384,7 +387,8 @@ mod tests {
         config.resolv_conf = file.path().into();
         let host = "search host.example .\nnameserver 192.0.2.7\noptions rotate\n";
         let cluster = "search shop.svc.cluster.local svc.cluster.local cluster.local host.example .\nnameserver 10.96.0.10\noptions ndots:5\n";
-        let text = |spec: serde_json::Value, config: &Config| resolv_conf(&pod(spec), config).unwrap().0;
+        let text =
+            |spec: serde_json::Value, config: &Config| resolv_conf(&pod(spec), config, None).unwrap().0;
         let policy = |name: &str, host_network: bool| json!({"containers": [], "dnsPolicy": name, "hostNetwork": host_network});
         // Without a resolver of a cluster there is only the host's.
         for name in ["ClusterFirst", "ClusterFirstWithHostNet", "Default"] {
@@ -414,7 +418,7 @@ mod tests {
         let more: Vec<String> = (0..40).map(|n| format!("{n}.example")).collect();
         let extra = json!({"nameservers": ["192.0.2.1", "192.0.2.2", "192.0.2.3"], "searches": more});
         let (text, warnings) =
-            resolv_conf(&pod(json!({"containers": [], "dnsConfig": extra})), &config).unwrap();
+            resolv_conf(&pod(json!({"containers": [], "dnsConfig": extra})), &config, None).unwrap();
         assert_eq!(text.matches("nameserver").count(), 3, "{text}");
         assert!(!text.contains("192.0.2.3"), "{text}");
         assert_eq!(text.lines().next().unwrap().split(' ').count(), 1 + 32);

@@ -28,7 +28,8 @@ pub fn of_pods(node: &Node) -> Result<Vec<String>> {
         }
     }
     for link in node.machine().links()? {
-        if !["lo", "up0", BRIDGE].contains(&link.as_str()) {
+        // The bridges are the networks', which stay.
+        if !["lo", "up0", BRIDGE].contains(&link.as_str()) && !link.starts_with("br-") {
             left.push(format!("link {link}"));
         }
     }

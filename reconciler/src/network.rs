@@ -5,6 +5,10 @@ use std::net::IpAddr;
 
 use crate::quantity::Quantity;
 
+mod selection;
+
+pub use selection::{DEFAULT, FIRST, First, Limit, NETWORKS, NONE, STATUS, Selection};
+
 /// Limits what the pod may receive: bits per second.
 pub const INGRESS_BANDWIDTH: &str = "kubernetes.io/ingress-bandwidth";
 /// Limits what the pod may send: bits per second.
@@ -28,6 +32,10 @@ pub struct Wishes {
     pub ips: Vec<IpAddr>,
     /// Hardware address.
     pub mac: Option<[u8; 6]>,
+    /// The first network, to which all of these belong.
+    pub first: First,
+    /// Further networks.
+    pub further: Vec<Selection>,
 }
 
 /// An annotation that cannot be.
@@ -56,20 +64,52 @@ impl Wishes {
             let Some(value) = annotations.and_then(|all| all.get(key)) else { return Ok(None) };
             read(value).map(Some).map_err(|reason| Refusal { key, value: value.clone(), reason })
         }
-        Ok(Self {
+        let wishes = Self {
             ingress: one(annotations, INGRESS_BANDWIDTH, bandwidth)?,
             egress: one(annotations, EGRESS_BANDWIDTH, bandwidth)?,
             ips: one(annotations, IPS, addresses)?.unwrap_or_default(),
             mac: one(annotations, MAC, hardware_address)?,
-        })
+            first: one(annotations, FIRST, selection::first)?.unwrap_or_default(),
+            further: one(annotations, NETWORKS, selection::networks)?.unwrap_or_default(),
+        };
+        one(annotations, NETWORKS, |_| wishes.agree())?;
+        Ok(wishes)
+    }
+
+    /// Checks the further networks against the first.
+    fn agree(&self) -> Result<(), String> {
+        match &self.first {
+            First::None if !self.further.is_empty() => {
+                Err(format!("{FIRST}: {NONE} leaves the pod without networks"))
+            }
+            first if self.further.iter().any(|one| one.network == first.name()) => {
+                Err(format!("network {} is the pod's first one already", first.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The networks named, with the annotation that names each.
+    pub fn networks(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let first = match &self.first {
+            First::Named(name) => Some((FIRST, name.as_str())),
+            _ => None,
+        };
+        first.into_iter().chain(self.further.iter().map(|one| (NETWORKS, one.network.as_str())))
     }
 }
 
-/// Which of these annotations is there, for a pod that has no network of its own.
-pub(crate) fn first_of(annotations: Option<&BTreeMap<String, String>>) -> Option<&'static str> {
-    [INGRESS_BANDWIDTH, EGRESS_BANDWIDTH, IPS, MAC]
-        .into_iter()
-        .find(|key| annotations.is_some_and(|all| all.contains_key(*key)))
+/// The annotations that say which networks a pod is on.
+pub(crate) const OF_NETWORKS: [&str; 2] = [FIRST, NETWORKS];
+/// Those that say what it has in the first.
+pub(crate) const OF_FIRST: [&str; 4] = [INGRESS_BANDWIDTH, EGRESS_BANDWIDTH, IPS, MAC];
+
+/// Which of these annotations is there.
+pub(crate) fn first_of(
+    annotations: Option<&BTreeMap<String, String>>,
+    keys: impl IntoIterator<Item = &'static str>,
+) -> Option<&'static str> {
+    keys.into_iter().find(|key| annotations.is_some_and(|all| all.contains_key(*key)))
 }
 
 fn bandwidth(text: &str) -> Result<u64, String> {
@@ -84,17 +124,17 @@ fn bandwidth(text: &str) -> Result<u64, String> {
 }
 
 fn addresses(text: &str) -> Result<Vec<IpAddr>, String> {
-    let read = |part: &str| {
-        let part = part.trim();
-        part.parse::<IpAddr>().map_err(|_| format!("{part:?} is not an IP address"))
-    };
-    let ips: Vec<IpAddr> = text.split(',').map(read).collect::<Result<_, _>>()?;
+    let ips: Vec<IpAddr> = text.split(',').map(|part| address(part.trim())).collect::<Result<_, _>>()?;
     for family in [true, false] {
         if ips.iter().filter(|ip| ip.is_ipv4() == family).count() > 1 {
             return Err("more than one address of a family".into());
         }
     }
     Ok(ips)
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not an IP address"))
 }
 
 fn hardware_address(text: &str) -> Result<[u8; 6], String> {
@@ -135,6 +175,27 @@ mod tests {
         assert!(read(INGRESS_BANDWIDTH, "-1M").unwrap_err().contains("unreasonably small"));
         assert!(read(INGRESS_BANDWIDTH, "1.1P").unwrap_err().contains("unreasonably large"));
         assert!(read(INGRESS_BANDWIDTH, "10Mbit").unwrap_err().contains("quantities must match"));
+    }
+
+    #[test]
+    fn further_networks_are_others_than_the_first() {
+        let both = |first: &str, networks: &str| {
+            let of = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+            Wishes::read(Some(&[(FIRST, first), (NETWORKS, networks)].map(of).into()))
+                .map_err(|refusal| refusal.to_string())
+        };
+        let wishes = both("front", "back,default").unwrap();
+        let named: Vec<_> = wishes.networks().collect();
+        assert_eq!(named, [(FIRST, "front"), (NETWORKS, "back"), (NETWORKS, "default")]);
+        let error = both("front", "back,front").unwrap_err();
+        assert_eq!(
+            error,
+            "annotation k8s.v1.cni.cncf.io/networks: \"back,front\": network front is the pod's first one already"
+        );
+        assert!(both("none", "back").unwrap_err().contains("leaves the pod without networks"));
+        assert!(
+            read(NETWORKS, "default").unwrap_err().contains("network default is the pod's first one already")
+        );
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl AgentBackend {
 
     /// Makes a pod visible and wanted.
     fn accept(&self, pod: Arc<Pod>, deletion: Option<&Deletion>, status: &v1::PodStatus) -> v1::Pod {
-        let shown = shown_pod(&pod, deletion, status);
+        let shown = self.node.shown_pod(&pod, deletion, status);
         self.node.store.put(Kind::Pod, pod.namespace(), pod.name(), &shown);
         self.reconciler.apply(pod);
         shown
@@ -202,7 +202,7 @@ impl Backend for AgentBackend {
         }
         let pod = Arc::new(Pod::new(new, view.pod.source.clone()));
         if dry_run {
-            return Ok(shown_pod(&pod, view.deletion.as_ref(), &view.status));
+            return Ok(self.node.shown_pod(&pod, view.deletion.as_ref(), &view.status));
         }
         self.node.objects.save_pod(&pod, view.deletion.as_ref());
         let shown = self.accept(pod.clone(), view.deletion.as_ref(), &view.status);
@@ -228,7 +228,7 @@ impl Backend for AgentBackend {
             condition.last_transition_time.get_or_insert(since);
         }
         let status = berth_reconciler::status::with_conditions(&view.status, &conditions);
-        let shown = shown_pod(&view.pod, view.deletion.as_ref(), &status);
+        let shown = self.node.shown_pod(&view.pod, view.deletion.as_ref(), &status);
         if !dry_run {
             self.node.store.put(Kind::Pod, namespace, name, &shown);
             self.reconciler.set_conditions(view.pod.uid(), conditions);
@@ -263,7 +263,7 @@ impl Backend for AgentBackend {
             .clone()
             .unwrap_or(Deletion { requested_at: now(), grace_seconds: grace.unwrap_or(own) });
         self.node.objects.save_pod(&view.pod, Some(&deletion));
-        let shown = shown_pod(&view.pod, Some(&deletion), &view.status);
+        let shown = self.node.shown_pod(&view.pod, Some(&deletion), &view.status);
         self.node.store.put(Kind::Pod, namespace, name, &shown);
         self.reconciler.delete(view.pod.uid(), grace);
         Ok(shown)
@@ -433,7 +433,7 @@ impl Backend for AgentBackend {
         let uid = view.pod.uid();
         self.node.pause(uid, paused).await.map_err(|e| ApiError::conflict(Kind::Pod, pod, &e))?;
         self.reconciler.wake(uid);
-        Ok(shown_pod(&view.pod, view.deletion.as_ref(), &view.status))
+        Ok(self.node.shown_pod(&view.pod, view.deletion.as_ref(), &view.status))
     }
 
     async fn logs(

@@ -52,22 +52,32 @@ pub fn serve(node: &Arc<AgentNode>, all: Vec<Sockets>) {
     let domain = node.config.cluster_domain.to_ascii_lowercase();
     let names = {
         let (node, domain) = (node.clone(), domain.clone());
-        Box::new(move || zone(&node, &domain))
+        Box::new(move |asker| zone(&node, &domain, asker))
     };
     let network = node.network.clone();
-    let server = Server::new(domain, names, Box::new(move |ip| network.contains(ip)), forwarder);
+    let server =
+        Server::new(domain, names, Box::new(move |ip| network.all().any(|one| one.contains(ip))), forwarder);
     for sockets in all {
         tokio::spawn(server.clone().serve(sockets));
     }
 }
 
-fn zone(node: &AgentNode, domain: &str) -> Zone {
+/// The names, with the addresses that whoever asks can reach.
+fn zone(node: &AgentNode, domain: &str, asker: IpAddr) -> Zone {
+    let sight = node.sight_of(asker);
     let views = node.views();
     let mut services = Vec::new();
     node.services.each(|service, endpoints| services.extend(names::of_service(service, endpoints)));
     Zone {
         domain: domain.to_owned(),
-        pods: views.iter().filter_map(|view| names::of_pod(view, &node.config.node_name)).collect(),
+        pods: views
+            .iter()
+            .filter_map(|view| {
+                let mut pod = names::of_pod(view, &node.config.node_name)?;
+                pod.ips = node.seen(&sight, view.pod.uid(), pod.ips);
+                (!pod.ips.is_empty()).then_some(pod)
+            })
+            .collect(),
         services,
     }
 }

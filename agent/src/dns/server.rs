@@ -51,8 +51,8 @@ impl Sockets {
     }
 }
 
-/// Gives all names as they are now.
-pub type Names = Box<dyn Fn() -> Zone + Send + Sync>;
+/// Gives all names as they are now, for somebody at an address.
+pub type Names = Box<dyn Fn(IpAddr) -> Zone + Send + Sync>;
 
 /// Says whether somebody at an address may ask.
 pub type Admits = Box<dyn Fn(IpAddr) -> bool + Send + Sync>;
@@ -95,7 +95,7 @@ impl Server {
             let Ok(place) = places.clone().try_acquire_owned() else { continue };
             let (server, socket, question) = (self.clone(), socket.clone(), room[..size].to_vec());
             tokio::spawn(async move {
-                if let Some(answer) = server.answer(&question, true).await
+                if let Some(answer) = server.answer(from.ip(), &question, true).await
                     && let Err(error) = socket.send_to(&answer, from).await
                 {
                     tracing::debug!(%from, %error, "cannot send an answer");
@@ -113,7 +113,7 @@ impl Server {
                 Ok((stream, from)) if (self.admits)(from.ip()) => {
                     let server = self.clone();
                     tokio::spawn(async move {
-                        if let Err(error) = server.stream(stream).await {
+                        if let Err(error) = server.stream(from.ip(), stream).await {
                             tracing::debug!(%from, %error, "a stream of questions broke off");
                         }
                         drop(place);
@@ -129,7 +129,7 @@ impl Server {
         }
     }
 
-    async fn stream(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn stream(&self, from: IpAddr, mut stream: TcpStream) -> io::Result<()> {
         loop {
             let size = match tokio::time::timeout(SILENCE, stream.read_u16()).await {
                 Ok(Ok(size)) => size,
@@ -139,13 +139,13 @@ impl Server {
             };
             let mut question = vec![0; size.into()];
             tokio::time::timeout(SILENCE, stream.read_exact(&mut question)).await??;
-            let Some(answer) = self.answer(&question, false).await else { return Ok(()) };
+            let Some(answer) = self.answer(from, &question, false).await else { return Ok(()) };
             tokio::time::timeout(SILENCE, write_framed(&mut stream, &answer)).await??;
         }
     }
 
     /// The answer to a question, if it deserves one.
-    async fn answer(&self, question: &[u8], is_datagram: bool) -> Option<Vec<u8>> {
+    async fn answer(&self, from: IpAddr, question: &[u8], is_datagram: bool) -> Option<Vec<u8>> {
         let asked = match Message::from_vec(question) {
             Ok(asked) => asked,
             Err(_) => {
@@ -159,7 +159,7 @@ impl Server {
         if asked.metadata.message_type != MessageType::Query {
             return None;
         }
-        let mut answer = self.respond(&asked).await;
+        let mut answer = self.respond(from, &asked).await;
         answer.metadata.recursion_desired = asked.metadata.recursion_desired;
         answer.metadata.recursion_available = true;
         if asked.edns.is_some() {
@@ -172,7 +172,7 @@ impl Server {
         if bytes.len() <= usize::from(room) { Some(bytes) } else { answer.truncate().to_vec().ok() }
     }
 
-    async fn respond(&self, asked: &Message) -> Message {
+    async fn respond(&self, from: IpAddr, asked: &Message) -> Message {
         let refuse = |code| {
             let mut answer = Message::error_msg(asked.metadata.id, asked.metadata.op_code, code);
             answer.queries.clone_from(&asked.queries);
@@ -188,7 +188,7 @@ impl Server {
         let text = question.name.to_ascii().to_ascii_lowercase();
         let name = text.trim_end_matches('.');
         // Most questions are for others: what is here need not be gathered for those.
-        let zone = is_ours(name, &self.domain).then(|| (self.names)());
+        let zone = is_ours(name, &self.domain).then(|| (self.names)(from));
         let Some(found) = zone.and_then(|zone| zone.find(name, kind(question.query_type))) else {
             let answer = self.forwarder.answer(asked).await;
             return answer.map_or_else(|| refuse(ResponseCode::ServFail), |answer| retold(asked, answer));

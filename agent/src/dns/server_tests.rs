@@ -78,7 +78,7 @@ impl Bench {
         std::fs::write(conf.path(), "nameserver 127.0.0.1\n").unwrap();
         let forwarder =
             Forwarder::new(conf.path().into(), vec!["127.0.0.9".parse().unwrap()], others.address.port());
-        let names = || Zone {
+        let names = |_| Zone {
             domain: "cluster.local".into(),
             pods: vec![PodNames {
                 names: vec!["web".into()],

@@ -35,16 +35,17 @@ pub struct PodSample {
     pod: Arc<Pod>,
     /// Running containers.
     pub containers: Vec<ContainerSample>,
-    network: Option<NetStats>,
+    /// Each interface by its name.
+    interfaces: Vec<(String, NetStats)>,
 }
 
 /// Reads the figures of everything that runs.
 pub async fn gather(node: &AgentNode) -> Vec<PodSample> {
     let mut samples = Vec::new();
     for entry in node.all_entries() {
-        let (instances, attachment) = {
+        let (instances, networks) = {
             let state = entry.state();
-            (state.instances.clone(), state.attachment.clone())
+            (state.instances.clone(), state.networks.clone())
         };
         let pod = entry.pod();
         let mut containers = Vec::new();
@@ -67,11 +68,14 @@ pub async fn gather(node: &AgentNode) -> Vec<PodSample> {
                 stats,
             });
         }
-        let network = match attachment {
-            Some(attachment) => node.network.stats(&attachment.host_if).await.ok(),
-            None => None,
-        };
-        samples.push(PodSample { pod, containers, network });
+        let mut interfaces = Vec::new();
+        for one in networks {
+            // An interface that goes just now has no figures any more.
+            if let Ok(stats) = node.network.stats(&one.attachment.host_if).await {
+                interfaces.push((one.attachment.interface, stats));
+            }
+        }
+        samples.push(PodSample { pod, containers, interfaces });
     }
     samples.sort_by_key(|s| s.pod.full_name());
     samples
@@ -343,15 +347,15 @@ fn network(samples: &[PodSample]) -> Result<Vec<MetricFamily>> {
     ];
     let mut families = Vec::new();
     for (name, help, read) in figures {
-        let values = samples.iter().filter_map(|s| {
-            let stats = s.network.as_ref()?;
+        let interfaces = samples.iter().flat_map(|s| s.interfaces.iter().map(move |one| (s, one)));
+        let values = interfaces.map(|(s, (interface, stats))| {
             let labels = [
                 s.pod.namespace().to_owned(),
                 s.pod.name().to_owned(),
-                "eth0".to_owned(),
+                interface.clone(),
                 format!("pod{}", s.pod.uid()),
             ];
-            Some((labels, read(stats) as f64))
+            (labels, read(stats) as f64)
         });
         families.extend(family(name, help, Kind::Counter, &NET_LABELS, values)?);
     }

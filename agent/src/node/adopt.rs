@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1;
 
 use super::entry::{Entry, Instance, PodRecord, SandboxRecord, read_json};
 use super::sandbox::{blocking, kill_remains, kill_shim};
-use super::{AgentNode, shims};
+use super::{AgentNode, networks, shims};
 use crate::volumes;
 
 /// A pod that was found.
@@ -62,9 +62,10 @@ impl AgentNode {
     async fn connect_to(&self, entry: &Arc<Entry>) {
         let pod = entry.pod();
         let record: Option<SandboxRecord> = read_json(&entry.dir.join("sandbox.json"));
+        let in_place = record.as_ref().is_some_and(|record| self.is_in_place(&pod, record));
         let connected = match &record {
-            Some(_) => Client::connect(&entry.dir.join("shim.sock")).await.ok(),
-            None => None,
+            Some(_) if in_place => Client::connect(&entry.dir.join("shim.sock")).await.ok(),
+            _ => None,
         };
         let listed = match &connected {
             Some((client, _)) => client.list().await.ok(),
@@ -77,7 +78,7 @@ impl AgentNode {
                 {
                     let mut state = entry.state();
                     state.instances = load_instances(entry, &pod, Some(&listed));
-                    state.attachment = record.attachment;
+                    state.networks = record.networks();
                     state.sandbox = Sandbox::Ready { ips: record.ips, created_at: record.created_at };
                 }
                 shims::follow(self, entry, client, events);
@@ -90,6 +91,20 @@ impl AgentNode {
                 let mut state = entry.state();
                 state.instances = load_instances(entry, &pod, None);
                 state.sandbox = if record.is_some() { Sandbox::Dead } else { Sandbox::Absent };
+            }
+        }
+    }
+
+    /// Whether the pod still has its place in its networks. If not, because the settings are others now, it is made anew.
+    fn is_in_place(&self, pod: &Pod, record: &SandboxRecord) -> bool {
+        if self.cni.is_on() || self.cni.holds(pod.uid()) {
+            return true;
+        }
+        match networks::still_there(&self.network, pod, &record.networks()) {
+            Ok(()) => true,
+            Err(why) => {
+                tracing::warn!(pod = pod.full_name(), why, "the pod is made anew: its networks have changed");
+                false
             }
         }
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_netplug::Attachment;
+use berth_reconciler::network::DEFAULT;
 use berth_reconciler::node::{ContainerRecord, ContainerState, Deletion, Eviction, Observation, Sandbox};
 use berth_reconciler::pod::Pod;
 use berth_reconciler::shutdown::TERMINATED;
@@ -19,6 +20,8 @@ use k8s_openapi::api::core::v1;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use super::networks::Joined;
 
 /// One container instance: the reconciler's record and what the agent needs beside it. `meta.json` of the bundle.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,8 +48,32 @@ pub(crate) struct SandboxRecord {
     pub ips: Vec<IpAddr>,
     /// When it was made.
     pub created_at: Timestamp,
-    /// What the pod network gave; none with hostNetwork.
+    /// What the pod's first network gave; none with hostNetwork, or without networks.
     pub attachment: Option<Attachment>,
+    /// The first network's name; none is the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    network: Option<String>,
+    /// What further networks gave.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    further: Vec<Joined>,
+}
+
+impl SandboxRecord {
+    /// A record of what these networks gave, the first one first.
+    pub fn new(ips: Vec<IpAddr>, created_at: Timestamp, networks: Vec<Joined>) -> Self {
+        let mut networks = networks.into_iter();
+        let first = networks.next();
+        let network = first.as_ref().map(|one| one.network.clone()).filter(|name| name != DEFAULT);
+        let attachment = first.map(|one| one.attachment);
+        Self { ips, created_at, attachment, network, further: networks.collect() }
+    }
+
+    /// What the pod's networks gave, the first one first.
+    pub fn networks(&self) -> Vec<Joined> {
+        let name = self.network.clone().unwrap_or_else(|| DEFAULT.into());
+        let first = self.attachment.clone().map(|attachment| Joined { network: name, attachment });
+        first.into_iter().chain(self.further.iter().cloned()).collect()
+    }
 }
 
 /// `pod.json`.
@@ -72,7 +99,8 @@ pub(crate) struct Shim {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub sandbox: Sandbox,
-    pub attachment: Option<Attachment>,
+    /// What the pod's networks gave, the first one first.
+    pub networks: Vec<Joined>,
     pub shim: Option<Shim>,
     pub generation: u64,
     pub instances: Vec<Instance>,

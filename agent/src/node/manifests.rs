@@ -45,7 +45,7 @@ impl AgentNode {
         }
         let views = self.reconciler.get().map(|r| r.pods()).unwrap_or_default();
         for view in views.iter().filter(|v| v.pod.source == Source::File(file.to_owned())) {
-            let shown = crate::backend::shown_pod(&view.pod, view.deletion.as_ref(), &view.status);
+            let shown = self.shown_pod(&view.pod, view.deletion.as_ref(), &view.status);
             self.show(&view.pod, shown);
         }
         let runs = |name: &Name| views.iter().any(|v| v.pod.namespace() == name.0 && v.pod.name() == name.1);

@@ -17,6 +17,7 @@ mod grpc;
 mod image;
 pub(crate) mod kubepods;
 mod manifests;
+pub(crate) mod networks;
 mod places;
 mod probe;
 mod resize;
@@ -364,7 +365,7 @@ impl Node for AgentNode {
             entry.save_status(deletion, status);
         }
         self.objects.save_pod(pod, deletion);
-        let shown = crate::backend::shown_pod(pod, deletion, status);
+        let shown = self.shown_pod(pod, deletion, status);
         self.show(pod, shown);
         self.services.pod_changed(pod, deletion.is_some(), status);
     }

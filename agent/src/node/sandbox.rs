@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use berth_netplug::{Attachment, HostPort, PodNetwork, Protocol, Rate, Wishes};
+use berth_netplug::{HostPort, PodNetwork, Protocol, Rate, Wishes};
+use berth_reconciler::network::Wishes as Asked;
 use berth_reconciler::node::{Failure, Sandbox};
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::Client;
@@ -14,6 +15,7 @@ use berth_runtime::shim::{IdRange, SpawnOptions, spawn};
 
 use super::entry::{Entry, SandboxRecord, write_json};
 use super::kubepods::Tree;
+use super::networks::{self, Joined};
 use super::{AgentNode, shims};
 use crate::metrics::Stage;
 use crate::{etcfiles, volumes};
@@ -116,16 +118,20 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
         let theirs = PathBuf::from(format!("/proc/{shim}/ns/net"));
         attachment = attach(node, pod, Some(&theirs), Instant::now()).await?;
     }
-    let ips = attachment.as_ref().map_or_else(|| node.facts.ips.clone(), |attached| attached.ips.clone());
-    let omitted = etcfiles::write(&entry.dir.join("etc"), pod, &names, &ips, &node.config).map_err(failed)?;
+    let first =
+        attachment.as_ref().map(|all| all.first().map(|one| one.attachment.ips.clone()).unwrap_or_default());
+    let ips = first.unwrap_or_else(|| node.facts.ips.clone());
+    let network = attachment.as_ref().and_then(|all| all.first()).map(|one| one.network.as_str());
+    let omitted =
+        etcfiles::write(&entry.dir.join("etc"), pod, &names, &ips, &node.config, network).map_err(failed)?;
     for warning in omitted {
         node.note(pod, true, "DNSConfigForming", warning, None);
     }
-    if volumes::follow_objects(pod) {
+    if volumes::follow_objects(pod) && !ips.is_empty() {
         // The downward API knows the pod's address only now.
         set_up_volumes(node, pod, &ips).await?;
     }
-    complete(entry, ips, attachment)?;
+    complete(entry, ips, attachment.unwrap_or_default())?;
     node.limited.notify_one();
     node.ahead.prepare_soon();
     node.counters.sandbox_seconds.observe(begun.elapsed().as_secs_f64());
@@ -155,28 +161,25 @@ async fn attach(
     pod: &Pod,
     netns: Option<&Path>,
     begun: Instant,
-) -> Result<Option<Attachment>, Failure> {
+) -> Result<Option<Vec<Joined>>, Failure> {
     let Some(netns) = netns else { return Ok(None) };
-    let wanted = network_of(pod, netns).map_err(failed)?;
-    let attached = match node.cni.attach(&wanted).await {
-        Some(attached) => attached.map_err(failed)?,
-        None => node.network.attach(&wanted).await.map_err(failed)?,
-    };
+    let asked = Asked::read(pod.object.metadata.annotations.as_ref()).map_err(failed)?;
+    let joined = networks::join(node, &asked, network_of(pod, &asked, netns)).await.map_err(failed)?;
     node.counters.stage(Stage::Network, begun);
-    Ok(Some(attached))
+    Ok(Some(joined))
 }
 
 /// Believes in the sandbox, on disk first.
-fn complete(entry: &Entry, ips: Vec<IpAddr>, attachment: Option<Attachment>) -> Result<(), Failure> {
+fn complete(entry: &Entry, ips: Vec<IpAddr>, networks: Vec<Joined>) -> Result<(), Failure> {
     let created_at = entry.sandbox_time();
-    let record = SandboxRecord { ips: ips.clone(), created_at, attachment: attachment.clone() };
+    let record = SandboxRecord::new(ips.clone(), created_at, networks.clone());
     write_json(&entry.dir.join("sandbox.json"), &record)
         .map_err(|e| failed(format!("write {}: {e}", entry.dir.join("sandbox.json").display())))?;
     let mut state = entry.state();
     if state.shim.is_none() {
         return Err(failed("the pod's shim died while the sandbox was being made"));
     }
-    state.attachment = attachment;
+    state.networks = networks;
     state.sandbox = Sandbox::Ready { ips, created_at };
     Ok(())
 }
@@ -216,8 +219,8 @@ async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[IpAddr]) -> Res
     .map(drop)
 }
 
-fn network_of(pod: &Pod, netns: &Path) -> Result<PodNetwork, berth_reconciler::network::Refusal> {
-    let asked = berth_reconciler::network::Wishes::read(pod.object.metadata.annotations.as_ref())?;
+/// What the pod asks of its first network.
+fn network_of(pod: &Pod, asked: &Asked, netns: &Path) -> PodNetwork {
     let rate = |bits: Option<u64>| bits.map(|bits_per_second| Rate { bits_per_second, burst_bytes: None });
     let ports = pod.all_containers().flat_map(|c| c.ports.iter().flatten());
     let host_ports = ports
@@ -230,7 +233,7 @@ fn network_of(pod: &Pod, netns: &Path) -> Result<PodNetwork, berth_reconciler::n
             })
         })
         .collect();
-    Ok(PodNetwork {
+    PodNetwork {
         id: pod.uid().into(),
         name: pod.name().into(),
         namespace: pod.namespace().into(),
@@ -238,13 +241,13 @@ fn network_of(pod: &Pod, netns: &Path) -> Result<PodNetwork, berth_reconciler::n
         host_ports,
         wishes: Wishes {
             interface: None,
-            ips: asked.ips,
+            ips: asked.ips.clone(),
             mac: asked.mac,
             ingress: rate(asked.ingress),
             egress: rate(asked.egress),
             default_routes: None,
         },
-    })
+    }
 }
 
 /// Takes down what is left of an earlier sandbox: its shim and every process. Volumes and records stay.
@@ -266,7 +269,7 @@ async fn clear(node: &AgentNode, entry: &Arc<Entry>) -> Result<(), Failure> {
     node.id_ranges.release(pod.uid());
     let mut state = entry.state();
     state.sandbox = Sandbox::Absent;
-    state.attachment = None;
+    state.networks.clear();
     Ok(())
 }
 

@@ -125,6 +125,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         node_labels: Some(node.facts.labels()),
         runtimes: Some(config.runtimes.keys().cloned().collect()),
         overheads: config.overheads(),
+        networks: Some(config.network_names()),
         unsafe_sysctls: config.unsafe_sysctls.clone(),
         app_armor: Some(crate::apparmor::enabled()),
         selinux: Some(std::path::Path::new("/sys/fs/selinux/enforce").exists()),
@@ -210,14 +211,7 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
         berth_image::Store::open(&dir).with_context(|| format!("open the image store {}", dir.display()))?
     };
     let cgroups = Cgroups::detect().context("find the control groups of this machine")?;
-    let mut network = berth_netplug::Config::new(config.root.join("net"));
-    network.bridge.clone_from(&config.bridge);
-    network.ipv4 = config.pod_cidr.parse().with_context(|| format!("pod CIDR {:?}", config.pod_cidr))?;
-    let v6 = config.pod_cidr6.as_ref();
-    network.ipv6 = v6.map(|v6| v6.parse().with_context(|| format!("pod CIDR {v6:?}"))).transpose()?;
-    network.mtu = config.mtu;
-    network.name_server = dns::is_wanted(config);
-    network.table.clone_from(&config.nft_table);
+    let mut network = config.network()?;
     let range =
         config.service_cidr.parse().with_context(|| format!("service CIDR {:?}", config.service_cidr))?;
     network.service_ipv4 = Some(range);
@@ -227,9 +221,7 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
         false => Network::open(network).await,
     }
     .context("set up the pod network")?;
-    let names = dns::listen(config, &network.gateways()).await;
-    let mut config = (**config).clone();
-    config.cluster_dns.extend(names.iter().filter_map(|one| one.address().ok()).map(|address| address.ip()));
+    let (names, config) = listen_for_names(config, &network).await;
     let counters = Arc::new(Counters::new(facts.started_at).context("register metrics")?);
     let events = Arc::new(Recorder::new(store.clone(), &config.node_name));
     let claims = Claims::new(&config.root, store.clone(), events.clone());
@@ -253,6 +245,21 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
         store,
     };
     Ok((parts, names))
+}
+
+/// Listens as the pods' name server on each network, and says so in the settings.
+async fn listen_for_names(config: &Arc<Config>, network: &Network) -> (Vec<Sockets>, Config) {
+    let (mut names, mut settings) = (Vec::new(), (**config).clone());
+    for network in network.all() {
+        let there = dns::listen(config, &network.gateways()).await;
+        let addresses = there.iter().filter_map(|one| one.address().ok()).map(|address| address.ip());
+        match network.name() {
+            None => settings.cluster_dns.extend(addresses),
+            Some(name) => drop(settings.network_dns.insert(name.to_owned(), addresses.collect())),
+        }
+        names.extend(there);
+    }
+    (names, settings)
 }
 
 /// The API's socket, for its owner only: whoever can open it is root on this machine.

@@ -23,6 +23,7 @@ mod main_job;
 mod metrics;
 mod names;
 mod network;
+mod networks;
 mod oci_runtime;
 mod pause;
 mod probes;

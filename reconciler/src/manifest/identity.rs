@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sha2::{Digest, Sha256};
 
+use crate::network::STATUS;
 use crate::pod::{Pod, Source};
 
 /// Where a pod comes from: `file` or `api`.
@@ -61,8 +62,9 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
 fn hash_uid(pod: &v1::Pod, file: &str, node_name: &str) -> String {
     let mut plain = pod.clone();
     if let Some(annotations) = &mut plain.metadata.annotations {
-        annotations
-            .retain(|key, _| !matches!(key.as_str(), SOURCE_ANNOTATION | HASH_ANNOTATION | SEEN_ANNOTATION));
+        annotations.retain(|key, _| {
+            !matches!(key.as_str(), SOURCE_ANNOTATION | HASH_ANNOTATION | SEEN_ANNOTATION | STATUS)
+        });
     }
     // A Pod always serializes: its keys are strings. Maps are ordered, so equal pods give equal text.
     let text = serde_json::to_vec(&plain).unwrap_or_default();

@@ -85,6 +85,8 @@ pub struct Context {
     pub runtimes: Option<Vec<String>>,
     /// What a pod of a runtime costs beside its containers, by the runtime's name.
     pub overheads: BTreeMap<String, BTreeMap<String, ApiQuantity>>,
+    /// The further networks that a pod can be on here; any other is refused. None: not checked.
+    pub networks: Option<Vec<String>>,
     /// Unsafe sysctls that pods may set here: names, or prefixes with `*` at their end.
     pub unsafe_sysctls: Vec<String>,
     /// Whether the kernel has AppArmor. None: not checked.
@@ -157,20 +159,23 @@ pub fn check_pod(value: &serde_json::Value, context: &Context) -> Result<v1::Pod
 }
 
 /// Whether a running pod may be changed from `old` into `new`. Kubernetes allows new images, a lower activeDeadlineSeconds and
-/// more tolerations; metadata is not looked at.
+/// more tolerations; of metadata only the annotations are looked at that a pod's network is made by.
 pub fn pod_update_allowed(old: &v1::Pod, new: &v1::Pod) -> Result<(), Vec<ManifestError>> {
-    change_allowed(old, new, update::check)
+    change_allowed(old, new, |old, new, issues| {
+        rules::network::check_update(old, new, issues);
+        of_specs(old, new, issues, update::check);
+    })
 }
 
 /// Whether `new` is `old` with other cpu and memory, as the `resize` subresource takes it: nothing taken away, and of the
 /// same QoS class.
 pub fn pod_resize_allowed(old: &v1::Pod, new: &v1::Pod) -> Result<(), Vec<ManifestError>> {
-    change_allowed(old, new, update::check_resize)
+    change_allowed(old, new, |old, new, issues| of_specs(old, new, issues, update::check_resize))
 }
 
 /// Whether `new` is `old` with more ephemeral containers.
 pub fn pod_ephemeral_allowed(old: &v1::Pod, new: &v1::Pod) -> Result<(), Vec<ManifestError>> {
-    change_allowed(old, new, update::check_ephemeral)
+    change_allowed(old, new, |old, new, issues| of_specs(old, new, issues, update::check_ephemeral))
 }
 
 /// Whether a running pod of a manifest file can take up the file's new text as it runs: images, cpu and memory,
@@ -179,15 +184,24 @@ pub fn changes_in_place(old: &v1::Pod, new: &v1::Pod) -> bool {
     update::in_place(old, new)
 }
 
+fn of_specs(
+    old: &v1::Pod,
+    new: &v1::Pod,
+    issues: &mut Issues,
+    check: fn(&v1::PodSpec, &v1::PodSpec, &mut Issues),
+) {
+    if let (Some(old), Some(new)) = (&old.spec, &new.spec) {
+        check(old, new, issues);
+    }
+}
+
 fn change_allowed(
     old: &v1::Pod,
     new: &v1::Pod,
-    check: fn(&v1::PodSpec, &v1::PodSpec, &mut Issues),
+    check: impl FnOnce(&v1::Pod, &v1::Pod, &mut Issues),
 ) -> Result<(), Vec<ManifestError>> {
     let mut issues = Issues::default();
-    if let (Some(old), Some(new)) = (&old.spec, &new.spec) {
-        check(old, new, &mut issues);
-    }
+    check(old, new, &mut issues);
     let about = ObjectRef {
         kind: "Pod".to_owned(),
         namespace: new.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),

@@ -209,7 +209,7 @@ fn pod(node: &Node, context: &Context, from_api: bool) -> (Option<Object>, Vec<I
     rules::meta::check(&pod.metadata, from_api, &mut issues);
     if let Some(spec) = pod.spec.as_ref().filter(|_| named) {
         rules::apparmor::check(pod.metadata.annotations.as_ref(), spec, &mut issues);
-        rules::network::check(&pod, spec, &mut issues);
+        rules::network::check(&pod, spec, context, &mut issues);
         rules::spec::check(spec, context, &mut issues);
     }
     namespace(&mut pod.metadata);
