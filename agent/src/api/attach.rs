@@ -1,19 +1,19 @@
-//! `pods/NAME/attach`: a running container's streams over a WebSocket, see [`super::remote`] for the protocol.
+//! `pods/NAME/attach`: a running container's streams over a WebSocket or SPDY, see [`super::remote`] for the protocol.
 
-use axum::extract::WebSocketUpgrade;
 use axum::response::Response;
-use futures::StreamExt;
+use http::request::Parts;
 
 use super::params::Params;
+use super::remote::Wanted;
 use super::write::Target;
 use super::{Api, ApiError, AttachRequest, log, remote};
 
 /// Upgrades the connection and attaches it to the container.
-pub fn respond(
+pub async fn respond(
     api: &Api,
     target: &Target,
     params: &Params,
-    upgrade: WebSocketUpgrade,
+    parts: &mut Parts,
 ) -> Result<Response, ApiError> {
     let tty = params.flag("tty");
     let request = AttachRequest {
@@ -25,13 +25,13 @@ pub fn respond(
     if !(request.stdin || request.stdout || request.stderr) {
         return Err(ApiError::bad_request("you must specify at least one of stdin, stdout, stderr"));
     }
-    let upgrade = remote::negotiate(upgrade)?;
     let (backend, target) = (api.backend.clone(), target.clone());
-    Ok(upgrade.on_upgrade(async move |socket| {
-        let (mut sink, stream) = socket.split();
+    let wanted = Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty };
+    remote::upgrade(parts, "attach", wanted, async move |mut sink, stream| {
         match backend.attach(&target.namespace, &target.name, request).await {
             Ok(streams) => remote::run(&mut sink, stream, streams).await,
             Err(error) => remote::finish(&mut sink, &error.status()).await,
         }
-    }))
+    })
+    .await
 }

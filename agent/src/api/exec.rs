@@ -1,14 +1,14 @@
-//! `pods/NAME/exec`: a command's input and output over a WebSocket, see [`super::remote`] for the protocol.
+//! `pods/NAME/exec`: a command's input and output over a WebSocket or SPDY, see [`super::remote`] for the protocol.
 
 use std::time::Duration;
 
-use axum::extract::WebSocketUpgrade;
-use axum::extract::ws::{Message, WebSocket};
+use axum::extract::ws::Message;
 use axum::response::Response;
 use futures::StreamExt;
-use futures::stream::SplitStream;
+use http::request::Parts;
 
 use super::params::Params;
+use super::remote::{Input, Wanted};
 use super::write::Target;
 use super::{Api, ApiError, ExecRequest, log, remote};
 
@@ -18,32 +18,33 @@ const SIZE_WAIT: Duration = Duration::from_millis(250);
 const EARLY_MESSAGES: usize = 16;
 
 /// Upgrades the connection and runs the command.
-pub fn respond(
+pub async fn respond(
     api: &Api,
     target: &Target,
     params: &Params,
-    upgrade: WebSocketUpgrade,
+    parts: &mut Parts,
 ) -> Result<Response, ApiError> {
     let mut request = request(api, target, params)?;
-    let upgrade = remote::negotiate(upgrade)?;
     let (backend, target) = (api.backend.clone(), target.clone());
-    Ok(upgrade.on_upgrade(async move |socket| {
-        let (mut sink, mut stream) = socket.split();
+    let wanted =
+        Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
+    remote::upgrade(parts, "exec", wanted, async move |mut sink, mut stream| {
         let mut early = Vec::new();
         if request.tty {
             // A program that draws a screen asks for the size once, at its start.
             request.size = first_size(&mut stream, &mut early).await;
         }
-        let stream = futures::stream::iter(early.into_iter().map(Ok)).chain(stream);
+        let stream = Box::pin(futures::stream::iter(early.into_iter().map(Ok)).chain(stream));
         match backend.exec(&target.namespace, &target.name, request).await {
             Ok(streams) => remote::run(&mut sink, stream, streams).await,
             Err(error) => remote::finish(&mut sink, &error.status()).await,
         }
-    }))
+    })
+    .await
 }
 
 /// Waits for the size of the caller's terminal; what comes before it is kept.
-async fn first_size(stream: &mut SplitStream<WebSocket>, early: &mut Vec<Message>) -> Option<(u16, u16)> {
+async fn first_size(stream: &mut Input, early: &mut Vec<Message>) -> Option<(u16, u16)> {
     let search = async {
         while let Some(Ok(message)) = stream.next().await {
             let size = remote::size_of(&message);

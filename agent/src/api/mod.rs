@@ -2,7 +2,7 @@
 //!
 //! The tour: [`routes`] maps paths to handlers; [`read`] serves objects and lists, [`watch`] their changes, both as JSON
 //! or as the tables that [`table`] makes; [`write`] creates, replaces, patches ([`patch`]) and deletes through the
-//! [`Backend`]; [`log`], [`exec`], [`attach`] ([`remote`] is their protocol) and [`portforward`] stream; [`discovery`] and [`openapi`] tell clients what there is. Errors are
+//! [`Backend`]; [`log`], [`exec`], [`attach`] ([`remote`] is their protocol) and [`portforward`] stream, also in [`spdy`]; [`discovery`] and [`openapi`] tell clients what there is. Errors are
 //! [`ApiError`]s.
 
 mod attach;
@@ -19,6 +19,7 @@ mod read;
 mod remote;
 mod routes;
 mod selector;
+mod spdy;
 mod status;
 mod stdio;
 mod strategic;

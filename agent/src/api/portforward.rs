@@ -1,6 +1,7 @@
-//! `pods/NAME/portforward` over a WebSocket.
+//! `pods/NAME/portforward`: in SPDY (see [`super::spdy::ports`]), directly or inside of a WebSocket as kubectl has it, or
+//! over a WebSocket alone.
 //!
-//! The protocol is kubelet's: the query names the ports; the port at place N has channel 2N for data and 2N+1 for errors,
+//! The protocol of the latter is kubelet's: the query names the ports; the port at place N has channel 2N for data and 2N+1 for errors,
 //! and the first message that the server sends on each is the port's number, two bytes, little-endian. One connection is
 //! made to each port. With `v5.channel.k8s.io` either side closes a direction of one with channel 255, as in exec.
 
@@ -8,12 +9,12 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use axum::extract::WebSocketUpgrade;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use http::request::Parts;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -22,26 +23,40 @@ use tokio::sync::mpsc;
 use super::params::Params;
 use super::remote::frame;
 use super::write::Target;
-use super::{Api, ApiError, Backend, remote};
+use super::{Api, ApiError, Backend, remote, spdy};
 
 const CLOSE: u8 = 255;
+/// The WebSocket protocol that carries SPDY, which kubectl asks for.
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// Bytes read at once from a pod's socket.
 const CHUNK: usize = 32 * 1024;
 /// Channels are numbered by a byte, two for each port, and 255 is taken.
 const MAX_PORTS: usize = 127;
 
 /// Upgrades the connection and connects it to the ports.
-pub fn respond(
+pub async fn respond(
     api: &Api,
     target: &Target,
     params: &Params,
-    upgrade: WebSocketUpgrade,
+    parts: &mut Parts,
 ) -> Result<Response, ApiError> {
     target.find(api)?;
+    let (backend, target) = (api.backend.clone(), target.clone());
+    if spdy::is_asked_for(&parts.headers) {
+        return spdy::upgrade(parts, &[spdy::ports::PROTOCOL], |connection| {
+            spdy::ports::serve(connection, backend, target)
+        });
+    }
+    let upgrade = remote::websocket(parts, "port-forward").await?.protocols([TUNNEL]);
+    if upgrade.selected_protocol().is_some() {
+        return Ok(upgrade.on_upgrade(async move |socket| {
+            let connection = spdy::Connection::new(spdy::tunnel::open(socket));
+            spdy::ports::serve(connection, backend, target).await;
+        }));
+    }
     let ports = ports(params)?;
     let upgrade = remote::negotiate(upgrade)?;
     let can_close = upgrade.selected_protocol().is_some_and(|p| p.as_bytes().starts_with(b"v5"));
-    let (backend, target) = (api.backend.clone(), target.clone());
     Ok(upgrade.on_upgrade(async move |socket| forward(backend, target, ports, can_close, socket).await))
 }
 

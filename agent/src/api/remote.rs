@@ -2,19 +2,23 @@
 //!
 //! It is Kubernetes' remote command, `v5.channel.k8s.io` and `v4.channel.k8s.io`: the first byte of each binary
 //! message is the channel, 0 input, 1 output, 2 errors, 3 the result as a `metav1.Status`, 4 the terminal's size;
-//! v5 adds 255, whose payload is the channel that the sender closes.
+//! v5 adds 255, whose payload is the channel that the sender closes. Callers that speak SPDY have a stream for each channel,
+//! see [`super::spdy::command`].
 
+use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::WebSocketUpgrade;
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, close_code};
+use axum::extract::{FromRequestParts, WebSocketUpgrade};
+use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
-use futures::stream::SplitSink;
-use futures::{SinkExt, Stream, StreamExt};
+use futures::{Sink, SinkExt, Stream, StreamExt};
+use http::request::Parts;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, Interest};
@@ -23,14 +27,20 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::stdio::Stdio;
-use super::{ApiError, ExecStreams};
+use super::{ApiError, ExecStreams, spdy};
 
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATUS: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
+/// Channel of the command's input.
+pub const STDIN: u8 = 0;
+/// Channel of its output.
+pub const STDOUT: u8 = 1;
+/// Channel of its errors.
+pub const STDERR: u8 = 2;
+/// Channel of the result.
+pub const STATUS: u8 = 3;
+/// Channel of the terminal's size.
+pub const RESIZE: u8 = 4;
+/// Channel that closes others.
+pub const CLOSE: u8 = 255;
 
 /// Bytes read at once from the command.
 const CHUNK: usize = 16 * 1024;
@@ -44,6 +54,71 @@ const DRAIN: Duration = Duration::from_secs(1);
 
 /// Bytes of a complaint that are passed on.
 const MAX_COMPLAINT: u64 = 1024;
+
+/// What the caller sends.
+pub type Input = Pin<Box<dyn Stream<Item = Result<Message, axum::Error>> + Send>>;
+/// The way to the caller.
+pub type Output = Pin<Box<dyn Sink<Message, Error = axum::Error> + Send>>;
+
+/// Which streams a caller has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// It sends input.
+    pub stdin: bool,
+    /// It wants output.
+    pub stdout: bool,
+    /// It wants errors.
+    pub stderr: bool,
+    /// It has a terminal.
+    pub tty: bool,
+}
+
+impl Wanted {
+    /// How many streams these are, with that for the result.
+    pub fn streams(self) -> usize {
+        1 + [self.stdin, self.stdout, self.stderr, self.tty].into_iter().filter(|wanted| *wanted).count()
+    }
+}
+
+/// Goes on as a WebSocket, or in SPDY where the caller asks for that, and hands both directions to `then`.
+///
+/// # Errors
+/// When the request is for neither, or there is no common protocol.
+pub async fn upgrade<F, R>(
+    parts: &mut Parts,
+    what: &str,
+    wanted: Wanted,
+    then: F,
+) -> Result<Response, ApiError>
+where
+    F: FnOnce(Output, Input) -> R + Send + 'static,
+    R: Future<Output = ()> + Send,
+{
+    if spdy::is_asked_for(&parts.headers) {
+        return spdy::upgrade(parts, &[spdy::command::PROTOCOL], async move |connection| {
+            if let Some((output, input)) = spdy::command::channels(connection, wanted).await {
+                then(output, input).await;
+            }
+        });
+    }
+    let upgrade = negotiate(websocket(parts, what).await?)?;
+    Ok(upgrade.on_upgrade(async move |socket| {
+        let (sink, stream) = socket.split();
+        then(Box::pin(sink), Box::pin(stream)).await;
+    }))
+}
+
+/// The request as one for a WebSocket.
+///
+/// # Errors
+/// When it is none; `what` is the verb of the command line that would have made one.
+pub async fn websocket(parts: &mut Parts, what: &str) -> Result<WebSocketUpgrade, ApiError> {
+    WebSocketUpgrade::from_request_parts(parts, &()).await.map_err(|_| {
+        ApiError::bad_request(format!(
+            "{what} needs an upgrade to a WebSocket or to SPDY/3.1 (kubectl, or berth {what})"
+        ))
+    })
+}
 
 /// Settles the protocol of an upgrade.
 pub fn negotiate(upgrade: WebSocketUpgrade) -> Result<WebSocketUpgrade, ApiError> {
@@ -61,7 +136,7 @@ pub fn negotiate(upgrade: WebSocketUpgrade) -> Result<WebSocketUpgrade, ApiError
 }
 
 /// Sends the result and says goodbye. A caller that has gone misses nothing.
-pub async fn finish(sink: &mut SplitSink<WebSocket, Message>, status: &Value) {
+pub async fn finish(sink: &mut Output, status: &Value) {
     let _ = sink.send(frame(STATUS, status.to_string().as_bytes())).await;
     // kubectl takes a close without this code for a broken connection.
     let close = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
@@ -104,10 +179,7 @@ pub fn size_of(message: &Message) -> Option<(u16, u16)> {
 }
 
 /// Both directions until the command has ended or the caller has gone.
-pub async fn run<S>(sink: &mut SplitSink<WebSocket, Message>, stream: S, streams: ExecStreams)
-where
-    S: Stream<Item = Result<Message, axum::Error>> + Send + Unpin + 'static,
-{
+pub async fn run(sink: &mut Output, stream: Input, streams: ExecStreams) {
     let exit = ending(streams.exit, streams.complaint);
     let ends = match Ends::new(streams.stdin, streams.stdout, streams.stderr, streams.console, streams.window)
     {
@@ -136,7 +208,7 @@ where
 
 /// Sends output until the command's end; gives its exit, none when the caller has gone.
 async fn pass_on(
-    sink: &mut SplitSink<WebSocket, Message>,
+    sink: &mut Output,
     output: &mut mpsc::Receiver<(u8, Bytes)>,
     input: &mut JoinHandle<()>,
     mut exit: BoxFuture<'static, Result<i32, String>>,
@@ -212,14 +284,12 @@ struct Size {
 
 /// Handles what the caller sends, until it goes; once the command has ended its input is thrown away. What the caller sends
 /// wrongly disturbs nothing else.
-async fn receive<S>(
-    mut stream: S,
+async fn receive(
+    mut stream: Input,
     mut input: Option<Arc<Stdio>>,
     console: Option<Arc<Stdio>>,
     mut ended: oneshot::Receiver<()>,
-) where
-    S: Stream<Item = Result<Message, axum::Error>> + Unpin,
-{
+) {
     while let Some(Ok(message)) = stream.next().await {
         let bytes = match message {
             Message::Binary(bytes) => bytes,

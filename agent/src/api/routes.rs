@@ -1,6 +1,6 @@
 //! From a path and a method to what answers it.
 
-use axum::extract::{FromRequestParts, Request, State, WebSocketUpgrade};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -112,19 +112,15 @@ async fn subresource(
             read::get(api, object, read::Format::of(&parts.headers, params))
         }
         (Kind::Pod, "log", &Method::GET) => log::respond(api, object, params).await,
-        // kubectl and the kube crate open the WebSocket with GET; POST is how SPDY, which is not served, begins.
-        (Kind::Pod, "exec" | "attach" | "portforward", &Method::GET | &Method::POST) => {
-            let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, api).await.map_err(|_| {
-                ApiError::bad_request(format!(
-                    "{sub} needs a WebSocket upgrade (kubectl 1.31 or newer, or berth {})",
-                    if sub == "portforward" { "port-forward" } else { sub }
-                ))
-            })?;
-            match sub {
-                "exec" => exec::respond(api, object, params, upgrade),
-                "attach" => attach::respond(api, object, params, upgrade),
-                _ => portforward::respond(api, object, params, upgrade),
-            }
+        // kubectl and the kube crate open a WebSocket with GET; POST is how SPDY begins.
+        (Kind::Pod, "exec", &Method::GET | &Method::POST) => {
+            exec::respond(api, object, params, &mut parts).await
+        }
+        (Kind::Pod, "attach", &Method::GET | &Method::POST) => {
+            attach::respond(api, object, params, &mut parts).await
+        }
+        (Kind::Pod, "portforward", &Method::GET | &Method::POST) => {
+            portforward::respond(api, object, params, &mut parts).await
         }
         (Kind::Pod, "pause" | "resume", &Method::POST) => {
             object.find(api)?;
