@@ -63,6 +63,9 @@ pub struct Config {
     pub name: Option<String>,
     /// Further networks. Table and folder are those of this one, each has a bridge and leases of its own.
     pub beside: Vec<Config>,
+    /// Whether policies say which pods may talk to whom. Then pods can use no addresses but their own, and the host routes
+    /// between them.
+    pub policies: bool,
 }
 
 impl Config {
@@ -90,6 +93,7 @@ impl Config {
             port_isolation: false,
             name: None,
             beside: Vec::new(),
+            policies: false,
         }
     }
 

@@ -1,6 +1,7 @@
-//! Forgetting tracked UDP flows. A UDP flow has no end, so one that began before a host port or Service came, or that
+//! Forgetting tracked flows: those that policies do not allow any more, and UDP flows. A UDP flow has no end, so one that began before a host port or Service came, or that
 //! leads to a pod that has gone, would keep its old way for as long as packets arrive.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
@@ -9,6 +10,7 @@ use crate::config::{Config, Protocol};
 use crate::error::{Error, Result};
 use crate::ipam::Lease;
 use crate::nft::wire::message;
+use crate::policy::{Flow, Policies};
 use crate::sys::netlink::{self, ACK, DUMP, Frame, Socket, attribute};
 
 const SUBSYSTEM: u8 = 1;
@@ -24,6 +26,8 @@ struct Tuple {
     protocol: u8,
     source: IpAddr,
     destination: IpAddr,
+    /// 0 if the protocol has no ports, like the next.
+    source_port: u16,
     destination_port: u16,
 }
 
@@ -60,13 +64,65 @@ pub(crate) fn forget(gone: &[Way], new: &[Way]) -> Result<()> {
     if gone.is_empty() && new.is_empty() {
         return Ok(());
     }
-    let fail = |e| Error::netlink("forget tracked flows of", "UDP ports", e);
+    forget_if("UDP ports", |frame| is_stale(frame, &gone, &new) == Some(true))
+}
+
+/// Forgets the flows that policies do not allow, so that what is left of them is judged as what begins. What this host
+/// itself, which has `own` addresses, sends and gets is no matter of policies. The thread must be in the host's namespace.
+pub(crate) fn cut(policies: &Policies, own: &HashSet<IpAddr>) -> Result<()> {
+    let is_own = |ip: &IpAddr| ip.is_loopback() || own.contains(ip);
+    forget_if("policies", |frame| {
+        let flow = frame.body.get(4..).and_then(flow);
+        flow.is_some_and(|flow| !is_own(&flow.from) && !is_own(&flow.to) && !policies.allow(&flow))
+    })
+}
+
+/// Who really asked whom.
+fn flow(body: &[u8]) -> Option<Flow> {
+    let original = tuple(attribute(body, ORIGINAL)?)?;
+    let reply = tuple(attribute(body, REPLY)?)?;
+    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let protocol = protocols.into_iter().find(|protocol| protocol.number() == original.protocol);
+    Some(Flow {
+        from: original.source,
+        to: reply.source,
+        port: protocol.map(|protocol| (protocol, reply.source_port)),
+    })
+}
+
+/// The addresses of this host. The thread must be in the host's namespace.
+pub(crate) fn own_addresses() -> Result<HashSet<IpAddr>> {
+    const GET_ADDRESS: u16 = 22;
+    const HEADER: usize = 8;
+    const ADDRESS: u16 = 1;
+    const LOCAL: u16 = 2;
+    let fail = |e| Error::netlink("list addresses of", "the host", e);
+    let mut socket = Socket::open(netlink::ROUTE).map_err(fail)?;
+    let mut own = HashSet::new();
+    let [low, high] = GET_ADDRESS.to_ne_bytes();
+    // Of whatever family; the header of a request about addresses is longer than that of one to netfilter.
+    let mut request = message(0, 0, DUMP, 0, |_| {});
+    request.resize(16 + HEADER, 0);
+    request[..4].copy_from_slice(&24_u32.to_ne_bytes());
+    request[4..6].copy_from_slice(&[low, high]);
+    let outcome = socket.dump(&request, |frame| {
+        let Some(attributes) = frame.body.get(HEADER..) else { return };
+        let bytes = attribute(attributes, LOCAL).or_else(|| attribute(attributes, ADDRESS));
+        let v4 = bytes.and_then(|b| <[u8; 4]>::try_from(b).ok()).map(IpAddr::from);
+        own.extend(v4.or_else(|| bytes.and_then(|b| <[u8; 16]>::try_from(b).ok()).map(IpAddr::from)));
+    });
+    outcome.map_err(fail)?;
+    Ok(own)
+}
+
+fn forget_if(of: &str, unwanted: impl Fn(&Frame<'_>) -> bool) -> Result<()> {
+    let fail = |e| Error::netlink("forget tracked flows of", of, e);
     let mut socket = Socket::open(netlink::NETFILTER).map_err(fail)?;
     let mut stale = Vec::new();
     for family in [2, 10] {
         let request = message(SUBSYSTEM, GET, DUMP, family, |_| {});
         let outcome = socket.dump(&request, |frame| {
-            if is_stale(&frame, &gone, &new) == Some(true) {
+            if unwanted(&frame) {
                 stale.extend(attribute(&frame.body[4..], ORIGINAL).map(|tuple| (family, tuple.to_vec())));
             }
         });
@@ -109,12 +165,15 @@ fn tuple(attributes: &[u8]) -> Option<Tuple> {
         (_, Some(ip)) => Some(IpAddr::from(Ipv6Addr::from(*ip.first_chunk::<16>()?))),
         _ => None,
     };
-    let [high, low] =
-        attribute(transport, 3).and_then(|port| port.first_chunk().copied()).unwrap_or_default();
+    let port = |kind| {
+        let bytes = attribute(transport, kind).and_then(|port| port.first_chunk().copied());
+        u16::from_be_bytes(bytes.unwrap_or_default())
+    };
     Some(Tuple {
         protocol: *attribute(transport, 1)?.first()?,
         source: ip(1, 3)?,
         destination: ip(2, 4)?,
-        destination_port: u16::from_be_bytes([high, low]),
+        source_port: port(2),
+        destination_port: port(3),
     })
 }

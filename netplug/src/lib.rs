@@ -6,6 +6,7 @@
 //! * [`config`]: what the caller says ([`Config`], [`PodNetwork`]) and what it gets back ([`Attachment`]).
 //! * [`network`]: the verbs ([`Network`]): open, attach, detach, gc, stats, close. Start reading here.
 //! * [`service`]: Services, whose addresses and node ports lead to pods ([`Network::set_services`]).
+//! * [`policy`]: who may talk to whom ([`Network::set_policies`]).
 //! * `ipam`: leases on disk, one file per pod, with address, interface name and host ports.
 //! * `bridge`, `veth`: links, addresses and routes over rtnetlink.
 //! * `nft`: the ruleset as a pure function of config, leases and Services, and its encoding as nfnetlink messages.
@@ -27,6 +28,7 @@ mod ipam;
 mod monitor;
 pub mod network;
 mod nft;
+pub mod policy;
 pub mod service;
 mod shaping;
 mod sys;
@@ -37,4 +39,5 @@ pub use cidr::{Ipv4Cidr, Ipv6Cidr};
 pub use config::{Attachment, Config, HostPort, PodNetwork, Protocol, Rate, Stats, Wishes, mac_text};
 pub use error::{Error, Result};
 pub use network::{Network, bring_up_loopback};
+pub use policy::Policies;
 pub use service::{Service, ServicePort};

@@ -34,7 +34,7 @@ pub(crate) struct News {
 #[derive(Debug)]
 pub(crate) struct Monitor {
     bridge: String,
-    table: String,
+    tables_of: [String; 2],
     own_port: u32,
     links: AsyncFd<Socket>,
     tables: AsyncFd<Socket>,
@@ -52,7 +52,7 @@ impl Monitor {
         let fail = |e| Error::netlink("listen for changes of", bridge, e);
         Ok(Self {
             bridge: bridge.into(),
-            table: table.into(),
+            tables_of: [table.into(), crate::nft::policy::table_name(table)],
             own_port,
             links: listen(netlink::ROUTE, LINKS).map_err(fail)?,
             tables: listen(netlink::NETFILTER, TABLES).map_err(fail)?,
@@ -74,8 +74,8 @@ impl Monitor {
                 }
                 guard = self.tables.readable_mut() => {
                     let mut guard = guard?;
-                    let (table, own) = (&self.table, self.own_port);
-                    if read(guard.get_inner_mut(), |frame| news.table |= hurts(table, own, frame))? {
+                    let (names, own) = (&self.tables_of, self.own_port);
+                    if read(guard.get_inner_mut(), |frame| news.table |= hurts(names, own, frame))? {
                         news = News { table: true, lost: true, ..news };
                     }
                     guard.clear_ready();
@@ -110,10 +110,11 @@ fn link(news: &mut News, bridge: &str, frame: Frame<'_>) {
     }
 }
 
-fn hurts(table: &str, own_port: u32, frame: Frame<'_>) -> bool {
+fn hurts(names: &[String], own_port: u32, frame: Frame<'_>) -> bool {
     let [kind, subsystem] = frame.kind.to_le_bytes();
     let deletion = [DEL_TABLE, DEL_CHAIN, DEL_RULE, DEL_SET, DEL_ELEMENT].contains(&kind);
     // The first attribute of all these messages is the table's name.
-    let ours = || frame.body.get(4..).and_then(|body| attribute(body, 1)).map(text) == Some(table);
+    let name = || frame.body.get(4..).and_then(|body| attribute(body, 1)).map(text);
+    let ours = || name().is_some_and(|name| names.iter().any(|one| one == name));
     subsystem == NF_TABLES && deletion && frame.port != own_port && ours()
 }

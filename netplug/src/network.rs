@@ -1,5 +1,6 @@
 //! The verbs of the pod network.
 
+mod policies;
 mod services;
 mod site;
 mod stale;
@@ -25,11 +26,11 @@ use crate::nft::admission;
 use crate::nft::encode::Change;
 use crate::nft::ruleset::elements;
 use crate::nft::table::Table;
-use crate::service;
 use crate::sys::netlink::{self, Socket};
 use crate::sys::netns::{self, Traveller, on_thread};
 use crate::veth::{self, Plan, PortFlags};
 use crate::{bridge, conntrack, sysctl};
+use crate::{policy, service};
 use site::Site;
 
 /// How long a detach waits for the kernel to remove the link of a namespace that is going, before it does so itself,
@@ -420,6 +421,8 @@ impl Inner {
     }
 
     fn connect(&self, thread: &Traveller, namespace: &OwnedFd, claim: &Claim) -> Result<()> {
+        // Before it can send anything.
+        self.watch_port(claim.before.as_ref(), Some(&claim.lease))?;
         veth::connect(thread, &self.host, namespace, &self.plan(&claim.lease))?;
         let new = elements(&self.config, &claim.lease);
         let mut gone = claim.before.as_ref().map(|old| elements(&self.config, old)).unwrap_or_default();
@@ -494,6 +497,7 @@ impl Inner {
     fn detach(&self, thread: &Traveller, lease: &Lease) -> Result<()> {
         veth::delete(&mut self.host_socket(thread)?, &lease.host_if)?;
         self.ipam()?.release(&lease.id, SystemTime::now())?;
+        self.watch_port(Some(lease), None)?;
         let gone = elements(&self.config, lease);
         if gone.is_empty() {
             return Ok(());
@@ -525,6 +529,7 @@ impl Inner {
 
     /// The table anew from all leases and Services.
     fn rebuild(&self, table: &mut Table) -> Result<()> {
+        self.site.rebuild_policies(table)?;
         self.site.rebuild(table)
     }
 
@@ -610,7 +615,8 @@ impl Inner {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", folder, e)),
             _ => Ok(()),
         };
-        removed.and(service::forget(&self.config.state_dir)).and(emptied)
+        let forgotten = service::forget(&self.config.state_dir).and(policy::forget(&self.config.state_dir));
+        removed.and(forgotten).and(emptied)
     }
 
     /// Repairs what the monitor sees deleted, until the network is closed or dropped.

@@ -32,6 +32,11 @@ pub(crate) fn host(_here: &Traveller, config: &Config) -> Result<()> {
     // 127.0.0.1 of the host to a host port leaves by the bridge. The table keeps pods from using it the other way.
     set(&format!("ipv4/conf/{bridge}/route_localnet"), "1")?;
     if config.ipv6.is_some() {
+        if config.policies {
+            // Pods reach each other through the host, which cannot look for them before it has a link-local address. Nobody
+            // else can have that one, and to ask takes two seconds.
+            optional(&format!("ipv6/conf/{bridge}/accept_dad"), "0")?;
+        }
         forward_ipv6(bridge)?;
     }
     Ok(())

@@ -1,12 +1,14 @@
-//! What networks beside each other share: the table, the Services, and the host's ports.
+//! What networks beside each other share: the tables, the Services, the policies, and the host's ports.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::{Config, PodNetwork};
 use crate::error::Result;
 use crate::ipam::{Claim, Guard, Shared};
+use crate::nft::policy::{gate, rules};
 use crate::nft::ruleset::{Ruleset, ruleset};
 use crate::nft::table::Table;
+use crate::policy::{self, Policies};
 use crate::service::{self, Service};
 
 /// Locks are taken in the order of the fields, and those of the leases in the order of the networks.
@@ -20,19 +22,25 @@ pub(super) struct Site {
     /// The leases of each network.
     leases: Vec<Shared>,
     services: Mutex<Vec<Service>>,
+    /// None before they are known.
+    policies: Mutex<Option<Policies>>,
     /// Held while they are stored.
     pub keeping: Mutex<()>,
 }
 
 impl Site {
     /// Loads what is on disk; changes nothing. `visiting` says that other processes change the leases, too.
-    pub fn open(config: Config, visiting: bool) -> Result<Self> {
+    pub fn open(mut config: Config, visiting: bool) -> Result<Self> {
+        // Who can reach a pod by another network would otherwise get past the policies.
+        let policies = config.policies;
+        config.beside.iter_mut().for_each(|one| one.policies = policies);
         let leases = |one| if visiting { Shared::among_others(one) } else { Shared::alone(one) };
         Ok(Self {
             ports: Mutex::default(),
             table: Mutex::new(Table::open(&config.table)?),
             leases: config.all().map(leases).collect::<Result<_>>()?,
             services: Mutex::new(service::load(&config.state_dir)?),
+            policies: Mutex::new(if policies { policy::load(&config.state_dir)? } else { None }),
             keeping: Mutex::default(),
             config,
         })
@@ -44,6 +52,10 @@ impl Site {
 
     pub fn services(&self) -> MutexGuard<'_, Vec<Service>> {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn policies(&self) -> MutexGuard<'_, Option<Policies>> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The leases of the network with this number.
@@ -66,6 +78,22 @@ impl Site {
     /// What the table is to hold, by the leases and Services of all networks, which nobody changes meanwhile.
     pub fn rebuild(&self, table: &mut Table) -> Result<()> {
         table.rebuild(&self.ruleset()?)
+    }
+
+    /// Makes the tables of policies anew; or, if there are to be no policies, sees to it that there are none.
+    pub fn rebuild_policies(&self, table: &mut Table) -> Result<()> {
+        if !self.config.policies {
+            policy::forget(&self.config.state_dir)?;
+            return table.remove_policies();
+        }
+        let guards = self.leases.iter().map(Shared::lock).collect::<Result<Vec<_>>>()?;
+        let leases =
+            self.config.all().zip(&guards).flat_map(|(of, some)| some.leases().map(move |one| (of, one)));
+        table.rebuild_policies(&gate(&self.config, leases))?;
+        match &*self.policies() {
+            Some(policies) => table.rebuild_policies(&rules(&self.config, policies)),
+            None => Ok(()),
+        }
     }
 
     fn ruleset(&self) -> Result<Ruleset> {

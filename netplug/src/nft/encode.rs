@@ -5,47 +5,47 @@ use std::net::IpAddr;
 use super::pick_encode;
 use super::ruleset::{Chain, Net, Ruleset, Statement};
 use super::set::{Data, Element, Family, Field, Kind, MapId, SetId};
-use super::wire::{Attributes, Batch};
+use super::wire::{Attributes, Batch, INET};
 use crate::config::LINK_NAME_MAX;
 use crate::sys::netlink::{CREATE, EXCL};
 
 pub(crate) const NEW_TABLE: u8 = 0;
 pub(crate) const GET_TABLE: u8 = 1;
 pub(crate) const DEL_TABLE: u8 = 2;
-const NEW_CHAIN: u8 = 3;
+pub(super) const NEW_CHAIN: u8 = 3;
 pub(crate) const GET_CHAIN: u8 = 4;
 pub(crate) const DEL_CHAIN: u8 = 5;
 pub(crate) const NEW_RULE: u8 = 6;
 pub(crate) const GET_RULE: u8 = 7;
 pub(crate) const DEL_RULE: u8 = 8;
-const NEW_SET: u8 = 9;
+pub(super) const NEW_SET: u8 = 9;
 pub(crate) const DEL_SET: u8 = 11;
-const NEW_ELEMENT: u8 = 12;
+pub(super) const NEW_ELEMENT: u8 = 12;
 pub(super) const GET_ELEMENT: u8 = 13;
 pub(crate) const DEL_ELEMENT: u8 = 14;
 
-const LIST_ELEMENT: u16 = 1;
-const DATA_VALUE: u16 = 1;
+pub(super) const LIST_ELEMENT: u16 = 1;
+pub(super) const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 /// The first of the 4-byte registers; the older 16-byte register 1 lies over the first four of them.
 pub(super) const REGISTER: u32 = 8;
 /// The register of verdicts.
 pub(super) const VERDICT: u32 = 0;
-const JUMP: i32 = -3;
-const GOTO: i32 = -4;
+pub(super) const JUMP: i32 = -3;
+pub(super) const GOTO: i32 = -4;
 /// The packet's transport protocol (NFT_META_L4PROTO).
 pub(super) const LAYER4: u32 = 16;
 /// The transport header as a payload's base.
 pub(super) const TRANSPORT: u32 = 2;
-const APPEND: u16 = 0x800;
+pub(super) const APPEND: u16 = 0x800;
 /// Elements in one message; an attribute is at most 64 KiB.
-const CHUNK: usize = 400;
+pub(super) const CHUNK: usize = 400;
 
 // Types of keys and data, as `nft` numbers them (6 bits each when joined). The kernel only keeps them for listing.
-const TYPE_IPV4: u32 = 7;
-const TYPE_IPV6: u32 = 8;
-const TYPE_PROTOCOL: u32 = 12;
-const TYPE_PORT: u32 = 13;
+pub(super) const TYPE_IPV4: u32 = 7;
+pub(super) const TYPE_IPV6: u32 = 8;
+pub(super) const TYPE_PROTOCOL: u32 = 12;
+pub(super) const TYPE_PORT: u32 = 13;
 /// Four bytes in the host's order.
 const TYPE_MARK: u32 = 19;
 
@@ -70,9 +70,9 @@ pub(crate) fn rebuild(ruleset: &Ruleset) -> Vec<u8> {
     let table = ruleset.table.as_str();
     let mut batch = Batch::new();
     // Deleting what is not there is an error, so it is made first.
-    add_table(&mut batch, table);
-    delete_table(&mut batch, table);
-    add_table(&mut batch, table);
+    add_table(&mut batch, INET, table);
+    delete_table(&mut batch, INET, table);
+    add_table(&mut batch, INET, table);
     for (set, number) in SetId::all().zip(1..) {
         add_set(&mut batch, table, set, number);
     }
@@ -82,10 +82,10 @@ pub(crate) fn rebuild(ruleset: &Ruleset) -> Vec<u8> {
 }
 
 /// Removes the table.
-pub(crate) fn remove(table: &str) -> Vec<u8> {
+pub(crate) fn remove(family: u8, table: &str) -> Vec<u8> {
     let mut batch = Batch::new();
-    add_table(&mut batch, table);
-    delete_table(&mut batch, table);
+    add_table(&mut batch, family, table);
+    delete_table(&mut batch, family, table);
     batch.finish()
 }
 
@@ -103,14 +103,14 @@ pub(crate) fn change(table: &str, change: &Change) -> Vec<u8> {
     batch.finish()
 }
 
-fn add_table(batch: &mut Batch, table: &str) {
-    batch.add(NEW_TABLE, CREATE, |a| {
+pub(super) fn add_table(batch: &mut Batch, family: u8, table: &str) {
+    batch.add_to(family, NEW_TABLE, CREATE, |a| {
         a.text(1, table).number(2, 0);
     });
 }
 
-fn delete_table(batch: &mut Batch, table: &str) {
-    batch.add(DEL_TABLE, 0, |a| {
+pub(super) fn delete_table(batch: &mut Batch, family: u8, table: &str) {
+    batch.add_to(family, DEL_TABLE, 0, |a| {
         a.text(1, table);
     });
 }
@@ -243,7 +243,7 @@ fn field(field: Field) -> Vec<u8> {
     }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -251,7 +251,7 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 }
 
 /// A port in a register of its own.
-fn port(port: u16) -> [u8; 4] {
+pub(super) fn port(port: u16) -> [u8; 4] {
     let [high, low] = port.to_be_bytes();
     [high, low, 0, 0]
 }
@@ -307,7 +307,7 @@ pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
     }
 }
 
-fn reject(a: &mut Attributes<'_>, kind: u32) {
+pub(super) fn reject(a: &mut Attributes<'_>, kind: u32) {
     const RESET: u32 = 1;
     const PORT_UNREACHABLE: u8 = 1;
     expression(a, "reject", |a| {
@@ -353,7 +353,7 @@ pub(super) fn meta(a: &mut Attributes<'_>, key: u32, register: u32) {
     });
 }
 
-fn link_name(a: &mut Attributes<'_>, key: u32, link: &str, equal: bool) {
+pub(super) fn link_name(a: &mut Attributes<'_>, key: u32, link: &str, equal: bool) {
     let mut name = [0; LINK_NAME_MAX + 1];
     name[..link.len()].copy_from_slice(link.as_bytes());
     meta(a, key, REGISTER);
@@ -410,7 +410,7 @@ fn destination_is_local(a: &mut Attributes<'_>) {
 }
 
 /// Matches if the connection has one of the bits of `mask` in what `key` names.
-fn connection(a: &mut Attributes<'_>, key: u32, mask: u32) {
+pub(super) fn connection(a: &mut Attributes<'_>, key: u32, mask: u32) {
     expression(a, "ct", |a| {
         a.number(1, REGISTER).number(2, key);
     });
@@ -441,13 +441,13 @@ fn xt_conntrack(a: &mut Attributes<'_>) {
     });
 }
 
-fn verdict(a: &mut Attributes<'_>, code: i32, chain: Option<&str>) {
+pub(super) fn verdict(a: &mut Attributes<'_>, code: i32, chain: Option<&str>) {
     expression(a, "immediate", |a| {
         a.number(1, 0).nest(2, |a| verdict_data(a, code, chain));
     });
 }
 
-fn verdict_data(a: &mut Attributes<'_>, code: i32, chain: Option<&str>) {
+pub(super) fn verdict_data(a: &mut Attributes<'_>, code: i32, chain: Option<&str>) {
     a.nest(DATA_VERDICT, |a| {
         a.put(1, &code.to_be_bytes());
         if let Some(chain) = chain {

@@ -5,8 +5,9 @@ use std::io;
 use nix::errno::Errno;
 
 use super::encode::{self, Change, GET_TABLE};
+use super::policy::{self, Contents};
 use super::ruleset::Ruleset;
-use super::wire::{INET, NF_TABLES, message};
+use super::wire::{BRIDGE, INET, NF_TABLES, message};
 use crate::error::{Error, Result};
 use crate::sys::netlink::{self, ACK, Socket};
 
@@ -44,21 +45,59 @@ impl Table {
         self.execute("change nft table", &encode::change(&self.name, change))
     }
 
-    /// Removes the table; done if there is none.
+    /// Removes the table, and those of policies; done if there is none.
     pub(crate) fn remove(&mut self) -> Result<()> {
-        self.execute("remove nft table", &encode::remove(&self.name))
+        self.remove_policies()?;
+        self.execute("remove nft table", &encode::remove(INET, &self.name))
     }
 
     /// Whether the table is there at all.
     pub(crate) fn exists(&mut self) -> Result<bool> {
-        let request = message(NF_TABLES, GET_TABLE, ACK, INET, |a| {
-            a.text(1, &self.name);
+        let name = self.name.clone();
+        self.has(INET, &name)
+    }
+
+    fn has(&mut self, family: u8, name: &str) -> Result<bool> {
+        let request = message(NF_TABLES, GET_TABLE, ACK, family, |a| {
+            a.text(1, name);
         });
         match self.socket.execute(&request) {
             Ok(()) => Ok(true),
             Err(e) if netlink::is(&e, Errno::ENOENT) => Ok(false),
+            // Of this family the kernel has no tables at all.
+            Err(e) if netlink::is(&e, Errno::EAFNOSUPPORT) || netlink::is(&e, Errno::EOPNOTSUPP) => Ok(false),
             Err(e) => Err(self.error("look for nft table", e)),
         }
+    }
+
+    /// Makes a table of policies anew in one step.
+    pub(crate) fn rebuild_policies(&mut self, contents: &Contents) -> Result<()> {
+        self.execute_on("make nft table", contents, &policy::rebuild(contents))
+    }
+
+    /// Makes of a table of policies another one in one step.
+    pub(crate) fn change_policies(&mut self, old: &Contents, new: &Contents) -> Result<()> {
+        match policy::change(old, new) {
+            Some(batch) => self.execute_on("change nft table", new, &batch),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the tables of policies; done if there are none.
+    pub(crate) fn remove_policies(&mut self) -> Result<()> {
+        let name = policy::table_name(&self.name);
+        for family in [INET, BRIDGE] {
+            if self.has(family, &name)? {
+                self.execute("remove nft table of policies beside", &encode::remove(family, &name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn execute_on(&mut self, operation: &'static str, contents: &Contents, batch: &[u8]) -> Result<()> {
+        let family = if contents.bridge { "bridge" } else { "inet" };
+        let outcome = self.socket.execute(batch);
+        outcome.map_err(|e| Error::netlink(operation, format!("{family} {}", contents.name), e))
     }
 
     /// Hands every answer to a dump request to `visit`: its family and its attributes.

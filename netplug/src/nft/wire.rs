@@ -4,6 +4,8 @@ use crate::sys::netlink::{ACK, REQUEST};
 
 /// Family of tables for IPv4 and IPv6 (NFPROTO_INET).
 pub(crate) const INET: u8 = 1;
+/// Family of tables for what passes bridges (NFPROTO_BRIDGE).
+pub(crate) const BRIDGE: u8 = 7;
 /// Number of nf_tables among the subsystems of nfnetlink.
 pub(crate) const NF_TABLES: u8 = 10;
 

@@ -148,10 +148,14 @@ impl Ns {
 
     /// Connects from here; what the server said, which is the address it saw.
     pub fn tcp(&self, to: &str) -> std::io::Result<String> {
+        self.tcp_within(to, PATIENCE)
+    }
+
+    pub fn tcp_within(&self, to: &str, patience: Duration) -> std::io::Result<String> {
         let to: SocketAddr = to.parse().unwrap();
         self.run(|| {
-            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut stream = TcpStream::connect_timeout(&to, patience)?;
+            stream.set_read_timeout(Some(patience))?;
             let mut said = String::new();
             stream.read_to_string(&mut said)?;
             Ok(said)
@@ -160,11 +164,15 @@ impl Ns {
 
     /// Sends a datagram from here; what the server said.
     pub fn udp(&self, to: &str) -> std::io::Result<String> {
+        self.udp_within(to, PATIENCE)
+    }
+
+    pub fn udp_within(&self, to: &str, patience: Duration) -> std::io::Result<String> {
         let to: SocketAddr = to.parse().unwrap();
         self.run(|| {
             let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
             socket.connect(to)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(patience))?;
             socket.send(b"hello")?;
             let mut said = [0; 64];
             let size = socket.recv(&mut said)?;
