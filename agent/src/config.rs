@@ -4,6 +4,7 @@
 //! read as it is) and Berth's own names, documented in `docs/config.md`, for what a kubelet leaves to others.
 
 pub mod networks;
+mod services;
 mod shutdown;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use berth_netplug::Ipv4Cidr;
 use berth_reconciler::memory_qos::MemoryQos;
 use berth_reconciler::quantity::Quantity;
 use berth_reconciler::shutdown::Turn;
@@ -59,7 +59,7 @@ pub struct AgentArgs {
     /// IPv4 range of the pods, and after a comma an IPv6 range [default: 10.85.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub pod_cidr: Option<String>,
-    /// IPv4 range of the Services' addresses [default: 10.86.0.0/16, or 10.87.0.0/16 if pods have that]
+    /// Range of the Services' addresses, or one of each family with a comma between [default: 10.86.0.0/16, or another if pods have that, and an IPv6 range if pods have one]
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Option<String>,
     /// nftables table (family inet) for masquerading and host ports [default: berth]
@@ -335,7 +335,7 @@ pub struct Config {
     pub bridge: String,
     /// Pod CIDR, IPv4.
     pub pod_cidr: String,
-    /// Range of the Services' addresses, IPv4.
+    /// Range of the Services' addresses, or one of each family with a comma between.
     pub service_cidr: String,
     /// Pod CIDR, IPv6.
     pub pod_cidr6: Option<String>,
@@ -463,7 +463,7 @@ impl Config {
             node_ip: args.node_ip.or(file.node_ip),
             read_only: read_only_address(read_only.as_deref())?,
             bridge: check_interface(args.bridge.clone().or(file.bridge).unwrap_or_else(|| "berth0".into()))?,
-            service_cidr: service_cidr(args.service_cidr.as_ref(), file.service_cidr, &pod_cidr),
+            service_cidr: services::range([&args.service_cidr, &file.service_cidr], &pod_cidr, &pod_cidr6)?,
             pod_cidr,
             pod_cidr6,
             mtu: file.mtu,
@@ -650,17 +650,6 @@ fn check_cni(on: bool, dirs: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
     dirs.split(',').map(|dir| absolute(dir.trim().into())).collect()
 }
 
-/// For the addresses of Services, when nothing is said.
-const SERVICE_RANGES: [&str; 3] = ["10.86.0.0/16", "10.87.0.0/16", "172.30.0.0/16"];
-
-/// What is said, or the first of a few ranges that has no address in common with the pods'.
-fn service_cidr(flag: Option<&String>, file: Option<String>, pods: &str) -> String {
-    let pods: Option<Ipv4Cidr> = pods.parse().ok();
-    let free =
-        |range: &&str| !range.parse().is_ok_and(|range: Ipv4Cidr| pods.is_some_and(|p| p.overlaps(range)));
-    given(flag, file, SERVICE_RANGES.iter().find(|range| free(range)).unwrap_or(&SERVICE_RANGES[0]))
-}
-
 /// What a flag says, else the file, else the default.
 fn given(flag: Option<&String>, file: Option<String>, default: &str) -> String {
     flag.cloned().or(file).unwrap_or_else(|| default.to_owned())
@@ -739,18 +728,6 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn services_have_other_addresses_than_pods() {
-        for (pods, services) in [
-            ("10.85.0.0/16", "10.86.0.0/16"),
-            ("10.86.3.0/24", "10.87.0.0/16"),
-            ("10.0.0.0/8", "172.30.0.0/16"),
-            ("what", "10.86.0.0/16"),
-        ] {
-            assert_eq!(service_cidr(None, None, pods), services, "{pods}");
-        }
-    }
 
     #[test]
     fn a_flag_wins_over_the_file() {

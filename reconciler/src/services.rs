@@ -14,6 +14,57 @@ pub fn is_headless(spec: &v1::ServiceSpec) -> bool {
     spec.cluster_ip.as_deref() == Some("None")
 }
 
+/// Whether the Service is only another name for something (`type: ExternalName`).
+pub fn is_alias(spec: &v1::ServiceSpec) -> bool {
+    spec.type_.as_deref() == Some("ExternalName")
+}
+
+/// A family of addresses, as `ipFamilies` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum IpFamily {
+    /// `IPv4`.
+    V4,
+    /// `IPv6`.
+    V6,
+}
+
+impl IpFamily {
+    /// The family of an address.
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The one with that name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "IPv4" => Some(Self::V4),
+            "IPv6" => Some(Self::V6),
+            _ => None,
+        }
+    }
+
+    /// The name in `ipFamilies`, and in the `addressType` of EndpointSlices.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+}
+
+/// The families of a Service, the first one first; none if it was not given any, where the network is not our own.
+pub fn families(spec: &v1::ServiceSpec) -> Vec<IpFamily> {
+    spec.ip_families.iter().flatten().filter_map(|name| IpFamily::named(name)).collect()
+}
+
 /// A pod that may be behind a Service.
 #[derive(Clone, Debug)]
 pub struct Candidate<'a> {
@@ -31,15 +82,22 @@ impl Candidate<'_> {
         conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
     }
 
-    /// Its IPv4 address; Services have no others.
-    fn address(&self) -> Option<IpAddr> {
+    /// Its addresses of these families; its first one if no family is named.
+    fn addresses(&self, families: &[IpFamily]) -> Vec<IpAddr> {
         let ips = self.status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
-        let all = ips.chain(self.status.pod_ip.as_deref());
-        all.filter_map(|ip| ip.parse().ok()).find(IpAddr::is_ipv4)
+        let all: Vec<IpAddr> =
+            ips.chain(self.status.pod_ip.as_deref()).filter_map(|ip| ip.parse().ok()).collect();
+        if families.is_empty() {
+            return all.into_iter().take(1).collect();
+        }
+        families
+            .iter()
+            .filter_map(|family| all.iter().copied().find(|ip| IpFamily::of(*ip) == *family))
+            .collect()
     }
 }
 
-/// A pod behind a Service.
+/// A pod behind a Service at one of its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// Its address.
@@ -52,38 +110,57 @@ pub struct Endpoint {
     pub hostname: Option<String>,
     /// Whether it gets connections.
     pub ready: bool,
+    /// Whether it could serve them: its Ready condition.
+    pub serving: bool,
+    /// Whether it is being deleted.
+    pub terminating: bool,
     /// Its port for each port of the Service; none if the pod has no port of that name.
     pub ports: Vec<Option<u16>>,
 }
 
-/// The pods behind a Service, in the order of their addresses, as Kubernetes' endpoints controller finds them.
+/// The pods behind a Service, in the order of their addresses, as Kubernetes' EndpointSlice controller finds them: a pod
+/// with addresses of two of the Service's families is there twice.
 pub fn endpoints<'a>(
     service: &v1::Service,
     candidates: impl Iterator<Item = Candidate<'a>>,
 ) -> Vec<Endpoint> {
-    let Some(spec) = &service.spec else { return Vec::new() };
+    let Some(spec) = service.spec.as_ref().filter(|spec| !is_alias(spec)) else { return Vec::new() };
+    let families = families(spec);
     let anyway = spec.publish_not_ready_addresses == Some(true);
     let behind = candidates.filter(|candidate| {
         let ended = matches!(candidate.status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        selects(service, candidate.pod) && !ended && (anyway || !candidate.ending)
+        selects(service, candidate.pod) && !ended
     });
-    let mut found: Vec<Endpoint> = behind
-        .filter_map(|candidate| {
-            let meta = &candidate.pod.metadata;
-            let pod = candidate.pod.spec.as_ref()?;
-            let in_domain = pod.subdomain.is_some() && pod.subdomain == service.metadata.name;
-            Some(Endpoint {
-                ip: candidate.address()?,
-                pod: meta.name.clone().unwrap_or_default(),
-                uid: meta.uid.clone().unwrap_or_default(),
-                hostname: pod.hostname.clone().filter(|_| in_domain),
-                ready: anyway || candidate.is_ready(),
-                ports: spec.ports.iter().flatten().map(|port| target(pod, port)).collect(),
-            })
-        })
-        .collect();
+    let mut found = Vec::new();
+    for candidate in behind {
+        let meta = &candidate.pod.metadata;
+        let Some(pod) = &candidate.pod.spec else { continue };
+        let in_domain = pod.subdomain.is_some() && pod.subdomain == service.metadata.name;
+        let serving = candidate.is_ready();
+        found.extend(candidate.addresses(&families).into_iter().map(|ip| Endpoint {
+            ip,
+            pod: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            hostname: pod.hostname.clone().filter(|_| in_domain),
+            ready: anyway || (serving && !candidate.ending),
+            serving,
+            terminating: candidate.ending,
+            ports: spec.ports.iter().flatten().map(|port| target(pod, port)).collect(),
+        }));
+    }
     found.sort();
     found
+}
+
+/// Those of a Service that get connections: the ready ones, or in a family that has none, those that still serve while they
+/// are being deleted, so that the last pod of a rollout answers until it is gone (KEP 1669).
+pub fn receiving(endpoints: &[Endpoint]) -> impl Iterator<Item = &Endpoint> {
+    let has_ready = |family| endpoints.iter().any(|one| one.ready && IpFamily::of(one.ip) == family);
+    let ready = [IpFamily::V4, IpFamily::V6].map(|family| (family, has_ready(family)));
+    endpoints.iter().filter(move |one| {
+        let any_ready = ready.iter().any(|(family, any)| *family == IpFamily::of(one.ip) && *any);
+        one.ready || (!any_ready && one.serving && one.terminating)
+    })
 }
 
 /// Whether the pod is in the Service's namespace and has all the labels that it asks for.
@@ -137,7 +214,8 @@ pub fn variables(services: &[&v1::Service]) -> Vec<(String, String)> {
         }
         for (index, port) in ports.iter().enumerate() {
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
-            let url = format!("{}://{ip}:{}", protocol.to_lowercase(), port.port);
+            let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+            let url = format!("{}://{host}:{}", protocol.to_lowercase(), port.port);
             if index == 0 {
                 variables.push((format!("{name}_PORT"), url.clone()));
             }
@@ -207,7 +285,32 @@ mod tests {
         let short: Vec<_> = all.iter().map(|one| (one.pod.as_str(), one.ready)).collect();
         assert_eq!(short, [("a", true), ("b", true), ("unready", false)]);
         assert_eq!(all[0].ports, [Some(8080), Some(5353)]);
-        assert!(found(&web(), &pods, true).is_empty(), "pods that end are left out");
+        let ending = found(&web(), &pods, true);
+        assert!(ending.iter().all(|one| one.terminating && !one.ready), "{ending:?}");
+        let last: Vec<_> = receiving(&ending).map(|one| one.pod.as_str()).collect();
+        assert_eq!(last, ["a", "b"], "while nobody else is there, those that still serve answer");
+        let mut mixed = all;
+        mixed[0].ready = false;
+        mixed[0].terminating = true;
+        let others: Vec<_> = receiving(&mixed).map(|one| one.pod.as_str()).collect();
+        assert_eq!(others, ["b"]);
+    }
+
+    #[test]
+    fn a_pod_is_there_with_each_family_of_the_service() {
+        let dual =
+            |pod: &mut Value| pod["status"]["podIPs"] = json!([{"ip": "10.85.0.2"}, {"ip": "fd00::2"}]);
+        let pods = [pod("a", dual)];
+        let of = |families: &[&str]| -> Vec<String> {
+            let mut service = web();
+            service.spec.as_mut().unwrap().ip_families =
+                (!families.is_empty()).then(|| families.iter().map(|one| (*one).to_owned()).collect());
+            found(&service, &pods, false).iter().map(|one| one.ip.to_string()).collect()
+        };
+        assert_eq!(of(&["IPv6"]), ["fd00::2"]);
+        assert_eq!(of(&["IPv6", "IPv4"]), ["10.85.0.2", "fd00::2"]);
+        assert_eq!(of(&[]), ["10.85.0.2"]);
+        assert!(found(&web(), &[pod("b", |pod| pod["status"]["podIP"] = json!("x"))], false).is_empty());
     }
 
     #[test]
@@ -250,6 +353,11 @@ mod tests {
     #[test]
     fn variables_are_those_of_kubelet() {
         let headless = service(json!({"clusterIP": "None", "ports": [{"port": 1}]}));
+        let v6 = service(json!({"clusterIP": "fd00:86::9", "ports": [{"port": 1}]}));
+        let of_v6 = variables(&[&v6]);
+        let urls: Vec<&str> =
+            of_v6.iter().map(|(_, value)| value.as_str()).filter(|v| v.contains("//")).collect();
+        assert_eq!(urls, ["tcp://[fd00:86::9]:1"; 2]);
         let all = variables(&[&web(), &headless]);
         let lines: Vec<String> = all.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let expected = [

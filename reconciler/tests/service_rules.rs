@@ -54,6 +54,13 @@ fn what_a_cluster_prints_is_read_again() {
           selector: {a: b}, ports: [{port: 80, targetPort: 80, protocol: TCP, nodePort: 30080, appProtocol: http}]",
     );
     good("clusterIP: None, clusterIPs: [None], selector: {a: b}, publishNotReadyAddresses: true");
+    good(
+        "clusterIP: 10.86.0.9, clusterIPs: [10.86.0.9, 'fd00:86::9'], ipFamilies: [IPv4, IPv6], \
+         ipFamilyPolicy: RequireDualStack, selector: {a: b}, ports: [{port: 80}], externalIPs: [192.0.2.1], \
+         externalTrafficPolicy: Local",
+    );
+    let alias = good("type: ExternalName, externalName: db.example.org").spec.unwrap();
+    assert_eq!((alias.cluster_ip, alias.internal_traffic_policy), (None, None));
 }
 
 #[test]
@@ -64,20 +71,14 @@ fn what_cannot_be_is_refused_by_its_field() {
         ("selector: {a: b}", "spec.ports: Required value"),
         ("selector: {a: '-'}, ports: [{port: 80}]", "spec.selector[a]: Invalid value: \"-\""),
         (&format!("{ports}, type: LoadBalancer"), "spec.type: Unsupported value: \"LoadBalancer\""),
-        (&format!("{ports}, type: ExternalName"), "spec.type: Unsupported value: \"ExternalName\""),
+        ("type: ExternalName", "spec.externalName: Required value"),
+        ("type: ExternalName, externalName: a_b", "spec.externalName: Invalid value: \"a_b\""),
+        ("type: ExternalName, externalName: a, clusterIP: None", "spec.clusterIP: Forbidden"),
         (&format!("{ports}, type: NodePort, clusterIP: None"), "spec.clusterIP: Invalid value: \"None\""),
         (&format!("{ports}, clusterIP: x"), "spec.clusterIP: Invalid value: \"x\""),
-        (&format!("{ports}, clusterIP: 'fd00::1'"), "spec.clusterIP: Invalid value: \"fd00::1\""),
         (
             &format!("{ports}, clusterIP: 10.1.1.1, clusterIPs: [10.1.1.2]"),
             "spec.clusterIPs[0]: Invalid value",
-        ),
-        (&format!("{ports}, clusterIPs: [10.1.1.1, 'fd00::1']"), "spec.clusterIPs[1]: Invalid value"),
-        (&format!("{ports}, ipFamilies: [IPv6]"), "spec.ipFamilies[0]: Unsupported value: \"IPv6\""),
-        (&format!("{ports}, ipFamilyPolicy: RequireDualStack"), "spec.ipFamilyPolicy: Unsupported value"),
-        (
-            &format!("{ports}, externalIPs: [192.0.2.1]"),
-            "spec.externalIPs: Forbidden: a Service has its own address",
         ),
         (
             &format!("{ports}, loadBalancerIP: 192.0.2.1"),
@@ -119,6 +120,42 @@ fn what_cannot_be_is_refused_by_its_field() {
             "spec.ports[1].nodePort: Duplicate value: 30001",
         ),
     ];
+    assert_refused(&cases);
+}
+
+#[test]
+fn addresses_that_do_not_fit_together_are_refused() {
+    let ports = "selector: {a: b}, ports: [{port: 80}]";
+    assert_refused(&[
+        (
+            &format!("{ports}, clusterIPs: [10.1.1.1, 10.1.1.2]"),
+            "spec.clusterIPs: Invalid value: \"10.1.1.1,10.1.1.2\": may specify no more than one IP for each IP family",
+        ),
+        (
+            &format!("{ports}, clusterIPs: [None, 'fd00::1']"),
+            "spec.clusterIPs[0]: Invalid value: \"None\": 'None' must be the first and only value",
+        ),
+        (
+            &format!("{ports}, clusterIPs: [10.1.1.1, 'fd00::1'], ipFamilyPolicy: SingleStack"),
+            "spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be 'RequireDualStack' or 'PreferDualStack' when multiple cluster IPs",
+        ),
+        (
+            &format!("{ports}, clusterIP: 10.1.1.1, clusterIPs: [10.1.1.1], ipFamilies: [IPv6]"),
+            "spec.clusterIPs[0]: Invalid value: \"10.1.1.1\": expected an IPv6 value as indicated by `ipFamilies[0]`",
+        ),
+        (&format!("{ports}, ipFamilies: [IPv6, IPv6]"), "spec.ipFamilies[1]: Duplicate value: \"IPv6\""),
+        (&format!("{ports}, ipFamilies: [IPv5]"), "spec.ipFamilies[0]: Unsupported value: \"IPv5\""),
+        (&format!("{ports}, ipFamilyPolicy: DualStack"), "spec.ipFamilyPolicy: Unsupported value"),
+        (
+            &format!("{ports}, externalIPs: [127.0.0.1]"),
+            "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range",
+        ),
+        (&format!("{ports}, externalIPs: [x]"), "spec.externalIPs[0]: Invalid value: \"x\""),
+    ]);
+}
+
+/// Each has one error, with this text.
+fn assert_refused(cases: &[(&str, &str)]) {
     for (spec, expected) in cases {
         let errors = errors(spec);
         assert!(errors.len() == 1 && errors[0].contains(expected), "{spec}: {errors:?} lacks {expected}");

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use berth_reconciler::services::is_headless;
+use berth_reconciler::services::{Endpoint, is_alias, is_headless};
 use berth_reconciler::worker::PodView;
 use k8s_openapi::api::core::v1;
 
@@ -31,25 +31,24 @@ pub fn of_pod(view: &PodView, node: &str) -> Option<PodNames> {
 }
 
 /// The names of a Service; a headless one stands for its endpoints that get connections.
-pub fn of_service(service: &v1::Service, endpoints: Option<&v1::Endpoints>) -> Option<ServiceNames> {
+pub fn of_service(service: &v1::Service, endpoints: &[Endpoint]) -> Option<ServiceNames> {
     let spec = service.spec.as_ref()?;
     let parse = |text: &String| text.parse::<IpAddr>().ok();
     let (mut ips, mut hosts) = (Vec::new(), Vec::new());
     if is_headless(spec) {
-        let subsets = endpoints.and_then(|endpoints| endpoints.subsets.as_ref()).into_iter().flatten();
-        for address in subsets.flat_map(|subset| subset.addresses.iter().flatten()) {
-            let Some(ip) = parse(&address.ip).filter(|ip| !ips.contains(ip)) else { continue };
-            ips.push(ip);
-            hosts.extend(address.hostname.as_ref().map(|host| (host.to_ascii_lowercase(), ip)));
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.ready) {
+            ips.push(endpoint.ip);
+            hosts.extend(endpoint.hostname.as_ref().map(|host| (host.to_ascii_lowercase(), endpoint.ip)));
         }
     } else {
-        ips.extend(spec.cluster_ip.as_ref().and_then(parse));
+        ips.extend(spec.cluster_ips.iter().flatten().filter_map(parse));
     }
     let ports = spec.ports.iter().flatten().filter_map(|port| {
         let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
         Some((port.name.clone().unwrap_or_default(), protocol, u16::try_from(port.port).ok()?))
     });
-    let external = spec.external_name.clone().filter(|_| spec.type_.as_deref() == Some("ExternalName"));
+    let external = spec.external_name.as_deref().filter(|_| is_alias(spec));
+    let external = external.map(|name| name.trim_end_matches('.').to_ascii_lowercase());
     Some(ServiceNames {
         name: service.metadata.name.clone()?,
         namespace: service.metadata.namespace.clone().unwrap_or_else(|| "default".into()),
@@ -98,23 +97,31 @@ mod tests {
         let service = |ip: &str| {
             serde_json::from_value::<v1::Service>(json!({
                 "metadata": {"name": "db", "namespace": "shop"},
-                "spec": {"clusterIP": ip, "ports": [{"name": "sql", "port": 5432}]}}))
+                "spec": {"clusterIP": ip, "clusterIPs": [ip, "fd00:86::7"], "ports": [{"name": "sql", "port": 5432}]}}))
             .unwrap()
         };
-        let endpoints = serde_json::from_value::<v1::Endpoints>(json!({
-            "metadata": {"name": "db"},
-            "subsets": [
-                {"addresses": [{"ip": "10.85.0.2", "hostname": "db-0"}], "notReadyAddresses": [{"ip": "10.85.0.9"}],
-                 "ports": [{"port": 1}]},
-                {"addresses": [{"ip": "10.85.0.2", "hostname": "db-0"}, {"ip": "10.85.0.3"}]}]}))
-        .unwrap();
-        let plain = of_service(&service("10.86.0.7"), Some(&endpoints)).unwrap();
-        assert_eq!(plain.ips, ["10.86.0.7".parse::<IpAddr>().unwrap()]);
+        let endpoint = |ip: &str, hostname: Option<&str>, ready| Endpoint {
+            ip: ip.parse().unwrap(),
+            pod: String::new(),
+            uid: String::new(),
+            hostname: hostname.map(str::to_owned),
+            ready,
+            serving: ready,
+            terminating: false,
+            ports: vec![Some(1)],
+        };
+        let endpoints = [
+            endpoint("10.85.0.2", Some("db-0"), true),
+            endpoint("10.85.0.9", None, false),
+            endpoint("fd00::3", None, true),
+        ];
+        let plain = of_service(&service("10.86.0.7"), &endpoints).unwrap();
+        assert_eq!(plain.ips, ["10.86.0.7".parse::<IpAddr>().unwrap(), "fd00:86::7".parse().unwrap()]);
         assert_eq!(plain.ports, [("sql".to_owned(), "tcp".to_owned(), 5432)]);
-        let headless = of_service(&service("None"), Some(&endpoints)).unwrap();
-        let ips: [IpAddr; 2] = ["10.85.0.2".parse().unwrap(), "10.85.0.3".parse().unwrap()];
+        let headless = of_service(&service("None"), &endpoints).unwrap();
+        let ips: [IpAddr; 2] = ["10.85.0.2".parse().unwrap(), "fd00::3".parse().unwrap()];
         assert_eq!((headless.ips, headless.hosts), (ips.to_vec(), vec![("db-0".to_owned(), ips[0])]));
-        assert!(of_service(&service("None"), None).unwrap().ips.is_empty());
+        assert!(of_service(&service("None"), &[]).unwrap().ips.is_empty());
     }
 
     #[test]

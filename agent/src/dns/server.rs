@@ -20,6 +20,8 @@ const TTL: u32 = 5;
 /// Questions that are worked on at a time, and streams that are open.
 const QUESTIONS: usize = 512;
 const STREAMS: usize = 64;
+/// So many names in a row may stand for another.
+const ALIASES: usize = 8;
 /// How long a stream may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -189,24 +191,40 @@ impl Server {
         let name = text.trim_end_matches('.');
         // Most questions are for others: what is here need not be gathered for those.
         let zone = is_ours(name, &self.domain).then(|| (self.names)(from));
-        let Some(found) = zone.and_then(|zone| zone.find(name, kind(question.query_type))) else {
+        let kind = kind(question.query_type);
+        let found = zone.and_then(|zone| zone.find(name, kind).map(|found| (zone, found)));
+        let Some((zone, found)) = found else {
             let answer = self.forwarder.answer(asked).await;
             return answer.map_or_else(|| refuse(ResponseCode::ServFail), |answer| retold(asked, answer));
         };
-        let alias = match &found {
-            Found::Alias(other) => Name::from_ascii(format!("{other}.")).ok(),
-            _ => None,
-        };
+        let mut alias = alias_of(&found);
         let mut answer = own(asked, &question.name, &self.domain, found);
         // What it stands for is told along, as the client would ask for that next.
-        if let Some(other) = alias.filter(|_| question.query_type != RecordType::CNAME) {
+        for _ in 0..ALIASES {
+            let Some(other) = alias.take().filter(|_| question.query_type != RecordType::CNAME) else {
+                break;
+            };
+            let Ok(whole) = Name::from_ascii(format!("{other}.")) else { break };
+            if let Some(found) = zone.find(&other, kind) {
+                alias = alias_of(&found);
+                answer.answers.extend(own(asked, &whole, &self.domain, found).answers);
+                continue;
+            }
             let mut next = asked.clone();
-            next.queries[0].name = other;
+            next.queries[0].name = whole;
             if let Some(more) = self.forwarder.answer(&next).await {
                 answer.answers.extend(more.answers);
             }
         }
         answer
+    }
+}
+
+/// The name in whose place this one is.
+fn alias_of(found: &Found) -> Option<String> {
+    match found {
+        Found::Alias(other) => Some(other.clone()),
+        _ => None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hickory_proto::op::Query;
 
 use super::*;
-use crate::dns::zone::PodNames;
+use crate::dns::zone::{PodNames, ServiceNames};
 
 /// A name server of others: answers with 192.0.2.9, with forty records for `big.example.org`, and says of `no.example.org` that
 /// there is none.
@@ -87,7 +87,16 @@ impl Bench {
                 ips: vec!["10.85.0.2".parse().unwrap()],
                 ..PodNames::default()
             }],
-            services: Vec::new(),
+            services: [("near", "far.shop.svc.cluster.local"), ("far", "web.shop.svc.cluster.local")]
+                .into_iter()
+                .chain([("away", "www.example.org"), ("round", "round.shop.svc.cluster.local")])
+                .map(|(name, external)| ServiceNames {
+                    name: name.into(),
+                    namespace: "shop".into(),
+                    external: Some(external.into()),
+                    ..ServiceNames::default()
+                })
+                .collect(),
         };
         let admitted = Arc::new(Mutex::new(true));
         let seen = admitted.clone();
@@ -145,6 +154,20 @@ async fn own_names_are_answered_with_authority() {
     let name = bench.ask("2.0.85.10.in-addr.arpa.", RecordType::PTR).await;
     assert_eq!(ips(&name), ["web.shop.pod.cluster.local."]);
     assert_eq!(bench.others.asked.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn other_names_for_a_name_are_followed() {
+    let bench = Bench::new().await;
+    let near = bench.ask("near.shop.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(ips(&near), ["far.shop.svc.cluster.local.", "web.shop.svc.cluster.local.", "10.85.0.2"]);
+    let only = bench.ask("near.shop.svc.cluster.local.", RecordType::CNAME).await;
+    assert_eq!(ips(&only), ["far.shop.svc.cluster.local."]);
+    let away = bench.ask("away.shop.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(ips(&away), ["www.example.org.", "192.0.2.9"]);
+    // A ring ends somewhere.
+    let round = bench.ask("round.shop.svc.cluster.local.", RecordType::A).await;
+    assert!(ips(&round).iter().all(|name| name == "round.shop.svc.cluster.local."));
 }
 
 #[tokio::test]

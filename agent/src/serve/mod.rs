@@ -26,7 +26,7 @@ use crate::events::{Recorder, Regarding};
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
 use crate::node::{AgentNode, Parts};
-use crate::services::Services;
+use crate::services::{Ranges, Services};
 use crate::store::{Kind, ObjectStore};
 use crate::volumes::claims::Claims;
 
@@ -212,9 +212,8 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
     };
     let cgroups = Cgroups::detect().context("find the control groups of this machine")?;
     let mut network = config.network()?;
-    let range =
-        config.service_cidr.parse().with_context(|| format!("service CIDR {:?}", config.service_cidr))?;
-    network.service_ipv4 = Some(range);
+    let ranges = Ranges::parse(&config.service_cidr).map_err(|why| anyhow::anyhow!("service CIDR: {why}"))?;
+    (network.service_ipv4, network.service_ipv6) = (ranges.v4, ranges.v6);
     let cni = Cni::new(config.cni_conf_dir.clone(), config.cni_bin_dirs.clone(), &config.root);
     let network = match cni.is_on() {
         true => Network::dormant(network).await,
@@ -228,7 +227,7 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
     // Before anybody can ask for them.
     claims.load();
     let services =
-        Services::new(&config.root, (!cni.is_on()).then_some(range), &config.node_name, store.clone());
+        Services::new(&config.root, (!cni.is_on()).then_some(ranges), &config.node_name, store.clone());
     services.load();
     let parts = Parts {
         config: Arc::new(config),

@@ -4,13 +4,14 @@
 //! what it had before.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use berth_netplug::Ipv4Cidr;
-use berth_reconciler::services::{NODE_PORTS, is_headless};
+use berth_reconciler::services::{IpFamily, NODE_PORTS, families as families_of, is_alias, is_headless};
 use k8s_openapi::api::core::v1;
 
 use super::Refusal;
+use super::families;
+use super::ranges::Ranges;
 
 /// The first addresses of the range are kept for those who choose one, as Kubernetes keeps them (KEP 3070): as many, at
 /// most, as this, and no more than a sixteenth of the range.
@@ -19,7 +20,7 @@ const KEPT: u32 = 256;
 /// What Services have.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
-    addresses: BTreeSet<Ipv4Addr>,
+    addresses: BTreeSet<IpAddr>,
     /// By protocol.
     node_ports: BTreeSet<(String, u16)>,
 }
@@ -29,7 +30,8 @@ impl Taken {
     pub(super) fn by<'a>(services: impl Iterator<Item = &'a v1::Service>) -> Self {
         let mut taken = Self::default();
         for spec in services.filter_map(|service| service.spec.as_ref()) {
-            taken.addresses.extend(spec.cluster_ip.as_ref().and_then(|ip| ip.parse::<Ipv4Addr>().ok()));
+            let ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+            taken.addresses.extend(ips.filter_map(|ip| ip.parse::<IpAddr>().ok()));
             taken.node_ports.extend(
                 spec.ports.iter().flatten().filter_map(|port| Some((protocol(port), node_port(port)?))),
             );
@@ -48,89 +50,123 @@ pub(super) fn node_port(port: &v1::ServicePort) -> Option<u16> {
     port.node_port.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0)
 }
 
-/// Gives a Service what it lacks: what it had before, else something that is free.
+/// Gives a Service what it lacks: what it had before, else something that is free. `update` tells that it says only what is to
+/// be different from before.
 ///
 /// # Errors
 /// What it asks for is not to be had.
 pub(super) fn fill_in(
     service: &mut v1::Service,
     old: Option<&v1::Service>,
+    update: bool,
     taken: &Taken,
-    range: Option<Ipv4Cidr>,
+    ranges: Option<&Ranges>,
 ) -> Result<(), Refusal> {
     let seed = format!(
         "{}/{}",
         service.metadata.namespace.as_deref().unwrap_or_default(),
         service.metadata.name.as_deref().unwrap_or_default()
     );
-    let Some(spec) = &mut service.spec else { return Ok(()) };
+    let Some(spec) = service.spec.as_mut().filter(|spec| !is_alias(spec)) else { return Ok(()) };
     let old = old.and_then(|old| old.spec.as_ref());
-    let range = match range {
-        Some(range) => range,
-        None if is_headless(spec) => return Ok(()),
-        None => {
-            let why = "must be \"None\": the pods' network is that of CNI plugins, in which Services have no addresses";
-            return Err(Refusal::Field { field: "spec.clusterIP".into(), why: why.into() });
+    let Some(ranges) = ranges else {
+        if is_headless(spec) {
+            return Ok(());
         }
+        let why =
+            "must be \"None\": the pods' network is that of CNI plugins, in which Services have no addresses";
+        return Err(Refusal::Field { field: "spec.clusterIP".into(), why: why.into() });
     };
-    address(spec, old, taken, range, &seed)?;
-    spec.ip_families = Some(vec!["IPv4".into()]);
-    spec.ip_family_policy.get_or_insert_with(|| "SingleStack".into());
+    spec.cluster_ip.take_if(|ip| ip.is_empty());
+    if spec.cluster_ips.as_ref().is_none_or(Vec::is_empty) {
+        let same = |old: &&v1::ServiceSpec| {
+            update && (spec.cluster_ip.is_none() || spec.cluster_ip == old.cluster_ip)
+        };
+        if let Some(old) = old.filter(same) {
+            spec.cluster_ips.clone_from(&old.cluster_ips);
+            if spec.ip_families.as_ref().is_none_or(Vec::is_empty) {
+                spec.ip_families.clone_from(&old.ip_families);
+            }
+        } else {
+            spec.cluster_ips = spec.cluster_ip.clone().map(|ip| vec![ip]);
+        }
+    }
+    families::fill_in(spec, old.filter(|_| update), ranges)?;
+    addresses(spec, old, taken, ranges, &seed)?;
     if spec.type_.as_deref() == Some("NodePort") {
         node_ports(spec, old, taken, &seed)?;
     }
     Ok(())
 }
 
-fn address(
+/// An address of each family.
+fn addresses(
     spec: &mut v1::ServiceSpec,
     old: Option<&v1::ServiceSpec>,
     taken: &Taken,
-    range: Ipv4Cidr,
+    ranges: &Ranges,
     seed: &str,
 ) -> Result<(), Refusal> {
-    let refuse = |why: String| Err(Refusal::Field { field: "spec.clusterIP".into(), why });
-    if spec.cluster_ip.as_deref().unwrap_or_default().is_empty() {
-        spec.cluster_ip = old.and_then(|old| old.cluster_ip.clone());
+    let refuse = |i: usize, why: String| Err(Refusal::Field { field: format!("spec.clusterIPs[{i}]"), why });
+    let asked = spec.cluster_ips.take().unwrap_or_default();
+    if asked.first().or(spec.cluster_ip.as_ref()).is_some_and(|first| first == "None") {
+        spec.cluster_ip = Some("None".into());
+        spec.cluster_ips = Some(vec!["None".into()]);
+        return Ok(());
     }
-    match spec.cluster_ip.as_deref().unwrap_or_default() {
-        "" => match free_address(taken, range, seed) {
-            Some(ip) => spec.cluster_ip = Some(ip.to_string()),
-            None => return refuse(format!("failed to allocate an address: range {range} is full")),
-        },
-        "None" => {}
-        text => {
-            let failed =
-                |why: &str| refuse(format!("Invalid value: {text:?}: failed to allocate IP {text}: {why}"));
-            let Ok(ip) = text.parse::<Ipv4Addr>() else { return failed("it is no IPv4 address") };
-            if !usable(range, ip) {
-                return failed(&format!(
-                    "the provided IP is not in the valid range. The range of valid IPs is {range}"
-                ));
+    let had: Vec<IpAddr> = old
+        .and_then(|old| old.cluster_ips.as_ref())
+        .into_iter()
+        .flatten()
+        .filter_map(|ip| ip.parse().ok())
+        .collect();
+    let mut given = Vec::new();
+    for (i, family) in families_of(spec).into_iter().enumerate() {
+        let before = had.iter().copied().find(|ip| IpFamily::of(*ip) == family);
+        let before = before.filter(|ip| ranges.allow(*ip) && !taken.addresses.contains(ip));
+        given.push(match asked.get(i) {
+            Some(text) => {
+                let failed =
+                    |why: &str| format!("Invalid value: {text:?}: failed to allocate IP {text}: {why}");
+                let Ok(ip) = text.parse::<IpAddr>() else { return refuse(i, failed("it is no IP address")) };
+                if !ranges.allow(ip) {
+                    let range = ranges.shown(IpFamily::of(ip));
+                    let why = format!(
+                        "the provided IP is not in the valid range. The range of valid IPs is {range}"
+                    );
+                    return refuse(i, failed(&why));
+                }
+                if taken.addresses.contains(&ip) {
+                    return refuse(i, failed("provided IP is already allocated"));
+                }
+                ip
             }
-            if taken.addresses.contains(&ip) {
-                return failed("provided IP is already allocated");
-            }
-        }
+            None => match before.or_else(|| free_address(taken, ranges, family, seed)) {
+                Some(ip) => ip,
+                None => {
+                    let range = ranges.shown(family);
+                    return refuse(i, format!("failed to allocate an address: range {range} is full"));
+                }
+            },
+        });
     }
-    spec.cluster_ips = spec.cluster_ip.clone().map(|ip| vec![ip]);
-    debug_assert!(!is_headless(spec) || spec.type_.as_deref() != Some("NodePort"), "checked before");
+    let given: Vec<String> = given.iter().map(IpAddr::to_string).collect();
+    spec.cluster_ip = given.first().cloned();
+    spec.cluster_ips = Some(given);
     Ok(())
 }
 
-/// Neither the network's own address nor the last one.
-fn usable(range: Ipv4Cidr, ip: Ipv4Addr) -> bool {
-    range.offset(ip).is_some_and(|offset| offset >= 1 && u64::from(offset) + 1 < range.size())
-}
-
-fn free_address(taken: &Taken, range: Ipv4Cidr, seed: &str) -> Option<Ipv4Addr> {
-    let size = u32::try_from(range.size()).unwrap_or(u32::MAX);
+fn free_address(taken: &Taken, ranges: &Ranges, family: IpFamily, seed: &str) -> Option<IpAddr> {
+    let size = ranges.size(family);
     let kept = (size / 16).min(KEPT);
     let count = size.saturating_sub(kept);
     let start = hash(seed).checked_rem(count)?;
-    let above = (0..count).map(|step| kept + (start + step) % count);
-    let mut free = above.chain(0..kept).filter_map(|offset| range.nth(offset));
-    free.find(|ip| usable(range, *ip) && !taken.addresses.contains(ip))
+    let above = (0..count).map(|step| {
+        let place = (u64::from(start) + u64::from(step)) % u64::from(count);
+        kept.saturating_add(u32::try_from(place).unwrap_or_default())
+    });
+    let mut free = above.chain(0..kept).filter_map(|place| ranges.nth(family, place));
+    free.find(|ip| ranges.allow(*ip) && !taken.addresses.contains(ip))
 }
 
 fn node_ports(
@@ -178,7 +214,7 @@ fn free_port(taken: &BTreeSet<(String, u16)>, protocol: &str, seed: &str) -> Opt
 }
 
 /// FNV-1a: the same in every release, unlike what the standard library promises.
-fn hash(text: &str) -> u32 {
+pub(super) fn hash(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
@@ -201,7 +237,8 @@ mod tests {
         range: &str,
     ) -> Result<v1::Service, String> {
         let taken = Taken::by(others.iter());
-        fill_in(&mut service, old, &taken, range.parse().ok()).map_err(|e| e.to_string())?;
+        fill_in(&mut service, old, false, &taken, Ranges::parse(range).ok().as_ref())
+            .map_err(|e| e.to_string())?;
         Ok(service)
     }
 
@@ -242,7 +279,7 @@ mod tests {
         assert_eq!(all.len(), 14);
         assert!(!all.contains("10.86.0.0") && !all.contains("10.86.0.15"));
         let error = filled(service("late", json!({})), None, &services, "10.86.0.0/28").unwrap_err();
-        assert_eq!(error, "spec.clusterIP: failed to allocate an address: range 10.86.0.0/28 is full");
+        assert_eq!(error, "spec.clusterIPs[0]: failed to allocate an address: range 10.86.0.0/28 is full");
     }
 
     #[test]
@@ -253,13 +290,43 @@ mod tests {
         let error = filled(asks("10.86.0.10"), None, &[other], RANGE).unwrap_err();
         assert_eq!(
             error,
-            "spec.clusterIP: Invalid value: \"10.86.0.10\": failed to allocate IP 10.86.0.10: provided IP is already allocated"
+            "spec.clusterIPs[0]: Invalid value: \"10.86.0.10\": failed to allocate IP 10.86.0.10: provided IP is already allocated"
         );
         for ip in ["10.96.0.1", "10.86.0.0", "10.86.255.255"] {
             let error = filled(asks(ip), None, &[], RANGE).unwrap_err();
             assert!(error.contains("The range of valid IPs is 10.86.0.0/16"), "{error}");
         }
         assert_eq!(address(&filled(asks("None"), None, &[], RANGE).unwrap()), "None");
+    }
+
+    #[test]
+    fn a_service_of_both_families_has_an_address_of_each() {
+        const DUAL: &str = "10.86.0.0/16,fd00:86::/112";
+        let ips = |service: &v1::Service| service.spec.as_ref().unwrap().cluster_ips.clone().unwrap();
+        let both = || service("web", json!({"ipFamilyPolicy": "PreferDualStack"}));
+        let first = filled(both(), None, &[], DUAL).unwrap();
+        let given = ips(&first);
+        assert!(given[0].starts_with("10.86.") && given[1].starts_with("fd00:86::"), "{given:?}");
+        assert_eq!(address(&first), given[0]);
+        let other = filled(both(), None, std::slice::from_ref(&first), DUAL).unwrap();
+        assert!(ips(&other).iter().all(|ip| !given.contains(ip)));
+        // A file that wants the other family alone keeps that address.
+        let six = filled(service("web", json!({"ipFamilies": ["IPv6"]})), Some(&first), &[], DUAL).unwrap();
+        assert_eq!(ips(&six), given[1..]);
+        let asks = service("web", json!({"clusterIP": "fd00:87::1"}));
+        let error = filled(asks, None, &[], DUAL).unwrap_err();
+        assert!(error.contains("The range of valid IPs is fd00:86::/112"), "{error}");
+        let headless = service("web", json!({"clusterIP": "None", "ipFamilyPolicy": "RequireDualStack"}));
+        let headless = filled(headless, None, &[], DUAL).unwrap();
+        assert_eq!(ips(&headless), ["None"]);
+        assert_eq!(headless.spec.unwrap().ip_families.unwrap(), ["IPv4", "IPv6"]);
+    }
+
+    #[test]
+    fn an_alias_gets_nothing() {
+        let alias = json!({"type": "ExternalName", "externalName": "example.org"});
+        let spec = filled(service("web", alias), None, &[], RANGE).unwrap().spec.unwrap();
+        assert_eq!((spec.cluster_ip, spec.cluster_ips, spec.ip_families), (None, None, None));
     }
 
     #[test]

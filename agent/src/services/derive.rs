@@ -5,23 +5,23 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use berth_netplug::Protocol;
-use berth_reconciler::services::{Endpoint, is_headless};
+use berth_reconciler::services::{Endpoint, IpFamily, families, is_alias, is_headless, receiving};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::allocate::node_port;
 
-/// What the network does for a Service; nothing for a headless one.
+/// What the network does for a Service; nothing for one that is only a name.
 pub(super) fn for_network(service: &v1::Service, endpoints: &[Endpoint]) -> Option<berth_netplug::Service> {
-    let spec = service.spec.as_ref().filter(|spec| !is_headless(spec))?;
-    let address: IpAddr = spec.cluster_ip.as_ref()?.parse().ok()?;
+    let spec = service.spec.as_ref().filter(|spec| !is_headless(spec) && !is_alias(spec))?;
+    let texts = spec.cluster_ips.iter().flatten().chain(spec.external_ips.iter().flatten());
+    let addresses: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).collect();
     let ports = spec.ports.iter().flatten().enumerate().filter_map(|(i, port)| {
-        let ready = endpoints.iter().filter(|endpoint| endpoint.ready);
         Some(berth_netplug::ServicePort {
             protocol: Protocol::of_port(port.protocol.as_deref()),
             port: u16::try_from(port.port).ok()?,
             node_port: node_port(port),
-            endpoints: ready
+            endpoints: receiving(endpoints)
                 .filter_map(|endpoint| Some(SocketAddr::new(endpoint.ip, endpoint.ports.get(i).copied()??)))
                 .collect(),
         })
@@ -32,14 +32,30 @@ pub(super) fn for_network(service: &v1::Service, endpoints: &[Endpoint]) -> Opti
     Some(berth_netplug::Service {
         namespace: service.metadata.namespace.clone().unwrap_or_default(),
         name: service.metadata.name.clone().unwrap_or_default(),
-        cluster_ips: vec![address],
+        cluster_ips: addresses,
         ports: ports.collect(),
         affinity: seconds.filter(|_| sticky).map(Duration::from_secs),
     })
 }
 
-/// The `v1 Endpoints` of a Service.
+/// A pod, as endpoints refer to it.
+pub(super) fn pod_reference(endpoint: &Endpoint, service: &v1::Service) -> v1::ObjectReference {
+    v1::ObjectReference {
+        kind: Some("Pod".into()),
+        namespace: service.metadata.namespace.clone(),
+        name: Some(endpoint.pod.clone()),
+        uid: Some(endpoint.uid.clone()),
+        ..Default::default()
+    }
+}
+
+/// The `v1 Endpoints` of a Service, which have no more than its first family, and pods that are being deleted only if those
+/// that are not ready are asked for.
 pub(super) fn shown(service: &v1::Service, endpoints: &[Endpoint], node: &str) -> v1::Endpoints {
+    let first = service.spec.as_ref().and_then(|spec| families(spec).first().copied());
+    let endpoints = endpoints.iter().filter(|one| {
+        first.is_none_or(|family| IpFamily::of(one.ip) == family) && (one.ready || !one.terminating)
+    });
     // Pods that have the same ports, which may differ where they are asked for by name, share a subset.
     let mut alike: BTreeMap<&[Option<u16>], v1::EndpointSubset> = BTreeMap::new();
     for endpoint in endpoints {
@@ -49,13 +65,7 @@ pub(super) fn shown(service: &v1::Service, endpoints: &[Endpoint], node: &str) -
             ip: endpoint.ip.to_string(),
             hostname: endpoint.hostname.clone(),
             node_name: Some(node.to_owned()),
-            target_ref: Some(v1::ObjectReference {
-                kind: Some("Pod".into()),
-                namespace: service.metadata.namespace.clone(),
-                name: Some(endpoint.pod.clone()),
-                uid: Some(endpoint.uid.clone()),
-                ..Default::default()
-            }),
+            target_ref: Some(pod_reference(endpoint, service)),
         });
     }
     let asked = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();

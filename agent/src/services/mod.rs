@@ -1,21 +1,25 @@
 //! Services: kept, given addresses, and led to the ready pods of this node.
 //!
-//! [`allocate`] gives a Service its address and node ports, [`derive`] says what follows from it and its pods. This file
-//! keeps both, and [`Services::run`] brings every change into the network and the API at once.
+//! [`allocate`] gives a Service its addresses and node ports, of the families that [`families`] says; [`derive`] and
+//! [`slices`] say what follows from it and its pods. This file keeps all that, and [`Services::run`] brings every change into the network and the API at once.
 
 mod allocate;
 mod derive;
+mod families;
+mod ranges;
+mod slices;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use berth_netplug::{Ipv4Cidr, Network};
+use berth_netplug::Network;
 use berth_reconciler::pod::Pod;
-use berth_reconciler::services::{Candidate, endpoints};
+use berth_reconciler::services::{Candidate, Endpoint, endpoints, is_alias};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -23,6 +27,7 @@ use tokio::sync::Notify;
 use crate::backend::objects::Objects;
 use crate::store::{Kind, ObjectStore};
 use allocate::Taken;
+pub use ranges::Ranges;
 
 /// Namespace and name.
 type Key = (String, String);
@@ -78,8 +83,17 @@ struct Seen {
 struct State {
     services: BTreeMap<Key, Record>,
     pods: HashMap<String, Seen>,
-    /// What the API shows as the endpoints of each.
-    shown: BTreeMap<Key, v1::Endpoints>,
+    /// Who is behind each.
+    endpoints: BTreeMap<Key, Vec<Endpoint>>,
+    /// What the API shows of that.
+    shown: Shown,
+}
+
+/// Objects that follow from Services and pods, by their own names.
+#[derive(Default)]
+struct Shown {
+    endpoints: BTreeMap<Key, v1::Endpoints>,
+    slices: BTreeMap<Key, EndpointSlice>,
 }
 
 /// The Services of this node. Clones share.
@@ -88,7 +102,7 @@ pub struct Services(Arc<Inner>);
 
 struct Inner {
     /// Of their addresses; none if the pods' network is not our own, where nobody leads packets to pods.
-    range: Option<Ipv4Cidr>,
+    ranges: Option<Ranges>,
     node: String,
     objects: Objects,
     store: ObjectStore,
@@ -102,10 +116,10 @@ fn key_of(service: &v1::Service) -> Key {
 }
 
 impl Services {
-    /// None yet. They get addresses of `range` (without one all must be headless), are stored below `root` and shown in `store`.
-    pub fn new(root: &Path, range: Option<Ipv4Cidr>, node: &str, store: ObjectStore) -> Self {
+    /// None yet. They get addresses of `ranges` (without them all must be headless), are stored below `root` and shown in `store`.
+    pub fn new(root: &Path, ranges: Option<Ranges>, node: &str, store: ObjectStore) -> Self {
         Self(Arc::new(Inner {
-            range,
+            ranges,
             node: node.to_owned(),
             objects: Objects::new(root),
             store,
@@ -189,7 +203,7 @@ impl Services {
                 return Err(Refusal::Exists);
             }
             owned_by_api(known)?;
-            address_stays(&known.object, &service)?;
+            addresses_stay(&known.object, &service)?;
         }
         self.put(&mut state, service, None, dry_run)
     }
@@ -217,7 +231,8 @@ impl Services {
         let old = state.services.get(&key).map(|record| record.object.clone());
         let others = state.services.iter().filter(|(other, _)| **other != key);
         let taken = Taken::by(others.map(|(_, record)| record.object.as_ref()));
-        allocate::fill_in(&mut service, old.as_deref(), &taken, self.0.range)?;
+        // A file says all there is, while the API is told what is to be different.
+        allocate::fill_in(&mut service, old.as_deref(), file.is_none(), &taken, self.0.ranges.as_ref())?;
         identify(&mut service, old.as_deref());
         let object = Arc::new(service);
         let record = Record { object: object.clone(), file: file.map(Path::to_owned), confirmed: true };
@@ -267,11 +282,11 @@ impl Services {
         here.map(|(_, record)| record.object.clone()).collect()
     }
 
-    /// Shows every Service to `visit`, with its endpoints as the API has them.
-    pub fn each(&self, mut visit: impl FnMut(&v1::Service, Option<&v1::Endpoints>)) {
+    /// Shows every Service to `visit`, with who is behind it.
+    pub fn each(&self, mut visit: impl FnMut(&v1::Service, &[Endpoint])) {
         let state = self.lock();
         for (key, record) in &state.services {
-            visit(&record.object, state.shown.get(key));
+            visit(&record.object, state.endpoints.get(key).map_or(&[], Vec::as_slice));
         }
     }
 
@@ -280,7 +295,10 @@ impl Services {
     pub async fn run(self, network: Network) {
         loop {
             let wanted = self.derive();
-            if let Err(error) = network.set_services(wanted).await {
+            // The network first: to tell takes longer, and does not matter as much.
+            let led = network.set_services(wanted).await;
+            self.show();
+            if let Err(error) = led {
                 tracing::error!(%error, "cannot bring Services into the pod network; trying again");
                 tokio::time::sleep(RETRY).await;
                 continue;
@@ -289,10 +307,10 @@ impl Services {
         }
     }
 
-    /// What the network is to do; shows the endpoints on the way.
+    /// Finds who is behind each Service, and gives what the network is to do.
     fn derive(&self) -> Vec<berth_netplug::Service> {
         let mut state = self.lock();
-        let (mut wanted, mut shown) = (Vec::new(), BTreeMap::new());
+        let (mut wanted, mut behind) = (Vec::new(), BTreeMap::new());
         for (key, record) in &state.services {
             let candidates = state.pods.values().map(|seen| Candidate {
                 pod: &seen.pod.object,
@@ -300,19 +318,41 @@ impl Services {
                 ending: seen.ending,
             });
             let found = endpoints(&record.object, candidates);
-            if self.0.range.is_some() {
+            if self.0.ranges.is_some() {
                 wanted.extend(derive::for_network(&record.object, &found));
             }
-            shown.insert(key.clone(), derive::shown(&record.object, &found, &self.0.node));
+            behind.insert(key.clone(), found);
         }
-        for (key, object) in shown.iter().filter(|(key, object)| state.shown.get(*key) != Some(object)) {
-            self.0.store.put(Kind::Endpoints, &key.0, &key.1, object);
-        }
-        for key in state.shown.keys().filter(|key| !shown.contains_key(*key)) {
-            self.0.store.delete(Kind::Endpoints, &key.0, &key.1);
-        }
-        state.shown = shown;
+        state.endpoints = behind;
         wanted
+    }
+
+    /// Brings what [`Self::derive`] found into the API.
+    fn show(&self) {
+        let mut state = self.lock();
+        let mut shown = Shown::default();
+        for (key, found) in &state.endpoints {
+            let Some(service) = state.services.get(key).map(|record| &record.object) else { continue };
+            for slice in slices::of(service, found, &self.0.node) {
+                let name = slice.metadata.name.clone().unwrap_or_default();
+                shown.slices.insert((key.0.clone(), name), slice);
+            }
+            if !service.spec.as_ref().is_some_and(is_alias) {
+                shown.endpoints.insert(key.clone(), derive::shown(service, found, &self.0.node));
+            }
+        }
+        self.replace(Kind::Endpoints, &state.shown.endpoints, &shown.endpoints);
+        self.replace(Kind::EndpointSlice, &state.shown.slices, &shown.slices);
+        state.shown = shown;
+    }
+
+    fn replace<T: PartialEq + Serialize>(&self, kind: Kind, old: &BTreeMap<Key, T>, new: &BTreeMap<Key, T>) {
+        for (key, object) in new.iter().filter(|(key, object)| old.get(*key) != Some(object)) {
+            self.0.store.put(kind, &key.0, &key.1, object);
+        }
+        for key in old.keys().filter(|key| !new.contains_key(*key)) {
+            self.0.store.delete(kind, &key.0, &key.1);
+        }
     }
 }
 
@@ -326,17 +366,24 @@ fn owned_by_api(record: &Record) -> Result<(), Refusal> {
     }
 }
 
-/// An address that is given away cannot be changed.
-fn address_stays(old: &v1::Service, new: &v1::Service) -> Result<(), Refusal> {
-    let address = |service: &v1::Service| {
-        service.spec.as_ref().and_then(|spec| spec.cluster_ip.clone()).unwrap_or_default()
+/// Addresses that are given away cannot be changed; the second one can be given up.
+fn addresses_stay(old: &v1::Service, new: &v1::Service) -> Result<(), Refusal> {
+    let addresses = |service: &v1::Service| -> Vec<String> {
+        let Some(spec) = &service.spec else { return Vec::new() };
+        let first = spec.cluster_ip.iter().filter(|ip| !ip.is_empty()).take(1);
+        let others = spec.cluster_ips.iter().flatten().skip(1);
+        first.chain(others).cloned().collect()
     };
-    let (old, new) = (address(old), address(new));
-    if new.is_empty() || new == old {
+    if new.spec.as_ref().is_some_and(is_alias) {
         return Ok(());
     }
-    let why = format!("Invalid value: {new:?}: field is immutable");
-    Err(Refusal::Field { field: "spec.clusterIPs[0]".into(), why })
+    for (i, (old, new)) in addresses(old).iter().zip(addresses(new)).enumerate() {
+        if *old != new {
+            let why = format!("Invalid value: {new:?}: field is immutable");
+            return Err(Refusal::Field { field: format!("spec.clusterIPs[{i}]"), why });
+        }
+    }
+    Ok(())
 }
 
 /// Gives a Service its uid and creation time, or those of the one it replaces, and the status that it always has.

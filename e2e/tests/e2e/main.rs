@@ -10,6 +10,7 @@ mod config_objects;
 mod contexts;
 mod demo;
 mod downward;
+mod dual_services;
 mod escape;
 mod exec;
 mod files;

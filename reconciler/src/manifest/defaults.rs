@@ -108,7 +108,9 @@ pub(crate) fn service(service: &mut v1::Service) {
     let Some(spec) = &mut service.spec else { return };
     or(&mut spec.type_, "ClusterIP");
     or(&mut spec.session_affinity, "None");
-    or(&mut spec.internal_traffic_policy, "Cluster");
+    if spec.type_.as_deref() != Some("ExternalName") {
+        or(&mut spec.internal_traffic_policy, "Cluster");
+    }
     if spec.type_.as_deref() == Some("NodePort") {
         or(&mut spec.external_traffic_policy, "Cluster");
     }

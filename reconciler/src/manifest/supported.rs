@@ -154,7 +154,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("LocalVolumeSource", &["path"]),
     ("Service", &["apiVersion", "kind", "metadata", "spec"]),
     ("ServiceSpec", &[
-        "clusterIP", "clusterIPs", "externalTrafficPolicy", "internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy", "ports",
+        "clusterIP", "clusterIPs", "externalIPs", "externalName", "externalTrafficPolicy", "internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy", "ports",
         "publishNotReadyAddresses", "selector", "sessionAffinity", "sessionAffinityConfig", "trafficDistribution", "type",
     ]),
     ("ServicePort", &[ALL]),
@@ -279,13 +279,6 @@ const REFUSED: &[Refused] = &[
         "",
         "the volume type is not supported",
         Some("supported: hostPath, local"),
-    ),
-    refused("ServiceSpec", "externalName", "ExternalName Services are not supported", REMOVE),
-    refused(
-        "ServiceSpec",
-        "externalIPs",
-        "a Service has its own address and node ports only",
-        Some("use type NodePort, or `hostPort` in the pod"),
     ),
     refused(
         "ServiceSpec",

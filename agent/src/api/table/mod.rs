@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 pub use duration::{age, human};
 pub use pod::{PodSummary, summary};
-pub use service::ready_endpoints;
+pub use service::ready_members;
 pub use volume::modes;
 
 use crate::store::{Kind, Object};

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{EndpointPort, Endpoints, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Endpoints, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{self as discovery, EndpointSlice};
 use serde_json::{Value, json};
 
@@ -45,11 +45,15 @@ pub fn service(service: &Service) -> Vec<Value> {
     let spec = service.spec.clone().unwrap_or_default();
     let ports: Vec<String> = spec.ports.iter().flatten().map(port).collect();
     let selector: Vec<String> = spec.selector.iter().flatten().map(|(k, v)| format!("{k}={v}")).collect();
+    let outside = match spec.type_.as_deref() {
+        Some("ExternalName") => spec.external_name.clone().unwrap_or_default(),
+        _ => spec.external_ips.clone().unwrap_or_default().join(","),
+    };
     vec![
         json!(service.metadata.name),
         json!(spec.type_.unwrap_or_default()),
         or_none(spec.cluster_ip.as_deref()),
-        json!("<none>"),
+        or_none(Some(&outside)),
         or_none(Some(&ports.join(","))),
         json!(age(service.metadata.creation_timestamp.as_ref())),
         or_none(Some(&selector.join(","))),
@@ -86,17 +90,30 @@ pub fn slice(slice: &EndpointSlice) -> Vec<Value> {
     ]
 }
 
-/// The addresses of those that are ready, of all ports or of the one with that name.
-pub fn ready_endpoints(endpoints: &Endpoints, of_port: Option<&str>) -> Vec<String> {
+/// The first few of those that are ready, with the port of that name.
+pub fn ready_members(slices: &[EndpointSlice], port: &str) -> String {
+    let mut all = Vec::new();
+    for slice in slices {
+        let ports = slice.ports.iter().flatten();
+        let number =
+            ports.filter(|known| known.name.as_deref().unwrap_or_default() == port).find_map(|p| p.port);
+        let ready = |conditions: &discovery::EndpointConditions| conditions.ready != Some(false);
+        let members = slice.endpoints.iter().flatten();
+        let ready = members.filter(|one| one.conditions.as_ref().is_none_or(ready));
+        let ips = ready.flat_map(|one| &one.addresses);
+        all.extend(number.into_iter().flat_map(|number| ips.clone().map(move |ip| at(ip, number))));
+    }
+    first_few(&all)
+}
+
+/// The addresses of those that are ready, of all ports.
+fn ready_endpoints(endpoints: &Endpoints) -> Vec<String> {
     let mut all = Vec::new();
     for subset in endpoints.subsets.iter().flatten() {
         let ips = || subset.addresses.iter().flatten().map(|address| address.ip.clone());
-        let is_asked_for = |port: &&EndpointPort| of_port.is_none() || port.name.as_deref() == of_port;
         match subset.ports.as_deref().unwrap_or_default() {
             [] => all.extend(ips()),
-            ports => all.extend(
-                ports.iter().filter(is_asked_for).flat_map(|port| ips().map(|ip| at(&ip, port.port))),
-            ),
+            ports => all.extend(ports.iter().flat_map(|port| ips().map(|ip| at(&ip, port.port)))),
         }
     }
     all
@@ -104,7 +121,7 @@ pub fn ready_endpoints(endpoints: &Endpoints, of_port: Option<&str>) -> Vec<Stri
 
 /// The first few ready ones.
 fn summary(endpoints: &Endpoints) -> String {
-    first_few(&ready_endpoints(endpoints, None))
+    first_few(&ready_endpoints(endpoints))
 }
 
 fn first_few(all: &[String]) -> String {
@@ -135,6 +152,13 @@ mod tests {
         let expected = ["web", "NodePort", "10.86.1.2", "<none>", "80:30080/TCP,53/UDP"];
         assert_eq!(cells[..5], expected.map(|text| json!(text)));
         assert_eq!(cells[6], json!("app=web,b=c"));
+        let outside = |spec: Value| {
+            service(&serde_json::from_value(json!({"metadata": {"name": "x"}, "spec": spec})).unwrap())[2..4]
+                .to_vec()
+        };
+        assert_eq!(outside(json!({"type": "ExternalName", "externalName": "a.b"})), ["<none>", "a.b"]);
+        let ips = json!({"clusterIP": "10.86.0.1", "externalIPs": ["192.0.2.1", "192.0.2.2"]});
+        assert_eq!(outside(ips), ["10.86.0.1", "192.0.2.1,192.0.2.2"]);
     }
 
     #[test]

@@ -11,9 +11,8 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 use k8s_openapi::List;
-use k8s_openapi::api::core::v1::{
-    Endpoints, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service,
-};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::Value;
 
 use super::failure::{self, Reported, Usage};
@@ -125,14 +124,16 @@ async fn claim_text(client: &kube::Client, namespace: &str, name: &str) -> anyho
 }
 
 async fn service_text(client: &kube::Client, namespace: &str, name: &str) -> anyhow::Result<String> {
-    let path = |kind| resource::path(kind, Some(namespace), Some(name));
-    let service: Service = client::get(client, &path(Kind::Service), JSON).await?;
-    // Shown a moment after the Service.
-    let endpoints: Endpoints = client::get(client, &path(Kind::Endpoints), JSON).await.unwrap_or_default();
+    let service: Service =
+        client::get(client, &resource::path(Kind::Service, Some(namespace), Some(name)), JSON).await?;
+    let path = resource::path(Kind::EndpointSlice, Some(namespace), None);
+    let query = [("labelSelector", format!("kubernetes.io/service-name={name}"))];
+    let query: Vec<(&str, &str)> = query.iter().map(|(n, v)| (*n, v.as_str())).collect();
+    let slices: List<EndpointSlice> = client::get(client, &resource::with_query(&path, &query), JSON).await?;
     let selector = format!("involvedObject.name={name},involvedObject.kind=Service");
     let events = events(client, Some(namespace), &selector).await?;
     let mut text = Text::new();
-    service::describe(&mut text, &service, &endpoints);
+    service::describe(&mut text, &service, &slices.items);
     text::events(&mut text, events);
     Ok(text.finish())
 }

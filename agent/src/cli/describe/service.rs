@@ -1,14 +1,15 @@
 //! A Service, as `kubectl describe service` shows it.
 
-use k8s_openapi::api::core::v1::{Endpoints, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::pod::labels;
 use super::text::Text;
-use crate::api::table::ready_endpoints;
+use crate::api::table::ready_members;
 
 /// Writes a Service without its events.
-pub fn describe(text: &mut Text, service: &Service, endpoints: &Endpoints) {
+pub fn describe(text: &mut Text, service: &Service, slices: &[EndpointSlice]) {
     let spec = service.spec.clone().unwrap_or_default();
     text.field("Name", service.metadata.name.as_deref().unwrap_or_default());
     text.field("Namespace", service.metadata.namespace.as_deref().unwrap_or_default());
@@ -21,15 +22,19 @@ pub fn describe(text: &mut Text, service: &Service, endpoints: &Endpoints) {
     text.field("IP Families", spec.ip_families.unwrap_or_default().join(","));
     text.field("IP", spec.cluster_ip.as_deref().unwrap_or_default());
     text.field("IPs", spec.cluster_ips.unwrap_or_default().join(","));
+    if let Some(ips) = &spec.external_ips {
+        text.field("External IPs", ips.join(","));
+    }
+    text.optional("External Name", spec.external_name.as_deref());
     for port in spec.ports.iter().flatten() {
-        describe_port(text, port, endpoints);
+        describe_port(text, port, slices);
     }
     text.field("Session Affinity", spec.session_affinity.as_deref().unwrap_or_default());
     text.optional("External Traffic Policy", spec.external_traffic_policy.as_deref());
     text.optional("Internal Traffic Policy", spec.internal_traffic_policy.as_deref());
 }
 
-fn describe_port(text: &mut Text, port: &ServicePort, endpoints: &Endpoints) {
+fn describe_port(text: &mut Text, port: &ServicePort, slices: &[EndpointSlice]) {
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
     let name = port.name.as_deref().filter(|name| !name.is_empty()).unwrap_or("<unset>");
     text.field("Port", format!("{name}  {}/{protocol}", port.port));
@@ -41,5 +46,5 @@ fn describe_port(text: &mut Text, port: &ServicePort, endpoints: &Endpoints) {
     if let Some(number) = port.node_port.filter(|number| *number != 0) {
         text.field("NodePort", format!("{name}  {number}/{protocol}"));
     }
-    text.field("Endpoints", ready_endpoints(endpoints, port.name.as_deref()).join(","));
+    text.field("Endpoints", ready_members(slices, port.name.as_deref().unwrap_or_default()));
 }

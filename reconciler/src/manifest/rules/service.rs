@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::names;
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
-use crate::services::{NODE_PORTS, is_headless};
+use crate::services::{IpFamily, NODE_PORTS, is_alias, is_headless};
 
 /// How long a client may keep its endpoint: a day.
 const AFFINITY_MAX_SECONDS: i32 = 86_400;
@@ -33,7 +33,7 @@ pub(crate) fn check(service: &v1::Service, issues: &mut Issues) {
     check_ports(spec, &path, issues);
     check_affinity(spec, &path, issues);
     check_policies(spec, &path, issues);
-    if spec.selector.as_ref().is_none_or(|selector| selector.is_empty()) {
+    if spec.selector.as_ref().is_none_or(|selector| selector.is_empty()) && !is_alias(spec) {
         let hint = "name the labels of the pods behind it; endpoints that are no pods of this node are not supported";
         issues.required(&path.field("selector"), "").hint(hint);
     }
@@ -45,55 +45,149 @@ pub(crate) fn check(service: &v1::Service, issues: &mut Issues) {
 }
 
 fn check_type(spec: &v1::ServiceSpec, path: &FieldPath, issues: &mut Issues) {
-    let path = path.field("type");
+    let at = path.field("type");
     match spec.type_.as_deref().unwrap_or_default() {
         "ClusterIP" | "NodePort" => {}
+        "ExternalName" => check_alias(spec, path, issues),
         kind => {
             let hint = match kind {
                 "LoadBalancer" => {
-                    "a node without a cluster has no load balancer: use NodePort, or `hostPort` in the pod for a port of your choice"
+                    "a node without a cluster has no load balancer: use NodePort, `externalIPs`, or `hostPort` in the pod for a port of your choice"
                 }
-                "ExternalName" => "use the name itself, or `hostAliases` in the pod",
                 _ => "the default is ClusterIP",
             };
-            issues.not_supported(&path, kind, &["ClusterIP", "NodePort"]).hint(hint);
+            issues.not_supported(&at, kind, &["ClusterIP", "ExternalName", "NodePort"]).hint(hint);
         }
+    }
+}
+
+fn check_alias(spec: &v1::ServiceSpec, path: &FieldPath, issues: &mut Issues) {
+    for (field, is_set) in [
+        ("clusterIP", spec.cluster_ip.as_deref().is_some_and(|ip| !ip.is_empty())),
+        ("ipFamilies", spec.ip_families.as_ref().is_some_and(|families| !families.is_empty())),
+        ("ipFamilyPolicy", spec.ip_family_policy.is_some()),
+    ] {
+        if is_set {
+            issues.forbidden(&path.field(field), "may not be set for ExternalName services");
+        }
+    }
+    let at = path.field("externalName");
+    // A dot at the end says that the name is whole, as everywhere in DNS.
+    match spec.external_name.as_deref().map(|name| name.strip_suffix('.').unwrap_or(name)) {
+        None | Some("") => {
+            issues.required(&at, "");
+        }
+        Some(name) => issues.all(&at, name, names::dns_subdomain(name)),
     }
 }
 
 fn check_addresses(spec: &v1::ServiceSpec, path: &FieldPath, issues: &mut Issues) {
     let first = spec.cluster_ip.as_deref().unwrap_or_default();
+    let all = spec.cluster_ips.as_deref().unwrap_or_default();
     let at = path.field("clusterIP");
-    let detail = "must be a valid IPv4 address, \"None\", or empty to have one allocated";
-    if !matches!(first, "" | "None") && first.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4()).eq(&false) {
-        issues.invalid(&at, first, detail);
+    if !matches!(first, "" | "None") && first.parse::<IpAddr>().is_err() {
+        issues.invalid(&at, first, "must be a valid IP address, \"None\", or empty to have one allocated");
     }
     if is_headless(spec) && spec.type_.as_deref() == Some("NodePort") {
         issues.invalid(&at, first, "may not be set to 'None' for NodePort services");
     }
-    let all = spec.cluster_ips.as_deref().unwrap_or_default();
-    if all.len() > 1 {
-        issues.invalid(
-            &path.field("clusterIPs").index(1),
-            all[1].as_str(),
-            "Services have one address, of IPv4",
-        );
-    }
+    let at = path.field("clusterIPs");
     if let Some(other) = all.first().filter(|other| *other != first) {
-        let path = path.field("clusterIPs").index(0);
-        issues.invalid(&path, other.as_str(), "first value must match `clusterIP`");
+        issues.invalid(&at.index(0), other.as_str(), "first value must match `clusterIP`");
     }
-    for (i, family) in spec.ip_families.iter().flatten().enumerate() {
-        issues.one_of(&path.field("ipFamilies").index(i), Some(family), &["IPv4"]);
+    for (i, text) in all.iter().enumerate() {
+        let headless = text == "None";
+        if headless && (i > 0 || all.len() > 1) {
+            issues.invalid(&at.index(i), text.as_str(), "'None' must be the first and only value");
+        } else if !headless && i > 0 && text.parse::<IpAddr>().is_err() {
+            issues.invalid(&at.index(i), text.as_str(), "must be a valid IP address");
+        }
     }
-    let policies = ["PreferDualStack", "SingleStack"];
+    let ips: Vec<IpAddr> = all.iter().filter_map(|text| text.parse().ok()).collect();
+    if all.len() > 2 {
+        issues.invalid(&at, all.join(",").as_str(), "may only hold up to 2 values");
+    } else if let [one, other] = ips[..]
+        && IpFamily::of(one) == IpFamily::of(other)
+    {
+        let detail = "may specify no more than one IP for each IP family";
+        issues.invalid(&at, all.join(",").as_str(), detail);
+    }
+    check_families(spec, &ips, path, issues);
+    for (i, text) in spec.external_ips.iter().flatten().enumerate() {
+        let at = path.field("externalIPs").index(i);
+        match text.parse::<IpAddr>() {
+            Err(_) => {
+                issues.invalid(
+                    &at,
+                    text.as_str(),
+                    "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+                );
+            }
+            Ok(ip) => {
+                if let Some(detail) = special(ip) {
+                    issues.invalid(&at, text.as_str(), detail);
+                }
+            }
+        }
+    }
+}
+
+/// Why an address cannot be led anywhere (`ValidateNonSpecialIP`).
+fn special(ip: IpAddr) -> Option<&'static str> {
+    let is_link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    if ip.is_unspecified() {
+        Some("may not be unspecified (0.0.0.0 or ::)")
+    } else if ip.is_loopback() {
+        Some("may not be in the loopback range (127.0.0.0/8, ::1/128)")
+    } else if is_link_local {
+        Some("may not be in the link-local range (169.254.0.0/16, fe80::/10)")
+    } else if ip.is_multicast() {
+        Some("may not be a multicast address")
+    } else {
+        None
+    }
+}
+
+fn check_families(spec: &v1::ServiceSpec, ips: &[IpAddr], path: &FieldPath, issues: &mut Issues) {
+    let at = path.field("ipFamilies");
+    let names = spec.ip_families.as_deref().unwrap_or_default();
+    let policies = ["PreferDualStack", "RequireDualStack", "SingleStack"];
     issues.one_of(&path.field("ipFamilyPolicy"), spec.ip_family_policy.as_deref(), &policies);
+    if names.len() > 2 {
+        issues.invalid(&at, names.join(",").as_str(), "may only hold up to 2 values");
+        return;
+    }
+    for (i, name) in names.iter().enumerate() {
+        issues.one_of(&at.index(i), Some(name), &["IPv4", "IPv6"]);
+        if names[..i].contains(name) {
+            issues.duplicate(&at.index(i), name.as_str());
+        }
+        if let (Some(ip), Some(family)) = (ips.get(i), IpFamily::named(name))
+            && IpFamily::of(*ip) != family
+        {
+            let detail = format!("expected an {name} value as indicated by `ipFamilies[{i}]`");
+            issues.invalid(&path.field("clusterIPs").index(i), ip.to_string().as_str(), &detail);
+        }
+    }
+    if spec.ip_family_policy.as_deref() == Some("SingleStack") {
+        for (several, of) in [(names.len() > 1, "IP families"), (ips.len() > 1, "cluster IPs")] {
+            if several {
+                let detail = format!(
+                    "must be 'RequireDualStack' or 'PreferDualStack' when multiple {of} are specified"
+                );
+                issues.invalid(&path.field("ipFamilyPolicy"), "SingleStack", &detail);
+            }
+        }
+    }
 }
 
 fn check_ports(spec: &v1::ServiceSpec, path: &FieldPath, issues: &mut Issues) {
     let path = path.field("ports");
     let ports = spec.ports.as_deref().unwrap_or_default();
-    if ports.is_empty() && !is_headless(spec) {
+    if ports.is_empty() && !is_headless(spec) && !is_alias(spec) {
         issues.required(&path, "");
     }
     let (mut known, mut named, mut on_node) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
@@ -132,8 +226,9 @@ fn check_ports(spec: &v1::ServiceSpec, path: &FieldPath, issues: &mut Issues) {
         }
         let Some(node_port) = port.node_port.filter(|number| *number != 0) else { continue };
         let at = path.field("nodePort");
-        if spec.type_.as_deref() == Some("ClusterIP") {
-            issues.forbidden(&at, "may not be used when `type` is 'ClusterIP'");
+        if spec.type_.as_deref() != Some("NodePort") {
+            let kind = spec.type_.as_deref().unwrap_or_default();
+            issues.forbidden(&at, &format!("may not be used when `type` is '{kind}'"));
         } else if !u16::try_from(node_port).is_ok_and(|number| NODE_PORTS.contains(&number)) {
             let detail = "provided port is not in the valid range. The range of valid ports is 30000-32767";
             issues.invalid(&at, i64::from(node_port), detail);
@@ -164,7 +259,9 @@ fn check_policies(spec: &v1::ServiceSpec, path: &FieldPath, issues: &mut Issues)
     let external = spec.external_traffic_policy.as_deref().filter(|policy| !policy.is_empty());
     let at = path.field("externalTrafficPolicy");
     issues.one_of(&at, external, &policies);
-    if let Some(policy) = external.filter(|_| spec.type_.as_deref() == Some("ClusterIP")) {
+    let is_reachable = spec.type_.as_deref() == Some("NodePort")
+        || spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
+    if let Some(policy) = external.filter(|_| !is_reachable) {
         issues.invalid(&at, policy, "may only be set for externally-accessible services");
     }
     let distribution = spec.traffic_distribution.as_deref();
