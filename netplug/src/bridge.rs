@@ -1,7 +1,7 @@
 //! The bridge on the host, and what else is asked of the host's links, through rtnetlink.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
@@ -67,6 +67,18 @@ pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result
     }
     lead_to_services(handle, config, index).await?;
     Ok(index)
+}
+
+/// Takes an address off a link; done if it does not have it, or there is no such link.
+pub(crate) async fn take_address(handle: &Handle, name: &str, (ip, prefix): (IpAddr, u8)) -> Result<()> {
+    let Some(link) = get(handle, name).await? else { return Ok(()) };
+    let fail = |e| Error::netlink("take address off bridge", format!("{name}, {ip}"), e);
+    let mut message = handle.address().add(link.header.index, ip, prefix);
+    let message = std::mem::take(message.message_mut());
+    match handle.address().del(message).execute().await.map_err(cause) {
+        Err(e) if !crate::sys::netlink::is(&e, nix::errno::Errno::EADDRNOTAVAIL) => Err(fail(e)),
+        _ => Ok(()),
+    }
 }
 
 /// A route to the Services' addresses: without one, a host that has no default route could send nothing to them. No

@@ -600,10 +600,10 @@ impl Inner {
             .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
         let beside = self.config.name.as_ref().map(|_| self.config.bridge.as_str());
         let dismissed = admission::dismiss(&mut self.table(), beside);
-        let shared =
-            if self.place == 0 { self.remove_shared() } else { stale::forget(&self.config.state_dir) };
+        let shared = if self.place == 0 { self.remove_shared() } else { Ok(()) };
+        let forgotten = stale::forget(&self.config.state_dir);
         let cleared = self.ipam()?.clear();
-        unlinked.and(dismissed).and(shared).and(cleared)
+        unlinked.and(dismissed).and(shared).and(forgotten).and(cleared)
     }
 
     /// Removes what the first network has for all of them.

@@ -294,6 +294,31 @@ fn networks_that_are_no_more_are_removed() {
     });
 }
 
+#[test]
+fn what_a_network_had_before_its_settings_changed_goes() {
+    on_a_machine(|machine, runtime| {
+        let network = open(machine, runtime);
+        let front = on(runtime, &network, "front", "f");
+        ip("addr add 192.0.2.77/32 dev br-front");
+        killed(runtime, network);
+        let mut changed = config(machine);
+        changed.bridge = "berth1".into();
+        changed.beside[0].gateway = Some("10.90.1.254".parse().unwrap());
+        let network = runtime.block_on(Network::open(changed)).unwrap();
+        let addresses = ip("-o addr show dev br-front");
+        assert!(!addresses.contains("10.90.1.1/") && !addresses.contains("fd00:90:1::1/"), "{addresses}");
+        assert!(
+            addresses.contains("10.90.1.254/24") && addresses.contains("fd00:90:1::fe/64"),
+            "{addresses}"
+        );
+        assert!(addresses.contains("192.0.2.77"), "what others put there stays: {addresses}");
+        assert!(ip("-o link").contains("berth1") && !ip("-o link").contains("berth0"));
+        let _server = front.ns.serve_tcp("0.0.0.0:80");
+        assert_eq!(machine.host.tcp(&format!("{}:80", front.ip)).unwrap(), "10.90.1.254");
+        drop(network);
+    });
+}
+
 /// Between any two steps of the removal the next start goes on.
 #[test]
 fn a_network_half_removed_or_half_made_is_no_obstacle() {

@@ -275,6 +275,59 @@ fn a_network_that_is_no_more_goes_and_its_pods_say_so() {
     node.finish().unwrap();
 }
 
+/// Names of the leases of a network; the node's own has none.
+fn leases(node: &Node, network: &str) -> usize {
+    let folder = match network {
+        "" => node.path("root/net/leases"),
+        name => node.path(&format!("root/net/networks/{name}/leases")),
+    };
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+#[test]
+fn an_agent_killed_while_pods_join_and_leave_several_networks_leaves_nothing() {
+    let mut node = Node::with(CONFIG, &[]).unwrap();
+    for round in 0..10_u64 {
+        for number in 0..3_u64 {
+            let name = format!("p{number}");
+            if (round + number) % 3 == 2 {
+                let _ = node.remove(&format!("{name}.yaml"));
+            } else {
+                // Another text each time, so that the pod is replaced.
+                let networks = if round % 2 == 0 { "front,back" } else { "back,front,inside" };
+                node.apply(&format!("{name}.yaml"), &web(&name, &[(NETWORKS, networks)])).unwrap();
+            }
+        }
+        // From before the first step to after the last.
+        poll::pause(Duration::from_millis(round * 7));
+        node.kill9_agent().unwrap();
+        if round % 4 == 1 {
+            node.machine().shell("ip link del br-back").unwrap();
+        }
+        node.start_agent().unwrap();
+    }
+    for number in 0..3 {
+        let name = format!("p{number}");
+        node.apply(&format!("{name}.yaml"), &web(&name, &[(NETWORKS, "front,back")])).unwrap();
+    }
+    node.wait("the last texts run", Duration::from_secs(60), |pods| {
+        let of_last = |pod: &Pod| annotation(pod, NETWORKS) == Some("front,back") && pod.is_running();
+        pods.len() == 3 && pods.values().all(of_last)
+    })
+    .unwrap();
+    poll::until("what is there is what runs", SOON, || {
+        let links = node.machine().links().map_err(|e| e.to_string())?;
+        let pairs = links.iter().filter(|link| link.starts_with("veth")).count();
+        let held = ["", "front", "back", "inside"].map(|network| leases(&node, network));
+        if (pairs, held) == (9, [3, 3, 3, 0]) { Ok(Some(())) } else { Err(format!("{links:?} {held:?}")) }
+    })
+    .unwrap();
+    for (from, to) in [("p0", "p1"), ("p2", "p0")] {
+        fetches(&node, from, to, to);
+    }
+    node.finish().unwrap();
+}
+
 #[test]
 fn settings_that_cannot_be_are_named_at_start() {
     for (networks, said) in [

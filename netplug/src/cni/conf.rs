@@ -14,6 +14,17 @@ use crate::config::{Config, HostPort, LINK_NAME_MAX, Protocol, Rate};
 const DATA_DIR: &str = "/var/lib/cni/berth";
 const CAPABILITIES: [&str; 4] = ["portMappings", "bandwidth", "ips", "mac"];
 
+/// What the plugin `bridge` has beside ours, and what there is in its place.
+const INSTEAD: [(&str, &str); 7] = [
+    ("vlan", "bridges do not look at VLAN tags: give each VLAN a network and a bridge of its own"),
+    ("vlanTrunk", "bridges do not look at VLAN tags: give each VLAN a network and a bridge of its own"),
+    ("preserveDefaultVlan", "bridges do not look at VLAN tags"),
+    ("forceAddress", "other addresses of the bridge are left alone"),
+    ("ipMasqBackend", "masquerading is always by nftables"),
+    ("uplinkInterface", "traffic leaves by the host's routes"),
+    ("disableContainerInterface", "the container's interface always has an address"),
+];
+
 /// As it is written. What is left in `rest` is not known.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -34,6 +45,8 @@ struct Raw {
     ip_masq: Option<bool>,
     hairpin_mode: Option<bool>,
     promisc_mode: Option<bool>,
+    port_isolation: Option<bool>,
+    internal: Option<bool>,
     nft_table: Option<String>,
     data_dir: Option<PathBuf>,
     quarantine_seconds: Option<u64>,
@@ -161,6 +174,9 @@ impl Raw {
                 "ipam is not supported: addresses are given out by the plugin itself, from subnets",
             );
         }
+        if let Some((key, instead)) = INSTEAD.into_iter().find(|(key, _)| self.rest.contains_key(*key)) {
+            return unsupported(format!("{key} is not supported: {instead}"));
+        }
         // `cni.dev/` is the runtime's and may hold more than is known today.
         let ignored = |key: &str| key == "cniVersion" || key == "cniVersions" || key.starts_with("cni.dev/");
         if let Some(key) = self.rest.keys().find(|key| !ignored(key)) {
@@ -201,6 +217,14 @@ impl Raw {
         config.default_route = self.is_default_gateway.unwrap_or(true);
         config.promiscuous = self.promisc_mode.unwrap_or(false);
         config.hairpin = self.hairpin_mode.unwrap_or(!config.promiscuous);
+        config.port_isolation = self.port_isolation.unwrap_or(false);
+        config.internal = self.internal.unwrap_or(false);
+        if config.internal && self.is_default_gateway == Some(true) {
+            return refuse(
+                "internal and isDefaultGateway cannot both be: nothing leaves an internal network",
+            );
+        }
+        config.default_route &= !config.internal;
         if config.hairpin && config.promiscuous {
             return refuse("hairpinMode and promiscMode cannot both be: packets would come twice");
         }
@@ -299,6 +323,12 @@ mod tests {
     }
 
     #[test]
+    fn internal_networks_have_no_default_route() {
+        let network = read(json!({"internal": true, "portIsolation": true})).unwrap().network;
+        assert!(network.internal && network.port_isolation && !network.default_route);
+    }
+
+    #[test]
     fn every_key_has_its_place() {
         let conf = read(json!({
             "bridge": "br9", "subnets": ["10.9.0.0/24", "fd09::/64"], "gateway": "10.9.0.254", "rangeStart": "10.9.0.10",
@@ -331,7 +361,10 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_by_name() {
         for (more, code, words) in [
-            (json!({"vlan": 3}), UNSUPPORTED, "vlan is not supported"),
+            (json!({"vlan": 3}), UNSUPPORTED, "vlan is not supported: bridges do not look at VLAN tags"),
+            (json!({"forceAddress": true}), UNSUPPORTED, "forceAddress is not supported"),
+            (json!({"other": true}), UNSUPPORTED, "other is not supported"),
+            (json!({"internal": true, "isDefaultGateway": true}), CONFIG, "cannot both be"),
             (json!({"ipam": {}}), UNSUPPORTED, "ipam is not supported"),
             (json!({"isGateway": false}), UNSUPPORTED, "isGateway"),
             (json!({"capabilities": {"aliases": true}}), UNSUPPORTED, "capability aliases"),

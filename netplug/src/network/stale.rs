@@ -1,8 +1,9 @@
-//! Networks that the settings no longer have: bridge, links, leases and rules of those are removed when the first network
-//! is opened. Each network beside it has a record of its bridge, written before the bridge is made.
+//! What the settings no longer have: networks that are no more, with bridge, links, leases and rules, and bridges and gateways
+//! that a network had before it got others. Each network has a record of those, written before they are made.
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ struct Record {
     bridge: String,
     /// Whether the bridge was not there before, so that it is ours to remove.
     made: bool,
+    /// The addresses that the bridge was given, with their prefix lengths.
+    #[serde(default)]
+    gateways: Vec<(IpAddr, u8)>,
 }
 
 const FILE: &str = "network.json";
@@ -40,14 +44,22 @@ impl Record {
     }
 }
 
-/// Records the bridge of a network beside the first one, before it is made.
+/// Records bridge and gateways of a network before they are made, and takes off the bridge what it no longer has.
 pub(super) async fn note(inner: &Inner) -> Result<()> {
     let (config, folder) = (&inner.config, &inner.config.state_dir);
-    if inner.place == 0 || Record::read(folder).is_some_and(|record| record.bridge == config.bridge) {
-        return Ok(());
-    }
-    let made = bridge::get(&inner.handle, &config.bridge).await?.is_none();
-    Record { bridge: config.bridge.clone(), made }.write(folder)
+    let gateways: Vec<_> = config.gateways().collect();
+    let before = Record::read(folder).filter(|record| record.bridge == config.bridge);
+    let made = match &before {
+        Some(record) => {
+            for gateway in record.gateways.iter().filter(|one| !gateways.contains(one)) {
+                bridge::take_address(&inner.handle, &config.bridge, *gateway).await?;
+            }
+            record.made
+        }
+        None => bridge::get(&inner.handle, &config.bridge).await?.is_none(),
+    };
+    let now = Record { bridge: config.bridge.clone(), made, gateways };
+    if before.as_ref() == Some(&now) { Ok(()) } else { now.write(folder) }
 }
 
 /// Whether the bridge of this network is to go with it.
@@ -59,6 +71,7 @@ pub(super) fn is_ours(config: &Config) -> bool {
 pub(super) async fn remove(first: &Arc<Inner>) -> Result<()> {
     let inner = first.clone();
     on_thread(move |thread| {
+        remove_one(&inner, thread, &inner.config.state_dir)?;
         let parent = inner.config.state_dir.join(beside::FOLDER);
         let folders = match fs::read_dir(&parent) {
             Ok(folders) => folders,
@@ -76,7 +89,7 @@ pub(super) async fn remove(first: &Arc<Inner>) -> Result<()> {
 
 fn remove_one(first: &Inner, thread: &Traveller, folder: &Path) -> Result<()> {
     let (config, record) = (&first.site.config, Record::read(folder));
-    let still = config.beside.iter().find(|net| net.state_dir == folder);
+    let still = config.all().find(|net| net.state_dir == folder);
     if let (Some(net), Some(record)) = (still, &record)
         && net.bridge == record.bridge
     {
@@ -92,7 +105,8 @@ fn remove_one(first: &Inner, thread: &Traveller, folder: &Path) -> Result<()> {
         if record.made && !taken {
             links.push(record.bridge.clone());
         }
-        admission::dismiss(&mut first.table(), Some(&record.bridge))?;
+        let beside = (folder != config.state_dir).then_some(record.bridge.as_str());
+        admission::dismiss(&mut first.table(), beside)?;
     }
     veth::delete_all(&mut first.host_socket(thread)?, links.iter().map(String::as_str))?;
     match still {
