@@ -8,6 +8,7 @@ mod cycles;
 mod floor;
 mod many;
 mod measure;
+mod network;
 mod podman;
 mod probes;
 mod single;
@@ -16,7 +17,7 @@ mod table;
 use anyhow::{Context, Result, bail, ensure};
 use podman::Podman;
 
-const USAGE: &str = "usage: bench [--runs N] [--no-peers] [--only many|full|single|probes|cycles]...";
+const USAGE: &str = "usage: bench [--runs N] [--no-peers] [--only many|full|single|probes|network|cycles]...";
 /// What a container runs that shall do nothing.
 const IDLE: &str = "exec sleep 1000000";
 
@@ -27,6 +28,12 @@ fn main() -> Result<()> {
     }
     if given.first().is_some_and(|word| word == floor::WORD) {
         return floor::measure(&given[1..]);
+    }
+    if given.first().is_some_and(|word| word == network::PARTS) {
+        return network::measure_parts(&given[1..]);
+    }
+    if given.first().is_some_and(|word| word == network::READY) {
+        return network::measure_ready();
     }
     let (mut runs, mut peers, mut only) = (30, true, Vec::new());
     let mut words = given.into_iter();
@@ -55,6 +62,9 @@ fn main() -> Result<()> {
     }
     if wanted("probes") {
         probes::measure()?;
+    }
+    if wanted("network") {
+        network::measure(peers)?;
     }
     if wanted("cycles") && peers {
         cycles::compare()?;
