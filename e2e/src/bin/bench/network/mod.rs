@@ -64,7 +64,9 @@ pub fn measure(peers: bool) -> Result<()> {
         println!("the CNI plugins are not in the table: {PLUGINS} has none");
     }
     Row::times("networks of 100 pods at once", of("hundred")?).target(Target::Most(300.0)).print();
-    Row::times("change of a hostPort", of("hostport")?).target(Target::Most(0.2)).print();
+    Row::times("change of a hostPort, what it adds to an attach", of("hostport")?)
+        .target(Target::Most(0.2))
+        .print();
     Row::times("change of one of 100 Services", of("service")?).target(Target::Most(0.2)).print();
     // At least 0.95 of its throughput.
     Row::times(format!("{} GiB by TCP from pod to pod", parts::GIB), of("stream")?)
