@@ -46,11 +46,8 @@ pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result
     }
     let index = link.header.index;
     // Setting the MTU, even to what it is, keeps the bridge from following its ports'.
-    let mut message = LinkUnspec::new_with_index(index).address(address).mtu(mtu).up();
-    if config.promiscuous {
-        message = message.promiscuous(true);
-    }
-    let message = message.build();
+    let message = LinkUnspec::new_with_index(index).address(address).mtu(mtu).up();
+    let message = message.promiscuous(config.promiscuous).build();
     handle
         .link()
         .set(message)

@@ -209,6 +209,32 @@ fn pods_of_a_network_with_port_isolation_reach_only_the_host() {
     });
 }
 
+#[test]
+fn the_settings_of_a_bridge_follow_the_configuration() {
+    on_a_machine(|machine, runtime| {
+        let shows = |name: &str, link: &str, words: &str| {
+            let shown = ip(&format!("-d link show {link}"));
+            assert!(shown.contains(words), "{name}: {words} in {shown}");
+        };
+        let network = open(machine, runtime);
+        let a = on(runtime, &network, "front", "a");
+        shows("by default", "br-front", "promiscuity 0");
+        shows("by default", &a.host_if, "hairpin on");
+        killed(runtime, network);
+        let mut changed = config(machine);
+        changed.beside[0].promiscuous = true;
+        changed.beside[0].hairpin = false;
+        changed.beside[0].mtu = Some(1400);
+        killed(runtime, runtime.block_on(Network::open(changed)).unwrap());
+        shows("changed", "br-front", "promiscuity 1");
+        shows("changed", "br-front", "mtu 1400");
+        shows("changed", &a.host_if, "hairpin off");
+        killed(runtime, open(machine, runtime));
+        shows("as before", "br-front", "promiscuity 0");
+        shows("as before", &a.host_if, "hairpin on");
+    });
+}
+
 /// As if the process had been killed: everything of it ends, nothing is taken back.
 fn killed(runtime: &Runtime, network: Network) {
     drop(network);

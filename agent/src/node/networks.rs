@@ -7,7 +7,7 @@ use berth_netplug::{Attachment, Network, PodNetwork, Rate, Wishes, bring_up_loop
 use berth_reconciler::network::{DEFAULT, FIRST, First, Limit, NETWORKS, STATUS, Selection, Wishes as Asked};
 use berth_reconciler::node::Deletion;
 use berth_reconciler::pod::Pod;
-use futures::future::try_join_all;
+use futures::future::join_all;
 use k8s_openapi::api::core::v1;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ pub(super) async fn join(node: &AgentNode, asked: &Asked, pod: PodNetwork) -> Re
         return Ok(vec![Joined { network: DEFAULT.into(), attachment }]);
     }
     let places = places(&node.network, asked, pod)?;
-    try_join_all(places.iter().map(async |place| {
+    let joined = places.iter().map(async |place| {
         let attachment = place.network.attach(&place.pod).await.map_err(|error| {
             let why = with_causes(&error);
             if place.name == DEFAULT && place.key == FIRST {
@@ -58,8 +58,9 @@ pub(super) async fn join(node: &AgentNode, asked: &Asked, pod: PodNetwork) -> Re
             format!("annotation {}: network {}: {why}", place.key, place.name)
         })?;
         Ok(Joined { network: place.name.to_owned(), attachment })
-    }))
-    .await
+    });
+    // All of them come to their end: what goes on while the caller takes all back would be left.
+    join_all(joined).await.into_iter().collect()
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {
