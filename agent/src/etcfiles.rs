@@ -237,9 +237,11 @@ fn host_resolver(config: &Config, own_network: bool) -> Result<Resolver, String>
 fn resolv_conf(pod: &Pod, config: &Config, network: Option<&str>) -> Result<(String, Vec<String>), String> {
     let spec = pod.spec();
     let host_network = spec.host_network == Some(true);
+    // A network where the agent is no name server has only the host's.
+    let servers = network.and_then(|name| config.network_dns.get(name)).unwrap_or(&config.cluster_dns);
     let cluster = match spec.dns_policy.as_deref().unwrap_or("ClusterFirst") {
-        "ClusterFirst" => !host_network && !config.cluster_dns.is_empty(),
-        "ClusterFirstWithHostNet" => !config.cluster_dns.is_empty(),
+        "ClusterFirst" => !host_network && !servers.is_empty(),
+        "ClusterFirstWithHostNet" => !servers.is_empty(),
         _ => false,
     };
     let mut resolver = if spec.dns_policy.as_deref() == Some("None") {
@@ -253,9 +255,7 @@ fn resolv_conf(pod: &Pod, config: &Config, network: Option<&str>) -> Result<(Str
             vec![format!("{}.svc.{domain}", pod.namespace()), format!("svc.{domain}"), domain.clone()];
         searches.append(&mut resolver.searches);
         resolver.searches = searches;
-        let there =
-            network.and_then(|name| config.network_dns.get(name)).filter(|servers| !servers.is_empty());
-        resolver.servers = there.unwrap_or(&config.cluster_dns).iter().map(ToString::to_string).collect();
+        resolver.servers = servers.iter().map(ToString::to_string).collect();
         resolver.options = vec!["ndots:5".into()];
     }
     if let Some(extra) = &spec.dns_config {

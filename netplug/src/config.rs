@@ -59,6 +59,9 @@ pub struct Config {
     pub isolated: bool,
     /// Whether the pods of this network do not reach each other.
     pub port_isolation: bool,
+    /// The host's link in whose network the pods are, each with a link of its own there (macvlan), in place of a bridge. For
+    /// networks beside the first one only. The kernel lets host and pods not reach each other there.
+    pub parent: Option<String>,
     /// By what pods ask for this network, if it is one beside another.
     pub name: Option<String>,
     /// Further networks. Table and folder are those of this one, each has a bridge and leases of its own.
@@ -91,6 +94,7 @@ impl Config {
             internal: false,
             isolated: true,
             port_isolation: false,
+            parent: None,
             name: None,
             beside: Vec::new(),
             policies: false,
@@ -128,6 +132,11 @@ impl Config {
             IpAddr::V4(ip) => self.ipv4.contains(ip),
             IpAddr::V6(ip) => self.ipv6.is_some_and(|net| net.contains(ip)),
         }
+    }
+
+    /// Those of them that have a bridge.
+    pub(crate) fn bridged(&self) -> impl Iterator<Item = &Self> {
+        self.all().filter(|net| net.parent.is_none())
     }
 
     /// The bridge's addresses with their prefix lengths, IPv4 first: the gateways of the pods.
@@ -175,7 +184,10 @@ impl Config {
     /// [`Error::InvalidConfig`] names the setting.
     pub(crate) fn check(&self) -> Result<()> {
         let refuse = |text: String| Err(Error::InvalidConfig(text));
-        if !link_name_ok(&self.bridge) {
+        if let Some(parent) = self.parent.as_ref().filter(|parent| !link_name_ok(parent)) {
+            return refuse(format!("parent {parent:?} is not the name of a link"));
+        }
+        if self.parent.is_none() && !link_name_ok(&self.bridge) {
             return refuse(format!(
                 "bridge name {:?} is not 1 to {LINK_NAME_MAX} letters, digits, - _ .",
                 self.bridge

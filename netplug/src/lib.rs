@@ -8,7 +8,7 @@
 //! * [`service`]: Services, whose addresses and node ports lead to pods ([`Network::set_services`]).
 //! * [`policy`]: who may talk to whom ([`Network::set_policies`]).
 //! * `ipam`: leases on disk, one file per pod, with address, interface name and host ports.
-//! * `bridge`, `veth`: links, addresses and routes over rtnetlink.
+//! * `bridge`, `veth`, `macvlan`: links, addresses and routes over rtnetlink.
 //! * `nft`: the ruleset as a pure function of config, leases and Services, and its encoding as nfnetlink messages.
 //! * `conntrack`: forgets UDP flows whose host port or endpoint went away.
 //! * `shaping`: limits on a pod's traffic.
@@ -25,6 +25,7 @@ pub mod config;
 mod conntrack;
 pub mod error;
 mod ipam;
+mod macvlan;
 mod monitor;
 pub mod network;
 mod nft;

@@ -29,7 +29,7 @@ use crate::nft::table::Table;
 use crate::sys::netlink::{self, Socket};
 use crate::sys::netns::{self, Traveller, on_thread};
 use crate::veth::{self, Plan, PortFlags};
-use crate::{bridge, conntrack, sysctl};
+use crate::{bridge, conntrack, macvlan, sysctl};
 use crate::{policy, service};
 use site::Site;
 
@@ -102,10 +102,14 @@ impl Network {
     /// # Errors
     /// [`Error::InvalidConfig`], [`Error::NotABridge`], or what the kernel or the file system refused.
     pub async fn open(config: Config) -> Result<Self> {
+        config.check()?;
+        stale::remove(&config).await?;
         let (inners, mut tasks) = Inner::open(config, false).await?;
         for inner in inners.all() {
-            if inner.place == 0 {
-                stale::remove(inner).await?;
+            if inner.config.parent.is_some() {
+                // Nothing of it is on the host.
+                stale::note(inner).await?;
+                continue;
             }
             let port = inner.table().port();
             let monitor = Monitor::open(&inner.config.bridge, &inner.config.table, port)?;
@@ -323,6 +327,15 @@ impl Network {
     pub async fn stats(&self, host_if: &str) -> Result<Stats> {
         bridge::stats(&self.inner.handle, host_if).await
     }
+
+    /// Counters of an interface that has no other end on the host, by its name in the pod's namespace.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLink`] if there is none.
+    pub async fn stats_inside(&self, netns: OwnedFd, interface: &str) -> Result<Stats> {
+        let interface = interface.to_owned();
+        on_thread(move |thread| macvlan::stats(thread, &netns, &interface)).await
+    }
 }
 
 /// Brings up `lo` of a namespace, for pods that somebody else connects.
@@ -423,7 +436,13 @@ impl Inner {
     fn connect(&self, thread: &Traveller, namespace: &OwnedFd, claim: &Claim) -> Result<()> {
         // Before it can send anything.
         self.watch_port(claim.before.as_ref(), Some(&claim.lease))?;
-        veth::connect(thread, &self.host, namespace, &self.plan(&claim.lease))?;
+        let plan = self.plan(&claim.lease);
+        match &self.config.parent {
+            Some(parent) => {
+                return macvlan::connect(thread, &self.host, namespace, &plan, parent, self.config.mtu);
+            }
+            None => veth::connect(thread, &self.host, namespace, &plan)?,
+        }
         let new = elements(&self.config, &claim.lease);
         let mut gone = claim.before.as_ref().map(|old| elements(&self.config, old)).unwrap_or_default();
         gone.retain(|element| !new.contains(element));
@@ -477,7 +496,7 @@ impl Inner {
             ips: lease.ips(&self.config),
             interface: lease.interface().to_owned(),
             mac: mac_text(&lease.mac()),
-            host_if: lease.host_if.clone(),
+            host_if: if self.config.parent.is_none() { lease.host_if.clone() } else { String::new() },
             gateway: IpAddr::V4(self.config.gateway()),
             mtu: self.mtu,
         }
@@ -536,6 +555,9 @@ impl Inner {
     async fn repair(self: &Arc<Self>, what: Repair) -> Result<()> {
         let _alone = self.repair.lock().await;
         self.check_open()?;
+        if self.config.parent.is_some() {
+            return Ok(());
+        }
         if what != Repair::Table {
             let index = bridge::ensure(&self.handle, &self.config, self.mtu).await?;
             let anew = self.bridge.swap(index, Ordering::Relaxed) != index;
@@ -574,6 +596,9 @@ impl Inner {
 
     /// Removes links on the bridge that look like ours and belong to nobody.
     async fn sweep(self: &Arc<Self>) -> Result<()> {
+        if self.config.parent.is_some() {
+            return Ok(());
+        }
         let links = bridge::pod_links(&self.handle, self.bridge.load(Ordering::Relaxed)).await?;
         let orphans: Vec<String> = {
             let ipam = self.ipam()?;
@@ -592,7 +617,7 @@ impl Inner {
 
     fn remove_all(&self, thread: &Traveller) -> Result<()> {
         let mut links: Vec<String> = self.ipam()?.leases().map(|lease| lease.host_if.clone()).collect();
-        if stale::is_ours(&self.config) {
+        if self.config.parent.is_none() && stale::is_ours(&self.config) {
             links.push(self.config.bridge.clone());
         }
         let unlinked = self

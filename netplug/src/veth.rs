@@ -95,13 +95,8 @@ impl Batch {
 
 /// Connects the namespace `pod` with the bridge of the namespace `host`; repairs what is there already.
 pub(crate) fn connect(thread: &Traveller, host: &OwnedFd, pod: &OwnedFd, plan: &Plan) -> Result<()> {
-    let open = |namespace: &OwnedFd| -> io::Result<Socket> {
-        thread.enter(namespace)?;
-        Socket::open(netlink::ROUTE)
-    };
-    let mut outside =
-        open(host).map_err(|e| Error::netlink("open a netlink socket for", &plan.host_if, e))?;
-    let mut inside = open(pod).map_err(|e| Error::netlink("open a netlink socket in pod", &plan.pod, e))?;
+    let mut outside = open(thread, host, &plan.host_if)?;
+    let mut inside = open(thread, pod, &plan.pod)?;
     let is_new = match create(&mut outside, pod, plan) {
         Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::EEXIST) => {
             adopt(&mut outside, &mut inside, pod, plan)?;
@@ -120,10 +115,30 @@ pub(crate) fn connect(thread: &Traveller, host: &OwnedFd, pod: &OwnedFd, plan: &
         if is_new && rate.is_none() {
             continue;
         }
-        let link = link(socket, interface)?.ok_or_else(|| Error::NoSuchLink(object.clone()))?;
-        shaping::limit(socket, object, link.index, link.shaped, plan.mtu, rate)?;
+        shape(socket, interface, rate, object, plan.mtu)?;
     }
     Ok(())
+}
+
+/// A socket in a namespace, where the thread is from then on; `object` is for errors.
+pub(crate) fn open(thread: &Traveller, namespace: &OwnedFd, object: &str) -> Result<Socket> {
+    let open = || -> io::Result<Socket> {
+        thread.enter(namespace)?;
+        Socket::open(netlink::ROUTE)
+    };
+    open().map_err(|e| Error::netlink("open a netlink socket for", object, e))
+}
+
+/// Limits what is sent by a link, or ends its limit.
+pub(crate) fn shape(
+    socket: &mut Socket,
+    interface: &str,
+    rate: Option<Rate>,
+    object: &str,
+    mtu: u32,
+) -> Result<()> {
+    let link = link(socket, interface)?.ok_or_else(|| Error::NoSuchLink(object.into()))?;
+    shaping::limit(socket, object, link.index, link.shaped, mtu, rate)
 }
 
 /// Makes the pair: peer in the pod, host's end up and on the bridge. (The peer cannot be up in the same request.)
@@ -187,7 +202,7 @@ fn adopt(outside: &mut Socket, inside: &mut Socket, pod: &OwnedFd, plan: &Plan) 
 }
 
 /// Everything inside the pod, in one batch.
-fn fill(inside: &mut Socket, plan: &Plan) -> Result<()> {
+pub(crate) fn fill(inside: &mut Socket, plan: &Plan) -> Result<()> {
     let missing = || Error::NoSuchLink(format!("{} of pod {}", plan.interface, plan.pod));
     let index = link(inside, &plan.interface)?.ok_or_else(missing)?.index;
     let up = |message: LinkMessageBuilder<LinkUnspec>| RouteNetlinkMessage::NewLink(message.up().build());
@@ -255,27 +270,24 @@ pub(crate) fn reattach<'a>(
 }
 
 /// A link as far as we want to know it.
-struct Link {
-    index: u32,
-    /// Index of the other end in its own namespace.
-    peer: Option<u32>,
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    /// Index of the other end, or of the link that this one is on, in its own namespace.
+    pub(crate) peer: Option<u32>,
     alias: Option<String>,
     /// Whether it has a queue as [`shaping`] makes it.
     shaped: bool,
 }
 
-fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
+/// The link of this name, if there is one.
+pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
     const INFO: usize = 16;
     const PEER: u16 = 5;
     const QUEUE: u16 = 6;
     const ALIAS: u16 = 20;
-    let mut message = LinkMessage::default();
-    message.attributes.push(netlink_packet_route::link::LinkAttribute::IfName(name.into()));
-    let mut batch = Batch::default();
-    batch.add("look for link", RouteNetlinkMessage::GetLink(message), 0);
     let mut found = None;
-    let refused = socket.exchange(&batch.bytes, |frame| {
-        let Some((header, attributes)) = frame.body.split_at_checked(INFO) else { return };
+    let there = dump_link(socket, name, |body| {
+        let Some((header, attributes)) = body.split_at_checked(INFO) else { return };
         let number = |bytes: &[u8]| bytes.first_chunk().copied().map(u32::from_ne_bytes);
         found = number(&header[4..]).map(|index| Link {
             index,
@@ -283,12 +295,23 @@ fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
             alias: attribute(attributes, ALIAS).map(|alias| text(alias).to_owned()),
             shaped: attribute(attributes, QUEUE).map(text) == Some(shaping::KIND),
         });
-    });
-    let refused = refused.map_err(|e| Error::netlink("look for link", name, e))?;
+    })?;
+    Ok(found.filter(|_| there))
+}
+
+/// Hands the description of a link, its header and its attributes, to `visit`; says whether there is one.
+pub(crate) fn dump_link(socket: &mut Socket, name: &str, mut visit: impl FnMut(&[u8])) -> Result<bool> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(netlink_packet_route::link::LinkAttribute::IfName(name.into()));
+    let mut batch = Batch::default();
+    batch.add("look for link", RouteNetlinkMessage::GetLink(message), 0);
+    let refused = socket
+        .exchange(&batch.bytes, |frame| visit(frame.body))
+        .map_err(|e| Error::netlink("look for link", name, e))?;
     match refused.into_iter().next() {
-        Some(refusal) if netlink::is(&refusal.error, Errno::ENODEV) => Ok(None),
+        Some(refusal) if netlink::is(&refusal.error, Errno::ENODEV) => Ok(false),
         Some(refusal) => Err(Error::netlink("look for link", name, refusal.error)),
-        None => Ok(found),
+        None => Ok(true),
     }
 }
 

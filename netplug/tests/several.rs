@@ -384,3 +384,90 @@ fn other_firewalls_let_each_network_pass() {
         assert!(!nft("list chain ip filter FORWARD").contains("berth0"));
     });
 }
+
+/// A network of the machine's uplink: addresses from 192.0.2.128 on, the router is 192.0.2.1.
+fn on_the_wire(machine: &Machine) -> Config {
+    let mut config = machine.config();
+    let mut lan = config.another("lan", "unused", "192.0.2.0/24".parse().unwrap());
+    lan.ipv6 = Some("2001:db8::/64".parse().unwrap());
+    lan.range = Some(([192, 0, 2, 128].into(), [192, 0, 2, 254].into()));
+    lan.parent = Some("up0".into());
+    config.beside = vec![lan];
+    config
+}
+
+#[test]
+fn a_pod_of_a_macvlan_network_is_on_the_wire_with_its_own_address() {
+    on_a_machine(|machine, runtime| {
+        let outside = machine.outside();
+        let network = runtime.block_on(Network::open(on_the_wire(machine))).unwrap();
+        let _server = outside.serve_tcp("0.0.0.0:80");
+        let lan = on(runtime, &network, "lan", "a");
+        assert_eq!((lan.ip.as_str(), lan.host_if.as_str()), ("192.0.2.128", ""));
+        assert_eq!(lan.ns.tcp("192.0.2.1:80").unwrap(), "192.0.2.128", "its own address, not the host's");
+        let _its = (lan.ns.serve_tcp("0.0.0.0:80"), lan.ns.serve_tcp("[::]:81"));
+        assert_eq!(outside.tcp("192.0.2.128:80").unwrap(), "192.0.2.1");
+        assert_eq!(outside.tcp("[2001:db8::80]:81").unwrap(), "2001:db8::1");
+        assert!(lan.ns.run(|| ip("route show default")).contains("via 192.0.2.1 dev eth0"));
+        assert!(lan.ns.run(|| ip("-d link show eth0")).contains("macvlan mode bridge"));
+        // Beside the node's own network, and among themselves.
+        let both = attach(runtime, &network, "b", &[]);
+        assert_eq!(join(runtime, &network, &both, "lan", "net1", false)[0], "192.0.2.129");
+        assert_eq!(both.ns.tcp("192.0.2.128:80").unwrap(), "192.0.2.129");
+        // Called again it mends what is broken.
+        lan.ns.run(|| ip("addr flush dev eth0"));
+        let again = runtime.block_on(network.named("lan").unwrap().attach(&lan.network)).unwrap();
+        assert_eq!(again.ips[0], addr("192.0.2.128"));
+        assert_eq!(lan.ns.tcp("192.0.2.1:80").unwrap(), "192.0.2.128");
+        let namespace = std::fs::File::open(lan.ns.path()).unwrap().into();
+        let counted = runtime.block_on(network.stats_inside(namespace, "eth0")).unwrap();
+        assert!(counted.rx_packets > 0 && counted.tx_bytes > 0, "{counted:?}");
+        // Taken over, and nothing about it in the table.
+        killed(runtime, network);
+        let network = runtime.block_on(Network::open(on_the_wire(machine))).unwrap();
+        assert!(network.named("lan").unwrap().attached("a").unwrap().is_some());
+        assert!(!nft("list table inet berth").contains("192.0.2.0"));
+        assert!(!ip("-o link").contains("unused"));
+        runtime.block_on(network.close_all()).unwrap();
+        assert!(!machine.dir.path().join("net").exists(), "leases left");
+        assert!(ip("-o link").contains("up0"), "the parent stays");
+    });
+}
+
+#[test]
+fn a_parent_that_is_not_there_is_an_error_of_the_pod() {
+    on_a_machine(|machine, runtime| {
+        let mut config = on_the_wire(machine);
+        config.beside[0].parent = Some("nowhere0".into());
+        let network = runtime.block_on(Network::open(config)).unwrap();
+        let ns = Ns::new();
+        let lan = network.named("lan").unwrap();
+        let error = runtime.block_on(lan.attach(&pod("a", &ns, &[]))).unwrap_err();
+        assert_eq!(error.to_string(), "no link nowhere0");
+        assert!(lan.attached("a").unwrap().is_none(), "it took nothing");
+    });
+}
+
+/// A bridge becomes a parent: what was on the bridge goes with it.
+#[test]
+fn a_network_that_becomes_of_another_kind_is_another_network() {
+    on_a_machine(|machine, runtime| {
+        let _outside = machine.outside();
+        let mut config = on_the_wire(machine);
+        config.beside[0].parent = None;
+        config.beside[0].bridge = "br-lan".into();
+        config.beside[0].ipv4 = "192.0.3.0/24".parse().unwrap();
+        config.beside[0].range = None;
+        let network = runtime.block_on(Network::open(config)).unwrap();
+        let old = on(runtime, &network, "lan", "a");
+        killed(runtime, network);
+        let network = runtime.block_on(Network::open(on_the_wire(machine))).unwrap();
+        assert!(!ip("-o link").contains("br-lan") && !ip("-o link").contains("veth"));
+        assert_eq!(old.ns.run(|| ip("-o link")).lines().count(), 1);
+        assert!(network.named("lan").unwrap().attached("a").unwrap().is_none());
+        killed(runtime, network);
+        let network = open(machine, runtime);
+        assert_eq!(folders(machine.dir.path()), ["back", "front", "inside", "open", "roomy"]);
+        drop(network);
+    });
+}

@@ -16,6 +16,7 @@ pub(super) struct NetworkFile {
     name: String,
     driver: Option<String>,
     bridge: Option<String>,
+    parent: Option<String>,
     subnets: Vec<String>,
     gateway: Option<Ipv4Addr>,
     range_start: Option<Ipv4Addr>,
@@ -37,6 +38,8 @@ pub struct Network {
     /// By what pods name it; `default` is the node's own.
     pub name: String,
     bridge: String,
+    /// The host's link that a macvlan network is on.
+    parent: Option<String>,
     /// None of the node's own, which `podCIDR` says.
     ipv4: Option<Ipv4Cidr>,
     ipv6: Option<Ipv6Cidr>,
@@ -75,12 +78,14 @@ fn check_one(file: NetworkFile) -> anyhow::Result<Network> {
     }
     let name = &file.name;
     match file.driver.as_deref() {
-        None | Some("bridge") => {}
-        Some(other) => bail!("{name}: driver: {other:?} is not supported: only bridge is"),
+        None | Some("bridge") if file.parent.is_none() => {}
+        None | Some("bridge") => bail!("{name}: parent: is for driver: macvlan"),
+        Some("macvlan") => check_macvlan(&file)?,
+        Some(other) => bail!("{name}: driver: {other:?} is not supported: only bridge and macvlan are"),
     }
     if file.vlan.is_some() {
         bail!(
-            "{name}: vlan: is not supported: give each VLAN a network of its own, whose bridge its VLAN device is put on"
+            "{name}: vlan: is not supported: a network of driver macvlan, with the link of the VLAN (eth0.10) as its parent, is on it"
         );
     }
     if file.vlan_filtering == Some(true) {
@@ -93,6 +98,7 @@ fn check_one(file: NetworkFile) -> anyhow::Result<Network> {
     let (ipv4, ipv6) = if *name == DEFAULT { check_default(&file)? } else { subnets(&file)? };
     Ok(Network {
         bridge: file.bridge.unwrap_or_else(|| format!("br-{name}")),
+        parent: file.parent,
         ipv4,
         ipv6,
         gateway: file.gateway,
@@ -110,6 +116,36 @@ fn check_one(file: NetworkFile) -> anyhow::Result<Network> {
 }
 
 type Subnets = (Option<Ipv4Cidr>, Option<Ipv6Cidr>);
+
+/// A network without a bridge has nothing of one.
+fn check_macvlan(file: &NetworkFile) -> anyhow::Result<()> {
+    let name = &file.name;
+    if *name == DEFAULT {
+        bail!("{DEFAULT}: driver: the node's own network is a bridge");
+    }
+    if file.parent.as_deref().unwrap_or_default().is_empty() {
+        bail!(
+            "{name}: parent: must be given: the host's link whose network the pods are to be on, such as eth0 or eth0.10"
+        );
+    }
+    for (field, given) in [
+        ("bridge", file.bridge.is_some()),
+        ("internal", file.internal.is_some()),
+        ("isolation", file.isolation.is_some()),
+        ("portIsolation", file.port_isolation.is_some()),
+        ("ipMasq", file.ip_masq.is_some()),
+        ("hairpinMode", file.hairpin_mode.is_some()),
+        ("promiscMode", file.promisc_mode.is_some()),
+    ] {
+        if given {
+            bail!(
+                "{name}: {field}: is for driver: bridge; pods of a macvlan network are on the wire of {}",
+                file.parent.as_deref().unwrap_or_default()
+            );
+        }
+    }
+    Ok(())
+}
 
 /// Of the node's own network much is said elsewhere.
 fn check_default(file: &NetworkFile) -> anyhow::Result<Subnets> {
@@ -200,7 +236,9 @@ impl Network {
         network.internal = self.internal;
         network.isolated = self.isolation;
         network.port_isolation = self.port_isolation;
-        network.mtu = self.mtu.or(network.mtu);
+        network.parent.clone_from(&self.parent);
+        // Without a bridge the interfaces have their parent's.
+        network.mtu = if self.parent.is_some() { self.mtu } else { self.mtu.or(network.mtu) };
         network.masquerade = self.ip_masq;
         network.hairpin = self.hairpin;
         network.promiscuous = self.promiscuous;
@@ -251,7 +289,17 @@ mod tests {
                 "[{ name: a, subnets: [10.90.0.0/24, 10.91.0.0/24] }]",
                 "10.91.0.0/24 is the second of its family",
             ),
-            ("[{ name: a, driver: macvlan }]", "driver: \"macvlan\" is not supported: only bridge is"),
+            (
+                "[{ name: a, driver: ipvlan }]",
+                "driver: \"ipvlan\" is not supported: only bridge and macvlan are",
+            ),
+            ("[{ name: a, driver: macvlan, subnets: [10.90.0.0/24] }]", "a: parent: must be given"),
+            ("[{ name: a, parent: eth0, subnets: [10.90.0.0/24] }]", "a: parent: is for driver: macvlan"),
+            (
+                "[{ name: a, driver: macvlan, parent: eth0, internal: true }]",
+                "a: internal: is for driver: bridge",
+            ),
+            ("[{ name: default, driver: macvlan, parent: eth0 }]", "the node's own network is a bridge"),
             ("[{ name: a, vlan: 5 }]", "networks[0]: a: vlan: is not supported"),
             ("[{ name: a, vlanFiltering: true }]", "vlanFiltering: true is not supported"),
             ("[{ name: a, hairpinMode: true, promiscMode: true }]", "exclude each other"),

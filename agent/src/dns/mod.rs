@@ -55,8 +55,10 @@ pub fn serve(node: &Arc<AgentNode>, all: Vec<Sockets>) {
         Box::new(move |asker| zone(&node, &domain, asker))
     };
     let network = node.network.clone();
-    let server =
-        Server::new(domain, names, Box::new(move |ip| network.all().any(|one| one.contains(ip))), forwarder);
+    // Whoever is on the wire of a network without a bridge is not a pod.
+    let admits =
+        Box::new(move |ip| network.all().any(|one| one.config().parent.is_none() && one.contains(ip)));
+    let server = Server::new(domain, names, admits, forwarder);
     for sockets in all {
         tokio::spawn(server.clone().serve(sockets));
     }

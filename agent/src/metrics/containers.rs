@@ -71,7 +71,7 @@ pub async fn gather(node: &AgentNode) -> Vec<PodSample> {
         let mut interfaces = Vec::new();
         for one in networks {
             // An interface that goes just now has no figures any more.
-            if let Ok(stats) = node.network.stats(&one.attachment.host_if).await {
+            if let Some(stats) = node.interface_stats(&entry, &one.attachment).await {
                 interfaces.push((one.attachment.interface, stats));
             }
         }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use berth_netplug::{Attachment, Network, PodNetwork, Rate, Wishes, bring_up_loopback};
+use berth_netplug::{Attachment, Config, Network, PodNetwork, Rate, Stats, Wishes, bring_up_loopback};
 use berth_reconciler::network::{DEFAULT, FIRST, First, Limit, NETWORKS, STATUS, Selection, Wishes as Asked};
 use berth_reconciler::node::Deletion;
 use berth_reconciler::pod::Pod;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::AgentNode;
 use super::entry::Entry;
+use super::sandbox::network_namespace;
 
 /// What a pod has got in one of its networks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,14 +86,16 @@ fn places<'a>(own: &'a Network, asked: &'a Asked, pod: PodNetwork) -> Result<Vec
         })
     };
     let first = find(FIRST, asked.first.name())?;
-    if first.config().internal
-        && let Some(port) = pod.host_ports.first()
-    {
-        return Err(format!(
-            "host port {}: the pod's first network {} is internal: nothing from outside gets into it",
-            port.host_port,
-            asked.first.name()
-        ));
+    let closed = match first.config() {
+        settings if settings.internal => Some("is internal: nothing from outside gets into it"),
+        settings if settings.parent.is_some() => {
+            Some("is of driver macvlan: the pod has its own address outside")
+        }
+        _ => None,
+    };
+    if let Some((port, why)) = pod.host_ports.first().zip(closed) {
+        let (port, name) = (port.host_port, asked.first.name());
+        return Err(format!("host port {port}: the pod's first network {name} {why}"));
     }
     let mut all = vec![Place { key: FIRST, name: asked.first.name(), network: first, pod: pod.clone() }];
     for one in &asked.further {
@@ -105,6 +108,14 @@ fn places<'a>(own: &'a Network, asked: &'a Asked, pod: PodNetwork) -> Result<Vec
         }
         let pod = PodNetwork { host_ports: Vec::new(), wishes: wishes(one), ..pod.clone() };
         all.push(Place { key: NETWORKS, name: &one.network, network, pod });
+    }
+    let limited =
+        |place: &&Place<'_>| place.network.config().parent.is_some() && place.pod.wishes.ingress.is_some();
+    if let Some(place) = all.iter().find(limited) {
+        return Err(format!(
+            "network {}: what a pod receives cannot be limited with driver macvlan",
+            place.name
+        ));
     }
     route(&mut all, &asked.further);
     Ok(all)
@@ -168,6 +179,17 @@ impl AgentNode {
             shown.metadata.annotations = None;
         }
         shown
+    }
+}
+
+impl AgentNode {
+    /// The counters of one of a pod's interfaces, where it is there.
+    pub(crate) async fn interface_stats(&self, entry: &Entry, attachment: &Attachment) -> Option<Stats> {
+        if !attachment.host_if.is_empty() {
+            return self.network.stats(&attachment.host_if).await.ok();
+        }
+        let namespace = network_namespace(&entry.dir)?;
+        self.network.stats_inside(namespace, &attachment.interface).await.ok()
     }
 }
 
@@ -247,6 +269,7 @@ impl AgentNode {
     /// Whether a network lets others in.
     fn is_open(&self, name: &str) -> bool {
         let network = if name == DEFAULT { Some(&self.network) } else { self.network.named(name) };
-        network.is_some_and(|network| !network.config().isolated && !network.config().internal)
+        let open = |settings: &Config| !settings.isolated && !settings.internal && settings.parent.is_none();
+        network.is_some_and(|network| open(network.config()))
     }
 }

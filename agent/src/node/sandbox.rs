@@ -303,7 +303,7 @@ pub(super) async fn kill_remains(node: &AgentNode, entry: &Arc<Entry>) {
 
 /// The network namespace that the shim of a run folder keeps, for as long as the descriptor is held: plugins of others undo
 /// what they did inside only while it is there.
-fn network_namespace(dir: &Path) -> Option<OwnedFd> {
+pub(super) fn network_namespace(dir: &Path) -> Option<OwnedFd> {
     let pid = shim_pid(dir).filter(|pid| is_shim_of(*pid, dir))?;
     let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).ok()?;
     is_shim_of(pid, dir).then(|| namespace.into())

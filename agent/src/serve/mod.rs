@@ -249,8 +249,10 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
 /// Listens as the pods' name server on each network, and says so in the settings.
 async fn listen_for_names(config: &Arc<Config>, network: &Network) -> (Vec<Sockets>, Config) {
     let (mut names, mut settings) = (Vec::new(), (**config).clone());
-    for network in network.all() {
-        let there = dns::listen(config, &network.gateways()).await;
+    for network in network.all().filter(|_| dns::is_wanted(config)) {
+        // The gateway of a network without a bridge is somebody else.
+        let gateways = if network.config().parent.is_none() { network.gateways() } else { Vec::new() };
+        let there = dns::listen(config, &gateways).await;
         let addresses = there.iter().filter_map(|one| one.address().ok()).map(|address| address.ip());
         match network.name() {
             None => settings.cluster_dns.extend(addresses),

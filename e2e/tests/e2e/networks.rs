@@ -329,6 +329,49 @@ fn an_agent_killed_while_pods_join_and_leave_several_networks_leaves_nothing() {
 }
 
 #[test]
+fn a_pod_of_a_macvlan_network_is_a_neighbour_of_the_node() {
+    let lan = "{ name: lan, driver: macvlan, parent: up0, subnets: [ADDRESSES], gateway: OUTSIDE, rangeStart: FIRST }";
+    let [a, b, c, _] = OUTSIDE.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let lan = lan
+        .replace("ADDRESSES", &format!("{a}.{b}.{c}.0/24"))
+        .replace("OUTSIDE", OUTSIDE)
+        .replace("FIRST", &format!("{a}.{b}.{c}.200"));
+    let mut node = Node::with(&format!("networks: [{lan}]\n"), &[]).unwrap();
+    node.apply("wire.yaml", &web("wire", &[(FIRST, "lan")])).unwrap();
+    node.apply("both.yaml", &web("both", &[(NETWORKS, "lan")])).unwrap();
+    let pods = node.wait_running(&["wire", "both"]).unwrap();
+    let ip = pods["wire"].ip().to_owned();
+    assert!(ip.starts_with(&format!("{a}.{b}.{c}.2")), "{ip}");
+    fetches(&node, "wire", "127.0.0.1", "wire");
+    fetches(&node, "both", &ip, "wire");
+    // A name leads to the network that both are on.
+    fetches(&node, "both", "wire", "wire");
+    node.exec("wire", &["ping", "-c1", "-W5", OUTSIDE]).unwrap().ok().unwrap();
+    // From outside it is reached like any machine.
+    let mut curl = node.machine().outside("curl");
+    curl.args(["-sS", "--fail", "--max-time", "5", &format!("http://{ip}/")]);
+    assert_eq!(berth_e2e::tools::run(curl).unwrap().ok().unwrap(), "I am wire\n");
+    let conf = node.exec("wire", &["cat", "/etc/resolv.conf"]).unwrap().ok().unwrap();
+    assert!(!conf.contains("10.85."), "the bridge's name server is not to be reached: {conf}");
+    let page = node.page("/metrics/cadvisor").unwrap();
+    let counted = |line: &&str| {
+        line.starts_with("container_network_receive_packets_total{")
+            && line.contains("wire-n1")
+            && !line.ends_with(" 0")
+    };
+    assert!(page.lines().any(|line| counted(&line)), "the interface in the pod is counted");
+
+    node.kill9_agent().unwrap();
+    node.start_agent().unwrap();
+    let after = node.wait_running(&["wire", "both"]).unwrap();
+    assert_eq!((after["wire"].uid(), after["wire"].restarts()), (pods["wire"].uid(), 0));
+    let closed = web("closed", &[(FIRST, "lan")]) + "      ports: [{ containerPort: 80, hostPort: 8080 }]\n";
+    node.apply("closed.yaml", &closed).unwrap();
+    node.wait_event("closed", "host port 8080: the pod's first network lan is of driver macvlan").unwrap();
+    node.finish().unwrap();
+}
+
+#[test]
 fn settings_that_cannot_be_are_named_at_start() {
     for (networks, said) in [
         (

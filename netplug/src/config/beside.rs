@@ -18,6 +18,9 @@ const RESERVED: [&str; 3] = ["default", "none", "host"];
 
 /// Checks the networks beside `first`, each by itself and against the others.
 pub(super) fn check(first: &Config) -> Result<()> {
+    if let Some(parent) = first.parent.as_ref().filter(|_| first.name.is_none()) {
+        return Err(Error::InvalidConfig(format!("the first network has a bridge, not the parent {parent}")));
+    }
     for (index, one) in first.beside.iter().enumerate() {
         let name = one.name.as_deref().unwrap_or_default();
         let refuse = |text: String| Err(Error::InvalidConfig(format!("network {name}: {text}")));
@@ -32,7 +35,7 @@ pub(super) fn check(first: &Config) -> Result<()> {
         for other in std::iter::once(first).chain(&first.beside[..index]) {
             let whose =
                 other.name.as_deref().map_or_else(|| "the pod network".into(), |n| format!("network {n}"));
-            if other.bridge == one.bridge {
+            if one.parent.is_none() && other.parent.is_none() && other.bridge == one.bridge {
                 return refuse(format!("bridge {} is that of {whose}, too", one.bridge));
             }
             if one.ipv4.overlaps(other.ipv4) {
@@ -129,6 +132,9 @@ mod tests {
         }
         config.beside[0].ipv6 = Some("fd00:90::/64".parse().unwrap());
         config.check().unwrap();
+        config.parent = Some("up0".into());
+        assert!(refusal(&config).contains("the first network has a bridge"));
+        config.parent = None;
         config.beside[0].gateway = Some("10.91.0.1".parse().unwrap());
         assert!(refusal(&config).contains("network front: gateway 10.91.0.1 is no address"));
     }

@@ -56,7 +56,7 @@ impl Inner {
 
     /// Begins or ends to watch what comes from a pod.
     pub(super) fn watch_port(&self, before: Option<&Lease>, after: Option<&Lease>) -> Result<()> {
-        if !self.site.config.policies {
+        if !self.site.config.policies || self.config.parent.is_some() {
             return Ok(());
         }
         let mut table = self.table();

@@ -87,8 +87,12 @@ impl Site {
             return table.remove_policies();
         }
         let guards = self.leases.iter().map(Shared::lock).collect::<Result<Vec<_>>>()?;
-        let leases =
-            self.config.all().zip(&guards).flat_map(|(of, some)| some.leases().map(move |one| (of, one)));
+        let leases = self
+            .config
+            .all()
+            .zip(&guards)
+            .filter(|(of, _)| of.parent.is_none())
+            .flat_map(|(of, some)| some.leases().map(move |one| (of, one)));
         table.rebuild_policies(&gate(&self.config, leases))?;
         match &*self.policies() {
             Some(policies) => table.rebuild_policies(&rules(&self.config, policies)),
@@ -98,8 +102,12 @@ impl Site {
 
     fn ruleset(&self) -> Result<Ruleset> {
         let guards = self.leases.iter().map(Shared::lock).collect::<Result<Vec<_>>>()?;
-        let leases =
-            self.config.all().zip(&guards).flat_map(|(of, some)| some.leases().map(move |one| (of, one)));
+        let leases = self
+            .config
+            .all()
+            .zip(&guards)
+            .filter(|(of, _)| of.parent.is_none())
+            .flat_map(|(of, some)| some.leases().map(move |one| (of, one)));
         Ok(ruleset(&self.config, leases, &self.services()))
     }
 }

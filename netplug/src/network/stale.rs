@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +12,9 @@ use super::Inner;
 use crate::config::{Config, beside};
 use crate::error::{Error, Result};
 use crate::nft::admission;
-use crate::sys::netns::{Traveller, on_thread};
+use crate::nft::table::Table;
+use crate::sys::netlink::{self, Socket};
+use crate::sys::netns::on_thread;
 use crate::{bridge, ipam, veth};
 
 /// `network.json`.
@@ -47,6 +48,9 @@ impl Record {
 /// Records bridge and gateways of a network before they are made, and takes off the bridge what it no longer has.
 pub(super) async fn note(inner: &Inner) -> Result<()> {
     let (config, folder) = (&inner.config, &inner.config.state_dir);
+    if config.parent.is_some() {
+        return Record { bridge: String::new(), made: false, gateways: Vec::new() }.write(folder);
+    }
     let gateways: Vec<_> = config.gateways().collect();
     let before = Record::read(folder).filter(|record| record.bridge == config.bridge);
     let made = match &before {
@@ -68,11 +72,12 @@ pub(super) fn is_ours(config: &Config) -> bool {
 }
 
 /// Removes what is left of networks that are no more, and the bridges that networks had before they got others.
-pub(super) async fn remove(first: &Arc<Inner>) -> Result<()> {
-    let inner = first.clone();
-    on_thread(move |thread| {
-        remove_one(&inner, thread, &inner.config.state_dir)?;
-        let parent = inner.config.state_dir.join(beside::FOLDER);
+/// Before the leases are loaded: those that do not fit any more are dropped then, and nobody knows their links.
+pub(super) async fn remove(config: &Config) -> Result<()> {
+    let config = config.clone();
+    on_thread(move |_| {
+        remove_one(&config, &config.state_dir)?;
+        let parent = config.state_dir.join(beside::FOLDER);
         let folders = match fs::read_dir(&parent) {
             Ok(folders) => folders,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -80,18 +85,24 @@ pub(super) async fn remove(first: &Arc<Inner>) -> Result<()> {
         };
         for folder in folders {
             let folder = folder.map_err(|e| Error::file("list", &parent, e))?.path();
-            remove_one(&inner, thread, &folder)?;
+            remove_one(&config, &folder)?;
         }
         Ok(())
     })
     .await
 }
 
-fn remove_one(first: &Inner, thread: &Traveller, folder: &Path) -> Result<()> {
-    let (config, record) = (&first.site.config, Record::read(folder));
-    let still = config.all().find(|net| net.state_dir == folder);
+/// The thread must be in the host's namespace.
+fn remove_one(config: &Config, folder: &Path) -> Result<()> {
+    let record = Record::read(folder);
+    let bridge_of = |net: &Config| if net.parent.is_some() { String::new() } else { net.bridge.clone() };
+    // One that has become of another kind is another network.
+    let became_other = |net: &&Config| {
+        record.as_ref().is_some_and(|record| record.bridge.is_empty() != net.parent.is_some())
+    };
+    let still = config.all().find(|net| net.state_dir == folder).filter(|net| !became_other(net));
     if let (Some(net), Some(record)) = (still, &record)
-        && net.bridge == record.bridge
+        && bridge_of(net) == record.bridge
     {
         return Ok(());
     }
@@ -101,14 +112,19 @@ fn remove_one(first: &Inner, thread: &Traveller, folder: &Path) -> Result<()> {
         tracing::info!(network = %folder.display(), pods = links.len(), "removing a network that is no more");
     }
     if let Some(record) = &record {
-        let taken = config.all().any(|net| net.bridge == record.bridge);
+        let taken = config.all().any(|net| bridge_of(net) == record.bridge);
         if record.made && !taken {
             links.push(record.bridge.clone());
         }
         let beside = (folder != config.state_dir).then_some(record.bridge.as_str());
-        admission::dismiss(&mut first.table(), beside)?;
+        admission::dismiss(&mut Table::open(&config.table)?, beside)?;
     }
-    veth::delete_all(&mut first.host_socket(thread)?, links.iter().map(String::as_str))?;
+    if !links.is_empty() {
+        let socket = Socket::open(netlink::ROUTE);
+        let mut socket =
+            socket.map_err(|e| Error::netlink("open a netlink socket for", &config.bridge, e))?;
+        veth::delete_all(&mut socket, links.iter().map(String::as_str))?;
+    }
     match still {
         // What it has now is noted before it is made.
         Some(_) => forget(folder),

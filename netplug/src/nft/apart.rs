@@ -11,8 +11,8 @@ const FROM_OPEN: &str = "from-open";
 
 /// The chains; none if nothing is to be kept apart.
 pub(super) fn chains(config: &Config) -> Vec<Chain> {
-    let internal: Vec<&Config> = config.all().filter(|net| net.internal).collect();
-    let others: Vec<&Config> = config.all().filter(|net| !net.internal).collect();
+    let internal: Vec<&Config> = config.bridged().filter(|net| net.internal).collect();
+    let others: Vec<&Config> = config.bridged().filter(|net| !net.internal).collect();
     let isolates = others.len() > 1 && others.iter().any(|net| net.isolated);
     if internal.is_empty() && !isolates {
         return Vec::new();

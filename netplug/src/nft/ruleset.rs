@@ -181,7 +181,7 @@ fn chains(config: &Config) -> Vec<Chain> {
 
 /// Whether any of the networks has IPv6 addresses.
 fn has_ipv6(config: &Config) -> bool {
-    config.all().any(|net| net.ipv6.is_some())
+    config.bridged().any(|net| net.ipv6.is_some())
 }
 
 /// To the chains that pick endpoints.
@@ -215,11 +215,11 @@ fn guard(config: &Config) -> Vec<Vec<Statement>> {
     let of = |net: &Config| {
         vec![Statement::InputIs(net.bridge.clone()), Statement::Destination(loopback()), Statement::Drop]
     };
-    config.all().map(of).collect()
+    config.bridged().map(of).collect()
 }
 
 fn postrouting(config: &Config) -> Vec<Vec<Statement>> {
-    config.all().flat_map(postrouting_of).collect()
+    config.bridged().flat_map(postrouting_of).collect()
 }
 
 fn postrouting_of(config: &Config) -> Vec<Vec<Statement>> {

@@ -44,7 +44,7 @@ pub(crate) fn gate<'a>(config: &Config, leases: impl Iterator<Item = (&'a Config
         (named(KNOWN, Family::V4), known(Family::V4)),
         (named(KNOWN, Family::V6), known(Family::V6)),
     ];
-    let mut chains: BTreeMap<String, Chain> = config.all().flat_map(from_pods).collect();
+    let mut chains: BTreeMap<String, Chain> = config.bridged().flat_map(from_pods).collect();
     let first = vec![vec![Statement::JudgeLink(PORTS.into())]];
     chains.insert("prerouting".into(), chain(Some(Hook::FromPort), first));
     Contents {
@@ -169,13 +169,13 @@ fn frame(config: &Config) -> BTreeMap<String, Chain> {
         Related, Reply, Reset, Torn, Within,
     };
     let way = |elsewhere: fn(String) -> Statement, end, map: &str| {
-        let elsewhere = config.all().map(|net| elsewhere(net.bridge.clone())).chain([Accept]).collect();
+        let elsewhere = config.bridged().map(|net| elsewhere(net.bridge.clone())).chain([Accept]).collect();
         let mut rules = vec![elsewhere, vec![Reply, Accept], vec![Related, Accept]];
         // br_netfilter brings it here although it is not routed.
         rules.extend(LINK_TALK.map(|(first, last)| vec![IsIp6, Icmp6(first, last), Accept]));
         rules.extend(Family::ALL.map(|family| vec![PairWithin(family, named("itself", family)), Accept]));
         // What the bridge keeps apart is not to meet by way of the host.
-        let apart = config.all().filter(|net| net.port_isolation);
+        let apart = config.bridged().filter(|net| net.port_isolation);
         rules.extend(apart.map(|net| vec![BothAre(net.bridge.clone()), NotRedirected, Drop]));
         rules.extend(Family::ALL.map(|family| vec![Judge(family, end, named(map, family))]));
         // Nobody knows this address, or not yet.
