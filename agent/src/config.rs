@@ -53,6 +53,10 @@ pub struct AgentArgs {
     /// Address of the read-only HTTP server, or `none` [default: 127.0.0.1:10255]
     #[arg(long, value_name = "ADDR:PORT")]
     pub read_only_address: Option<String>,
+    /// Address at which the API is also served over TLS, for kubectl (see `berth kubeconfig`), such as 127.0.0.1:6443
+    /// [default: none]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub api_address: Option<String>,
     /// Bridge of the pod network [default: berth0]
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
@@ -129,6 +133,9 @@ struct File {
     node_ip: Option<IpAddr>,
     socket: Option<PathBuf>,
     read_only_address: Option<String>,
+    api_address: Option<String>,
+    #[serde(rename = "apiCertSANs")]
+    api_cert_sans: Option<Vec<String>>,
     bridge: Option<String>,
     #[serde(rename = "serviceCIDR")]
     service_cidr: Option<String>,
@@ -331,6 +338,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// Read-only HTTP address.
     pub read_only: Option<SocketAddr>,
+    /// Address of the API over TLS.
+    pub api_address: Option<SocketAddr>,
+    /// Further names and addresses that the API's certificate is for.
+    pub api_cert_sans: Vec<String>,
     /// Bridge name.
     pub bridge: String,
     /// Pod CIDR, IPv4.
@@ -441,8 +452,6 @@ impl Config {
         let read_only = args.read_only_address.clone().or(file.read_only_address);
         let parent = args.cgroup_parent.clone().or(file.cgroup_root).unwrap_or_default();
         let root = absolute(args.root.clone().or(file.root).unwrap_or_else(|| "/var/lib/berth".into()))?;
-        let mut insecure = file.insecure_registries.unwrap_or_default();
-        insecure.extend(args.insecure_registry.iter().cloned());
         let (pod_cidr, pod_cidr6) = pod_cidrs(args.pod_cidr.clone().or(file.pod_cidr))?;
         let config = Self {
             manifests: manifests.into_iter().map(absolute).collect::<anyhow::Result<_>>()?,
@@ -461,7 +470,9 @@ impl Config {
             cgroup_driver: cgroup_driver(file.cgroup_driver.as_deref())?,
             node_name,
             node_ip: args.node_ip.or(file.node_ip),
-            read_only: read_only_address(read_only.as_deref())?,
+            read_only: address("read-only address", read_only.as_deref().or(Some("127.0.0.1:10255")))?,
+            api_address: address("apiAddress", args.api_address.as_deref().or(file.api_address.as_deref()))?,
+            api_cert_sans: file.api_cert_sans.unwrap_or_default(),
             bridge: check_interface(args.bridge.clone().or(file.bridge).unwrap_or_else(|| "berth0".into()))?,
             service_cidr: services::range([&args.service_cidr, &file.service_cidr], &pod_cidr, &pod_cidr6)?,
             pod_cidr,
@@ -471,7 +482,7 @@ impl Config {
             nft_table: given(args.nft_table.as_ref(), file.nft_table, "berth"),
             networks: networks::check(file.networks.unwrap_or_default(), file.cni_conf_dir.is_some())?,
             network_dns: BTreeMap::new(),
-            insecure_registries: insecure,
+            insecure_registries: together(file.insecure_registries, &args.insecure_registry),
             registry_certs_dirs: file.registry_certs_dirs.unwrap_or_else(default_certs_dirs),
             registry_auth_file: file.registry_auth_file.unwrap_or_else(|| DEFAULT_AUTH_FILE.into()),
             log_max_size: log_size(file.container_log_max_size.as_deref())?,
@@ -662,14 +673,18 @@ fn check_interface(name: String) -> anyhow::Result<String> {
     Ok(name)
 }
 
-fn read_only_address(text: Option<&str>) -> anyhow::Result<Option<SocketAddr>> {
+/// What the file says and what the flags add.
+fn together(file: Option<Vec<String>>, flags: &[String]) -> Vec<String> {
+    [file.as_deref().unwrap_or_default(), flags].concat()
+}
+
+/// An address to listen at, if any.
+fn address(field: &str, text: Option<&str>) -> anyhow::Result<Option<SocketAddr>> {
     match text {
-        Some("none" | "") => Ok(None),
-        Some(text) => text
-            .parse()
-            .map(Some)
-            .with_context(|| format!("read-only address {text:?} is not ADDRESS:PORT or none")),
-        None => Ok(Some(SocketAddr::from(([127, 0, 0, 1], 10255)))),
+        None | Some("none" | "") => Ok(None),
+        Some(text) => {
+            text.parse().map(Some).with_context(|| format!("{field} {text:?} is not ADDRESS:PORT or none"))
+        }
     }
 }
 

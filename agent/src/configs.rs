@@ -17,6 +17,8 @@ pub enum Owner {
     File(PathBuf),
     /// The API.
     Api,
+    /// The agent itself.
+    Agent,
 }
 
 /// A ConfigMap or a Secret.

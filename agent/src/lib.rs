@@ -4,7 +4,8 @@
 //! [`node`] (the reconciler's actions, carried out with shims, images and the pod network), the [`backend`] of the
 //! [`api`], manifest folders and [`metrics`]. [`oci`] turns a container of a pod into an OCI specification, [`oci_cli`] is the command line of an OCI runtime,
 //! [`volumes`] and [`etcfiles`] make what it mounts. [`store`] holds the objects that the API serves, [`configs`] the ConfigMaps and
-//! Secrets in use, [`events`] records what happened, [`facts`] is what there is to know of the machine.
+//! Secrets in use, [`events`] records what happened, [`facts`] is what there is to know of the machine,
+//! [`pki`] the certificates with which the API is served over TLS.
 
 pub mod api;
 pub mod apparmor;
@@ -21,6 +22,7 @@ pub mod metrics;
 pub mod node;
 pub mod oci;
 pub mod oci_cli;
+pub mod pki;
 pub mod serve;
 pub mod services;
 mod shared;

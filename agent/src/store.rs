@@ -32,6 +32,9 @@ impl Group {
     /// What is behind Services.
     pub const DISCOVERY: Group = Group { name: "discovery.k8s.io", version: "v1" };
 
+    /// Who is who.
+    pub const CERTIFICATES: Group = Group { name: "certificates.k8s.io", version: "v1" };
+
     /// The groups beside the core one, in the order of discovery.
     pub fn named() -> Vec<Group> {
         let mut groups: Vec<Group> =
@@ -82,11 +85,13 @@ pub enum Kind {
     Endpoints,
     /// `discovery.k8s.io/v1 EndpointSlice`.
     EndpointSlice,
+    /// `certificates.k8s.io/v1 CertificateSigningRequest`, not in a namespace.
+    CertificateSigningRequest,
 }
 
 impl Kind {
     /// Every kind, in the order of discovery.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 12] = [
         Kind::ConfigMap,
         Kind::Endpoints,
         Kind::Event,
@@ -98,6 +103,7 @@ impl Kind {
         Kind::Secret,
         Kind::Service,
         Kind::EndpointSlice,
+        Kind::CertificateSigningRequest,
     ];
 
     /// The `kind` field.
@@ -114,6 +120,7 @@ impl Kind {
             Kind::Service => "Service",
             Kind::Endpoints => "Endpoints",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::CertificateSigningRequest => "CertificateSigningRequest",
         }
     }
 
@@ -121,6 +128,7 @@ impl Kind {
     pub fn group(self) -> Group {
         match self {
             Kind::EndpointSlice => Group::DISCOVERY,
+            Kind::CertificateSigningRequest => Group::CERTIFICATES,
             _ => Group::CORE,
         }
     }
@@ -155,6 +163,7 @@ impl Kind {
             Kind::Service => "services",
             Kind::Endpoints => "endpoints",
             Kind::EndpointSlice => "endpointslices",
+            Kind::CertificateSigningRequest => "certificatesigningrequests",
         }
     }
 
@@ -166,6 +175,7 @@ impl Kind {
             Kind::Node => &["no"],
             Kind::ConfigMap => &["cm"],
             Kind::Secret | Kind::EndpointSlice => &[],
+            Kind::CertificateSigningRequest => &["csr"],
             Kind::Namespace => &["ns"],
             Kind::PersistentVolume => &["pv"],
             Kind::PersistentVolumeClaim => &["pvc"],
@@ -176,7 +186,10 @@ impl Kind {
 
     /// Whether its objects live in a namespace.
     pub fn namespaced(self) -> bool {
-        !matches!(self, Kind::Node | Kind::Namespace | Kind::PersistentVolume)
+        !matches!(
+            self,
+            Kind::Node | Kind::Namespace | Kind::PersistentVolume | Kind::CertificateSigningRequest
+        )
     }
 
     /// The kind with that name in a group's URLs.

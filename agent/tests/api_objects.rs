@@ -201,7 +201,7 @@ fn bad_requests_get_a_status() {
         assert_eq!(call(&server, "POST", PODS, namespace).await.0, 400);
         let big = format!("{{\"metadata\":{{\"name\":\"{}\"}}}}", "x".repeat(4 << 20));
         assert_eq!(text(&server, "POST", PODS, &json, big).await.0, 413);
-        let proto = [("content-type", "application/vnd.kubernetes.protobuf")];
+        let proto = [("content-type", "application/cbor")];
         assert_eq!(text(&server, "POST", PODS, &proto, "x".into()).await.0, 415);
         for (method, path, code) in [
             ("GET", "/nothing", 404),
@@ -477,7 +477,9 @@ fn discovery() {
             "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
         let (_, named) = text(&server, "GET", "/apis", &[("accept", aggregated)], String::new()).await;
         let named: Value = serde_json::from_str(&named).unwrap();
-        let kinds = &named["items"][0]["versions"][0]["resources"];
+        let items = named["items"].as_array().unwrap();
+        let group = items.iter().find(|group| group["metadata"]["name"] == "discovery.k8s.io").unwrap();
+        let kinds = &group["versions"][0]["resources"];
         let of = json!({"group": "discovery.k8s.io", "version": "v1", "kind": "EndpointSlice"});
         assert!(kinds.as_array().unwrap().iter().any(|kind| kind["responseKind"] == of), "{named}");
         let response = open(&server, "GET", "/api", &[("accept", aggregated)], String::new()).await;

@@ -124,6 +124,7 @@ pub(super) fn verbs(kind: Kind) -> &'static [&'static str] {
         | Kind::PersistentVolume
         | Kind::PersistentVolumeClaim
         | Kind::Service => &["create", "delete", "get", "list", "patch", "update", "watch"],
+        Kind::CertificateSigningRequest => &["create", "delete", "get", "list", "watch"],
         Kind::Endpoints | Kind::EndpointSlice | Kind::Event | Kind::Node | Kind::Namespace => {
             &["get", "list", "watch"]
         }
@@ -150,6 +151,9 @@ fn subresources(kind: Kind) -> &'static [Subresource] {
             ("status", "Pod", &["get", "patch", "update"]),
         ],
         Kind::Node => &[("status", "Node", &["get"])],
+        Kind::CertificateSigningRequest => {
+            &[("approval", "CertificateSigningRequest", &["get", "patch", "update"])]
+        }
         _ => &[],
     }
 }

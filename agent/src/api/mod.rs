@@ -2,11 +2,15 @@
 //!
 //! The tour: [`routes`] maps paths to handlers; [`read`] serves objects and lists, [`watch`] their changes, both as JSON
 //! or as the tables that [`table`] makes; [`write`] creates, replaces, patches ([`patch`]) and deletes through the
-//! [`Backend`]; [`log`], [`exec`], [`attach`] ([`remote`] is their protocol) and [`portforward`] stream, also in [`spdy`]; [`discovery`] and [`openapi`] tell clients what there is. Errors are
+//! [`Backend`]; [`log`], [`exec`], [`attach`] ([`remote`] is their protocol) and [`portforward`] stream, also in [`spdy`];
+//! [`caller`] says who may, [`secure`] finds out who calls over TLS, [`certificates`] signs who shall, [`review`] answers what
+//! somebody may; [`discovery`] and [`openapi`] tell clients what there is. Errors are
 //! [`ApiError`]s.
 
 mod attach;
 mod backend;
+mod caller;
+mod certificates;
 mod discovery;
 mod error;
 mod exec;
@@ -15,9 +19,12 @@ mod openapi;
 mod params;
 mod patch;
 mod portforward;
+mod protobuf;
 mod read;
 mod remote;
+mod review;
 mod routes;
+mod secure;
 mod selector;
 mod spdy;
 mod status;
@@ -35,8 +42,11 @@ use axum::Router;
 use axum::serve::Listener;
 
 pub use backend::{AttachRequest, Backend, ExecRequest, ExecStreams, LogSource, Part};
+pub use caller::{ADMINS, Caller};
 pub use error::{ApiError, Cause};
+pub use secure::Secure;
 
+use crate::pki::Authority;
 use crate::store::ObjectStore;
 
 /// What every handler gets.
@@ -46,15 +56,18 @@ struct Api {
     backend: Arc<dyn Backend>,
     /// Held from reading an object to writing its successor, so that two patches do not undo each other.
     writes: Arc<tokio::sync::Mutex<()>>,
+    /// Who signs certificates, if anybody does.
+    authority: Option<Arc<Authority>>,
 }
 
-/// The API over the objects of `store`, changed through `backend`.
-pub fn router(store: ObjectStore, backend: Arc<dyn Backend>) -> Router {
-    let api = Api { store, backend, writes: Arc::default() };
+/// The API over the objects of `store`, changed through `backend`; `authority` signs the certificates of its users.
+pub fn router(store: ObjectStore, backend: Arc<dyn Backend>, authority: Option<Arc<Authority>>) -> Router {
+    let api = Api { store, backend, writes: Arc::default(), authority };
     Router::new().fallback(routes::handle).with_state(api)
 }
 
-/// Serves a [`router`] on a listener (unix or TCP) until `shutdown` resolves; requests that are under way, such as watches, are cut off.
+/// Serves a [`router`] on a listener whose callers may do everything, such as the owner's unix socket, until `shutdown`
+/// resolves; requests that are under way, such as watches, are cut off.
 ///
 /// # Errors
 /// When the listener fails.
@@ -63,8 +76,26 @@ where
     L: Listener,
     L::Addr: std::fmt::Debug,
 {
+    let router = router.layer(axum::Extension(Caller::Owner));
     tokio::select! {
         result = async { axum::serve(listener, router).await } => result,
+        () = shutdown => Ok(()),
+    }
+}
+
+/// Serves a [`router`] over TLS, to whom their certificates let in, until `shutdown` resolves.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve_secure(
+    listener: Secure,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let router = router.layer(axum::middleware::from_fn(secure::identify));
+    let service = router.into_make_service_with_connect_info::<secure::Peer>();
+    tokio::select! {
+        result = async { axum::serve(listener, service).await } => result,
         () = shutdown => Ok(()),
     }
 }

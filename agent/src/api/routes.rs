@@ -5,8 +5,12 @@ use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{Method, StatusCode};
 
+use super::caller::Caller;
 use super::params::Params;
-use super::{Api, ApiError, Part, attach, discovery, exec, log, openapi, portforward, read, watch, write};
+use super::{
+    Api, ApiError, Part, attach, certificates, discovery, exec, log, openapi, portforward, read, review,
+    watch, write,
+};
 use crate::store::{Group, Kind};
 
 /// What a path names.
@@ -26,6 +30,8 @@ pub async fn handle(State(api): State<Api>, request: Request) -> Response {
 
 async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Response, ApiError> {
     let path = parts.uri.path().trim_end_matches('/').to_owned();
+    let caller = Caller::of(&parts);
+    caller.may(&parts.method, &path)?;
     match path.as_str() {
         "/healthz" | "/livez" | "/readyz" => return Ok(health(api, &path)),
         "/version" => return Ok(discovery::version()),
@@ -38,6 +44,10 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
     if let Some(response) = about_group(&path) {
         return Ok(response);
     }
+    if parts.method == Method::POST && review::is_asked(&path) {
+        let asked = write::read_object(&parts.headers, body).await?;
+        return review::answer(&path, &caller, &asked).ok_or_else(ApiError::no_such_path);
+    }
     let route = Route::parse(&path).ok_or_else(ApiError::no_such_path)?;
     let params = Params::of(&parts.uri)?;
     match route {
@@ -47,6 +57,9 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
             }
             Method::GET => {
                 read::list(api, kind, namespace, &params, read::Format::of(&parts.headers, &params))
+            }
+            Method::POST if kind == Kind::CertificateSigningRequest => {
+                certificates::create(api, &caller, &params, &parts.headers, body).await
             }
             Method::POST => write::create(api, kind, namespace, &params, &parts.headers, body).await,
             _ => Err(ApiError::method_not_allowed()),
@@ -58,13 +71,19 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
                 Method::GET => read::get(api, &object, read::Format::of(&parts.headers, &params)),
                 Method::PUT => write::replace(api, &object, Part::Whole, &params, &parts.headers, body).await,
                 Method::PATCH => write::patch(api, &object, Part::Whole, &params, &parts.headers, body).await,
-                Method::DELETE => write::delete(api, &object, &params, body).await,
+                Method::DELETE if kind == Kind::CertificateSigningRequest => {
+                    certificates::delete(api, &object).await
+                }
+                Method::DELETE => write::delete(api, &object, &params, &parts.headers, body).await,
                 _ => Err(ApiError::method_not_allowed()),
             }
         }
         Route::Object { kind, namespace, name, sub: Some(sub) } => {
             let object = write::Target { kind, namespace, name };
             match (kind, Part::of(&sub)) {
+                (Kind::CertificateSigningRequest, _) if sub == "approval" => {
+                    certificates::approval(api, &object, &params, &parts, body).await
+                }
                 (Kind::Pod, Some(part)) => pod_part(api, &object, part, &params, &parts, body).await,
                 _ => subresource(api, &object, &sub, &params, parts).await,
             }

@@ -138,6 +138,7 @@ fn selectable(kind: Kind, path: &str) -> bool {
         | Kind::PersistentVolumeClaim
         | Kind::Endpoints
         | Kind::EndpointSlice => &[],
+        Kind::CertificateSigningRequest => &["spec.signerName"],
     };
     path == "metadata.name" || (path == "metadata.namespace" && kind.namespaced()) || own.contains(&path)
 }

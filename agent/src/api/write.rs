@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::params::Params;
 use super::patch::{self, PatchType};
 use super::read::json_response;
-use super::{Api, ApiError, Part, status};
+use super::{Api, ApiError, Part, protobuf, status};
 use crate::store::{Kind, Object};
 
 /// Bytes of a request's body that are accepted, as many as the API server takes.
@@ -49,14 +49,17 @@ impl Target {
             | Kind::PersistentVolume
             | Kind::PersistentVolumeClaim
             | Kind::Service => Ok(()),
-            Kind::Endpoints | Kind::EndpointSlice | Kind::Event | Kind::Node | Kind::Namespace => {
-                Err(ApiError::method_not_allowed())
-            }
+            Kind::Endpoints
+            | Kind::EndpointSlice
+            | Kind::Event
+            | Kind::Node
+            | Kind::Namespace
+            | Kind::CertificateSigningRequest => Err(ApiError::method_not_allowed()),
         }
     }
 
     /// Makes the path's name and namespace the object's, which must not have others.
-    fn claim(&self, object: &mut Value) -> Result<(), ApiError> {
+    pub fn claim(&self, object: &mut Value) -> Result<(), ApiError> {
         check_type(self.kind, object)?;
         let metadata = metadata(object)?;
         match metadata.get("name").map(|name| name.as_str()) {
@@ -89,16 +92,20 @@ pub async fn create(
     target.must_be_writable()?;
     let dry_run = params.dry_run()?;
     let mut object = read_object(headers, body).await?;
-    check_type(kind, &object)?;
-    let metadata = metadata(&mut object)?;
-    target.name = name_for(kind, metadata)?;
-    claim_namespace(kind, metadata, &target.namespace)?;
+    target.name = claim_new(kind, &mut object)?;
+    claim_namespace(kind, metadata(&mut object)?, &target.namespace)?;
     let _guard = api.writes.lock().await;
     if target.find(api).is_ok() {
         return Err(ApiError::already_exists(kind, &target.name));
     }
     let created = store_new(api, &target, object, dry_run).await?;
     Ok(json_response(StatusCode::CREATED, created.to_string()))
+}
+
+/// Makes sure that a new object is of the path's kind and has a name; gives that.
+pub fn claim_new(kind: Kind, object: &mut Value) -> Result<String, ApiError> {
+    check_type(kind, object)?;
+    name_for(kind, metadata(object)?)
 }
 
 async fn store_new(api: &Api, target: &Target, object: Value, dry_run: bool) -> Result<Value, ApiError> {
@@ -211,14 +218,23 @@ async fn store_next(
 }
 
 /// `DELETE`, with options in the body or the query.
-pub async fn delete(api: &Api, target: &Target, params: &Params, body: Body) -> Result<Response, ApiError> {
+pub async fn delete(
+    api: &Api,
+    target: &Target,
+    params: &Params,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     target.must_be_writable()?;
     let bytes = read_body(body).await?;
     let options: DeleteOptions = if bytes.iter().all(u8::is_ascii_whitespace) {
         DeleteOptions::default()
     } else {
-        serde_json::from_slice(&bytes)
-            .map_err(|e| ApiError::bad_request(format!("the body is no DeleteOptions: {e}")))?
+        let options = match content_type(headers) {
+            protobuf::MEDIA_TYPE => serde_json::from_value(decoded(&bytes)?),
+            _ => serde_json::from_slice(&bytes),
+        };
+        options.map_err(|e| ApiError::bad_request(format!("the body is no DeleteOptions: {e}")))?
     };
     let seconds: Option<i64> = match options.grace_period_seconds {
         Some(seconds) => Some(seconds),
@@ -263,12 +279,14 @@ fn uid_conflict(target: &Target, asked: &str, has: &str) -> ApiError {
     ApiError::conflict(target.kind, &target.name, &why)
 }
 
-fn content_type(headers: &HeaderMap) -> &str {
+/// The type of a request's body, without its parameters.
+pub fn content_type(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim()
 }
 
-async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
+/// The body of a request.
+pub async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
     let mut chunks = body.into_data_stream();
     let (mut bytes, mut length) = (Vec::new(), 0);
     while let Some(chunk) = chunks.next().await {
@@ -288,15 +306,25 @@ async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
     Ok(bytes)
 }
 
-async fn read_object(headers: &HeaderMap, body: Body) -> Result<Value, ApiError> {
+/// The object that a request brings.
+pub async fn read_object(headers: &HeaderMap, body: Body) -> Result<Value, ApiError> {
     let bytes = read_body(body).await?;
     match content_type(headers) {
         "application/json" | "" => serde_json::from_slice(&bytes)
             .map_err(|e| ApiError::bad_request(format!("the body is no JSON: {e}"))),
         "application/yaml" => serde_yaml::from_slice(&bytes)
             .map_err(|e| ApiError::bad_request(format!("the body is no YAML: {e}"))),
-        other => Err(patch::unsupported(other, "application/json, application/yaml")),
+        protobuf::MEDIA_TYPE => decoded(&bytes),
+        other => {
+            let taken = format!("application/json, application/yaml, {}", protobuf::MEDIA_TYPE);
+            Err(patch::unsupported(other, &taken))
+        }
     }
+}
+
+fn decoded(bytes: &[u8]) -> Result<Value, ApiError> {
+    let refused = |error| ApiError::bad_request(format!("the body {error}"));
+    protobuf::decode(bytes).map_err(refused)
 }
 
 /// Refuses an object of another kind than the path's; fills in what is missing.

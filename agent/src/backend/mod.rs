@@ -304,6 +304,7 @@ impl Backend for AgentBackend {
                     format!("it comes from the manifest {}; change or remove that file", path.display());
                 return Err(ApiError::forbidden(kind, &name, &why));
             }
+            Some(Owner::Agent) => return Err(ApiError::forbidden(kind, &name, "it is the node's own")),
             _ => {}
         }
         if let Some(field) = self.node.configs.frozen(&object) {
@@ -346,6 +347,7 @@ impl Backend for AgentBackend {
                     format!("it comes from the manifest {}; change or remove that file", path.display());
                 Err(ApiError::forbidden(kind, name, &why))
             }
+            Some(Owner::Agent) => Err(ApiError::forbidden(kind, name, "it is the node's own")),
             Some(Owner::Api) => {
                 self.node.objects.remove_config(&key);
                 if self.node.configs.remove(&Owner::Api, &key) {

@@ -26,6 +26,7 @@ mod failure;
 mod files;
 mod get;
 mod image;
+mod kubeconfig;
 mod logs;
 mod output;
 mod pause;
@@ -84,6 +85,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Images in the store: pull, load, import ...
     Image(image::ImageArgs),
+    /// Print a kubeconfig with which kubectl talks to this node
+    Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Print the versions of this program and of the agent
     Version(version::VersionArgs),
     /// Print a completion script for a shell
@@ -165,6 +168,7 @@ fn client_verb(socket: &std::path::Path, command: Command) -> anyhow::Result<Exi
             Command::Pause(args) => pause::run(&client, &args, true).await,
             Command::Resume(args) => pause::run(&client, &args, false).await,
             Command::Wait(args) => wait::run(&client, &args).await,
+            Command::Kubeconfig(args) => kubeconfig::run(&client, &args).await,
             Command::Version(args) => version::run(&client, &args).await,
             Command::Agent(_) | Command::Check(_) | Command::Completions(_) | Command::Image(_) => {
                 unreachable!("done by run() without a client")

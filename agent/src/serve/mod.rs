@@ -2,6 +2,7 @@
 
 mod desired;
 mod readonly;
+mod secure;
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -140,12 +141,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         None => None,
     };
     let backend = Arc::new(AgentBackend::new(node.clone(), reconciler.clone(), context.clone()));
-    let api = crate::api::router(store.clone(), backend);
-    let listener = socket(&config)?;
-    let mut closing = stopped.clone();
-    let api = tokio::spawn(crate::api::serve(listener, api, async move {
-        let _ = closing.wait_for(|s| *s).await;
-    }));
+    let api = serve_api(&node, backend, &stopped).await?;
     let ahead = node.ahead.clone();
     tokio::spawn(async move { ahead.prepare().await });
     desired.start().await;
@@ -188,6 +184,27 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         let _ = std::fs::remove_dir(&config.run);
     }
     Ok(())
+}
+
+/// Serves the API on its socket, and over TLS where that is asked for. Ends once it is told to.
+async fn serve_api(
+    node: &Arc<AgentNode>,
+    backend: Arc<AgentBackend>,
+    stopped: &watch::Receiver<bool>,
+) -> anyhow::Result<tokio::task::JoinHandle<std::io::Result<()>>> {
+    let tls = secure::listen(&node.config, &node.facts).await?;
+    let authority = tls.as_ref().map(|tls| tls.authority.clone());
+    let router = crate::api::router(node.store.clone(), backend, authority);
+    let closing = || {
+        let mut stopped = stopped.clone();
+        async move { drop(stopped.wait_for(|stopped| *stopped).await) }
+    };
+    let listener = socket(&node.config)?;
+    if let Some(tls) = tls {
+        tls.announce(&node.configs)?;
+        tokio::spawn(crate::api::serve_secure(tls.listener, router.clone(), closing()));
+    }
+    Ok(tokio::spawn(crate::api::serve(listener, router, closing())))
 }
 
 /// Whether the agent is told to end because the machine does.

@@ -242,7 +242,7 @@ impl Server {
         });
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let router = api::router(store.clone(), fake.clone());
+        let router = api::router(store.clone(), fake.clone(), None);
         let _guard = runtime.enter();
         let listener = tokio::net::UnixListener::bind(dir.path().join("s")).unwrap();
         runtime.spawn(api::serve(listener, router, std::future::pending()));
@@ -256,7 +256,7 @@ impl Server {
 
     /// The same objects over TCP on loopback.
     pub fn tcp(&self) -> std::net::SocketAddr {
-        let router = api::router(self.store.clone(), self.fake.clone());
+        let router = api::router(self.store.clone(), self.fake.clone(), None);
         let listener = self.runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         self.runtime.spawn(api::serve(listener, router, std::future::pending()));

@@ -1,5 +1,6 @@
 //! Objects as rows of `meta.k8s.io/v1 Table`, with the columns and words of kubectl.
 
+mod certificate;
 mod duration;
 mod pod;
 mod service;
@@ -58,6 +59,7 @@ fn columns_of(kind: Kind) -> &'static [Column] {
         Kind::Service => service::SERVICE,
         Kind::Endpoints => service::ENDPOINTS,
         Kind::EndpointSlice => service::SLICES,
+        Kind::CertificateSigningRequest => certificate::COLUMNS,
     }
 }
 
@@ -78,6 +80,7 @@ fn row(kind: Kind, object: &Object, include: Include) -> (String, Value) {
         Kind::Service => (String::new(), parsed(object).map(|o| service::service(&o))),
         Kind::Endpoints => (String::new(), parsed(object).map(|o| service::endpoints(&o))),
         Kind::EndpointSlice => (String::new(), parsed(object).map(|o| service::slice(&o))),
+        Kind::CertificateSigningRequest => (String::new(), parsed(object).map(|o| certificate::cells(&o))),
     };
     // An object that does not fit its own type, which only a bug could store, still shows its name.
     let cells = cells.unwrap_or_else(|| {
