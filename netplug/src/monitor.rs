@@ -1,4 +1,4 @@
-//! Tells when somebody deleted the bridge, a pod's link, or a part of the table.
+//! Tells when somebody deleted the bridge, a pod's link, or a part of the table, or changed what may drop pods' traffic.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 
 use crate::error::{Error, Result};
-use crate::nft::encode::{DEL_CHAIN, DEL_ELEMENT, DEL_RULE, DEL_SET, DEL_TABLE};
+use crate::nft::encode::{DEL_CHAIN, DEL_ELEMENT, DEL_RULE, DEL_SET, DEL_TABLE, NEW_CHAIN};
 use crate::nft::wire::NF_TABLES;
 use crate::sys::netlink::{self, Frame, Socket, attribute, text};
 
@@ -26,6 +26,8 @@ pub(crate) struct News {
     pub link: bool,
     /// A part of the table was deleted by somebody else.
     pub table: bool,
+    /// Somebody made a chain, gave one another policy, or took rules out of one, perhaps ours: a firewall was started anew.
+    pub firewall: bool,
     /// Notices were lost, so that everything has to be looked at.
     pub lost: bool,
 }
@@ -75,8 +77,8 @@ impl Monitor {
                 guard = self.tables.readable_mut() => {
                     let mut guard = guard?;
                     let (names, own) = (&self.tables_of, self.own_port);
-                    if read(guard.get_inner_mut(), |frame| news.table |= hurts(names, own, frame))? {
-                        news = News { table: true, lost: true, ..news };
+                    if read(guard.get_inner_mut(), |frame| table(&mut news, names, own, frame))? {
+                        news = News { table: true, firewall: true, lost: true, ..news };
                     }
                     guard.clear_ready();
                 }
@@ -110,11 +112,15 @@ fn link(news: &mut News, bridge: &str, frame: Frame<'_>) {
     }
 }
 
-fn hurts(names: &[String], own_port: u32, frame: Frame<'_>) -> bool {
+fn table(news: &mut News, ours: &[String], own_port: u32, frame: Frame<'_>) {
     let [kind, subsystem] = frame.kind.to_le_bytes();
-    let deletion = [DEL_TABLE, DEL_CHAIN, DEL_RULE, DEL_SET, DEL_ELEMENT].contains(&kind);
+    if subsystem != NF_TABLES || frame.port == own_port {
+        return;
+    }
     // The first attribute of all these messages is the table's name.
     let name = || frame.body.get(4..).and_then(|body| attribute(body, 1)).map(text);
-    let ours = || name().is_some_and(|name| names.iter().any(|one| one == name));
-    subsystem == NF_TABLES && deletion && frame.port != own_port && ours()
+    let is_ours = || name().is_some_and(|name| ours.iter().any(|one| one == name));
+    let deletion = [DEL_TABLE, DEL_CHAIN, DEL_RULE, DEL_SET, DEL_ELEMENT].contains(&kind);
+    news.table |= deletion && is_ours();
+    news.firewall |= [NEW_CHAIN, DEL_RULE].contains(&kind) && !is_ours();
 }

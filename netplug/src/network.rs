@@ -354,7 +354,9 @@ enum Repair {
     Bridge,
     /// The table, whatever it holds.
     Table,
-    /// Both, and the kernel settings.
+    /// What lets pods past the firewalls of others.
+    Firewall,
+    /// All of this, and the kernel settings.
     All,
 }
 
@@ -558,7 +560,7 @@ impl Inner {
         if self.config.parent.is_some() {
             return Ok(());
         }
-        if what != Repair::Table {
+        if matches!(what, Repair::Bridge | Repair::All) {
             let index = bridge::ensure(&self.handle, &self.config, self.mtu).await?;
             let anew = self.bridge.swap(index, Ordering::Relaxed) != index;
             if anew || what == Repair::All {
@@ -571,7 +573,7 @@ impl Inner {
             on_thread(move |_| {
                 let mut table = inner.table();
                 // The first network makes it for all.
-                if inner.place == 0 {
+                if inner.place == 0 && what != Repair::Firewall {
                     inner.rebuild(&mut table)?;
                 }
                 admission::admit(&mut table, &inner.config)
@@ -659,7 +661,9 @@ impl Inner {
             }
             // The first network looks after the table for all.
             let table = news.table && self.place == 0;
-            for (hurt, what) in [(news.bridge, Repair::Bridge), (table, Repair::Table)] {
+            let firewall = news.firewall && !table;
+            let all = [(news.bridge, Repair::Bridge), (table, Repair::Table), (firewall, Repair::Firewall)];
+            for (hurt, what) in all {
                 if !hurt {
                     continue;
                 }
@@ -667,6 +671,8 @@ impl Inner {
                     Ok(()) if news.lost => {
                         tracing::debug!(?what, "looked after notices of changes were lost")
                     }
+                    // Which says itself whether there was anything to do.
+                    Ok(()) if what == Repair::Firewall => {}
                     Ok(()) => {
                         tracing::warn!(bridge = self.config.bridge, ?what, "repaired what somebody deleted")
                     }

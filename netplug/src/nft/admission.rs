@@ -2,8 +2,10 @@
 //!
 //! Docker, ufw and many hand-made firewalls give the FORWARD chain of iptables (`ip filter` in nft) the policy drop,
 //! and no rule in a table of our own can undo that: each base chain of a hook has its say. So rules that accept the
-//! bridge's traffic go to the head of such chains, marked by a comment, as the CNI plugins and podman do it. A firewall
-//! that drops by a rule of a chain whose policy is accept (firewalld) is not recognised and must be told by its owner.
+//! bridge's traffic go to the head of such chains, marked by a comment, as the CNI plugins and podman do it. When their
+//! owner makes the chains anew, the rules are put back (see `monitor`). Chains of firewalld have the policy accept and refuse by
+//! their last rule; they are known by the name of their table. Any other firewall that does it that way is not recognised and
+//! must be told by its owner.
 
 use super::encode::{self, DEL_RULE, GET_CHAIN, GET_RULE, NEW_RULE};
 use super::ruleset::Statement;
@@ -13,6 +15,8 @@ use crate::config::{Config, Protocol};
 use crate::error::Result;
 use crate::sys::netlink::{CREATE, DUMP, attribute, text};
 
+/// The table of firewalld, whose chains end with a rule that refuses the rest.
+const REFUSES_AT_END: &str = "firewalld";
 /// The port of name servers.
 const NAMES: u16 = 53;
 
@@ -144,7 +148,7 @@ fn dropping(table: &mut Table) -> Result<Vec<Dropping>> {
             let name = |kind| attribute(body, kind).map(text).unwrap_or_default().to_owned();
             if [1, 2, 10].contains(&family)
                 && (hook == Some(&FORWARD) || hook == Some(&INPUT))
-                && attribute(body, POLICY) == Some(&DROP)
+                && (attribute(body, POLICY) == Some(&DROP) || name(TABLE) == REFUSES_AT_END)
             {
                 let input = hook == Some(&INPUT);
                 found.push(Dropping { input, family, table: name(TABLE), chain: name(CHAIN_NAME) });

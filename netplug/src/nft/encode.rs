@@ -12,7 +12,7 @@ use crate::sys::netlink::{CREATE, EXCL};
 pub(crate) const NEW_TABLE: u8 = 0;
 pub(crate) const GET_TABLE: u8 = 1;
 pub(crate) const DEL_TABLE: u8 = 2;
-pub(super) const NEW_CHAIN: u8 = 3;
+pub(crate) const NEW_CHAIN: u8 = 3;
 pub(crate) const GET_CHAIN: u8 = 4;
 pub(crate) const DEL_CHAIN: u8 = 5;
 pub(crate) const NEW_RULE: u8 = 6;
