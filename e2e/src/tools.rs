@@ -110,6 +110,13 @@ pub fn find(name: &str) -> Result<PathBuf> {
     }
 }
 
+/// A program that `scripts/install` has unpacked, whatever the machine has under that name.
+pub fn unpacked(name: &str) -> Result<PathBuf> {
+    let path = target_dir().join("tools/bin").join(name);
+    ensure!(path.is_file(), "{} is not there: run `make install-deps-test`", path.display());
+    Ok(path)
+}
+
 /// The tar of the demo image's root file system, made once per target folder.
 pub fn demo_rootfs() -> Result<PathBuf> {
     let dir = target_dir().join("tmp");

@@ -17,6 +17,7 @@ mod files;
 mod images;
 mod isolation;
 mod kills;
+mod kubectl;
 mod lifecycle;
 mod logs;
 mod machine;
