@@ -11,7 +11,7 @@ use crate::config::Stats;
 use crate::error::{Error, Result};
 use crate::sys::netlink::{self, CREATE, EXCL, attribute};
 use crate::sys::netns::Traveller;
-use crate::veth::{Batch, Plan, dump_link, fill, open, shape};
+use crate::veth::{Batch, Plan, announce, dump_link, fill, open, shape};
 use crate::{sysctl, veth};
 
 /// Puts the namespace `pod` into the network of the link `parent` of the namespace `host`; repairs what is there already. The MTU is
@@ -50,6 +50,9 @@ pub(crate) fn connect(
     };
     sysctl::pod(thread, &plan.interface, plan.addresses.len() > 1)?;
     fill(&mut inside, plan)?;
+    if is_new {
+        announce(&mut inside, plan)?;
+    }
     if is_new && plan.egress.is_none() {
         return Ok(());
     }

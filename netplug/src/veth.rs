@@ -107,6 +107,11 @@ pub(crate) fn connect(thread: &Traveller, host: &OwnedFd, pod: &OwnedFd, plan: &
     // Before the interface is up, which is when the kernel tells the neighbours of its addresses.
     sysctl::pod(thread, &plan.interface, plan.addresses.len() > 1)?;
     fill(&mut inside, plan)?;
+    if is_new {
+        // Whoever asks for a link makes the kernel see its carrier now, which lets the bridge forward.
+        link(&mut outside, &plan.host_if)?;
+        announce(&mut inside, plan)?;
+    }
     for (socket, interface, rate, object) in [
         (&mut outside, &plan.host_if, plan.ingress, &plan.host_if),
         (&mut inside, &plan.interface, plan.egress, &plan.pod),
@@ -236,6 +241,17 @@ pub(crate) fn fill(inside: &mut Socket, plan: &Plan) -> Result<()> {
         batch.add("set default route of pod", RouteNetlinkMessage::NewRoute(message), CREATE | REPLACE);
     }
     batch.send(inside, &plan.pod)
+}
+
+/// Tells the neighbours of the pod's addresses. The kernel does so when the interface comes up, but the bridge forwards nothing
+/// before the carrier was seen, which on a busy machine is later. Setting the hardware address that it has makes it do so again.
+pub(crate) fn announce(inside: &mut Socket, plan: &Plan) -> Result<()> {
+    let missing = || Error::NoSuchLink(format!("{} of pod {}", plan.interface, plan.pod));
+    let index = link(inside, &plan.interface)?.ok_or_else(missing)?.index;
+    let same = LinkUnspec::new_with_index(index).address(plan.mac.to_vec()).build();
+    Batch::default()
+        .add("announce addresses of pod", RouteNetlinkMessage::NewLink(same), 0)
+        .send(inside, &plan.pod)
 }
 
 /// Brings up `lo` in `namespace`.

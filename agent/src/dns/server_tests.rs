@@ -34,9 +34,19 @@ fn reply(question: &[u8], is_datagram: bool) -> Vec<u8> {
     if is_datagram && count > 1 { answer.truncate().to_vec().unwrap() } else { answer.to_vec().unwrap() }
 }
 
+/// Sockets at a free port: one that is free for datagrams may be taken for streams.
+async fn anywhere() -> Sockets {
+    for _ in 0..100 {
+        if let Ok(sockets) = Sockets::bind("127.0.0.1:0".parse().unwrap()).await {
+            return sockets;
+        }
+    }
+    panic!("no port is free for both");
+}
+
 impl Others {
     async fn start() -> Self {
-        let sockets = Sockets::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let sockets = anywhere().await;
         let (address, asked) = (sockets.address().unwrap(), Arc::new(AtomicUsize::new(0)));
         let counted = asked.clone();
         tokio::spawn(async move {
@@ -106,7 +116,7 @@ impl Bench {
             Box::new(move |_| *seen.lock().unwrap()),
             forwarder,
         );
-        let sockets = Sockets::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let sockets = anywhere().await;
         let at = sockets.address().unwrap();
         tokio::spawn(server.serve(sockets));
         Self { at, others, _conf: conf, admitted }
