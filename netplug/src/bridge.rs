@@ -32,7 +32,7 @@ pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result
     if get(handle, name).await?.is_none() {
         // A fixed hardware address: without it the bridge takes the lowest of its ports', and pods lose their gateway
         // for as long as they remember the old one.
-        let message = LinkBridge::new(name).address(address.clone()).mtu(mtu).build();
+        let message = LinkBridge::new(name).address(address.clone()).build();
         match handle.link().add(message).execute().await.map_err(cause) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::netlink("create bridge", name, e));
@@ -45,7 +45,8 @@ pub(crate) async fn ensure(handle: &Handle, config: &Config, mtu: u32) -> Result
         return Err(Error::NotABridge(name.into()));
     }
     let index = link.header.index;
-    // Setting the MTU, even to what it is, keeps the bridge from following its ports'.
+    // Not when it is made: only a change of the MTU keeps the bridge from following its ports', and tells br_netfilter, which
+    // puts datagrams together and would drop those that it has to take apart again for more than 1500 bytes.
     let message = LinkUnspec::new_with_index(index).address(address).mtu(mtu).up();
     let message = message.promiscuous(config.promiscuous).build();
     handle

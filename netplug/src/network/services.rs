@@ -17,7 +17,8 @@ use crate::service::{self, Service};
 use crate::sys::netns::{Traveller, on_thread};
 
 impl Network {
-    /// Makes these the Services of the network, all others are gone. What differs is changed in one step; connections
+    /// Makes these the Services of the network, all others are gone. What differs is changed so that no packet
+    /// meets a half-made Service; connections
     /// go on, but UDP flows leave endpoints that have gone. The Services are stored a moment later, so that they stay when
     /// the network is opened again.
     ///
@@ -47,9 +48,12 @@ impl Inner {
             }
             std::mem::replace(&mut *known, services)
         };
-        let step = Step::between(&old, &self.services());
+        let mut step = Step::between(&old, &self.services());
+        // In steps of their own before what leads to them: a packet that is on its way during a change goes by the rules that
+        // were there when it came, and a chain that is new with the change has none for it.
+        let chains = Change { new_chains: std::mem::take(&mut step.change.new_chains), ..Change::default() };
         // A table that was deleted or changed by somebody refuses the change, and is made anew.
-        if table.change(&step.change).is_err()
+        if table.change(&chains).and_then(|()| table.change(&step.change)).is_err()
             && let Err(error) = self.rebuild(&mut table)
         {
             *self.services() = old;

@@ -269,6 +269,7 @@ pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
     const STATE: u32 = 0;
     const ESTABLISHED_OR_RELATED: u32 = 0b110;
     const NEW: u32 = 0b1000;
+    const INVALID: u32 = 0b1;
     const STATUS: u32 = 2;
     const DST_NAT: u32 = 0x20;
     match statement {
@@ -300,6 +301,7 @@ pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
         Statement::Pick(of, entry, count) => pick_encode::pick(a, *of, *entry, *count),
         Statement::Again(of) => pick_encode::again(a, *of),
         Statement::IsNew => connection(a, STATE, NEW),
+        Statement::IsStray => connection(a, STATE, INVALID),
         Statement::Member(of, entry) => pick_encode::member(a, *of, *entry),
         Statement::Remember(of, time) => pick_encode::remember(a, *of, *time),
         Statement::Reset => reject(a, 1),

@@ -45,8 +45,15 @@ impl Picker {
 
     fn chain(&self) -> Chain {
         let again = self.affinity.then(|| vec![Statement::Again(self.family)]);
-        let pick = Entry::ALL.map(|entry| vec![Statement::Pick(self.family, entry, self.endpoints)]);
-        Chain { name: self.name(), hook: None, rules: again.into_iter().chain(pick).collect() }
+        let pick = |endpoints| Entry::ALL.map(|entry| vec![Statement::Pick(self.family, entry, endpoints)]);
+        // A packet that is on its way while the endpoints become fewer may have come by the old chain and find that what it
+        // draws has gone. The first one is there for as long as there is any.
+        let first = (self.endpoints > 1).then(|| pick(1)).into_iter().flatten();
+        Chain {
+            name: self.name(),
+            hook: None,
+            rules: again.into_iter().chain(pick(self.endpoints)).chain(first).collect(),
+        }
     }
 }
 

@@ -52,6 +52,8 @@ pub(crate) enum Statement {
     Again(Family),
     /// The packet begins a connection.
     IsNew,
+    /// The packet belongs to no connection and begins none.
+    IsStray,
     /// Goes on in the chain that remembers the endpoint which the packet was given.
     Member(Family, Entry),
     /// Remembers the endpoint for the client, for so long.
@@ -172,6 +174,7 @@ fn chains(config: &Config) -> Vec<Chain> {
         chain("prerouting", Some(Hook::Prerouting), redirect()),
         chain("output", Some(Hook::Output), redirect()),
         chain("postrouting", Some(Hook::Postrouting), postrouting(config)),
+        chain("strays", Some(Hook::Forward), strays(config)),
         chain("in", Some(Hook::In), unserved(config)),
         chain("out", Some(Hook::Out), unserved(config)),
     ];
@@ -220,6 +223,21 @@ fn guard(config: &Config) -> Vec<Vec<Statement>> {
 
 fn postrouting(config: &Config) -> Vec<Vec<Statement>> {
     config.bridged().flat_map(postrouting_of).collect()
+}
+
+/// The kernel rewrites only what belongs to a connection. The rest would leave with a pod's address.
+fn strays(config: &Config) -> Vec<Vec<Statement>> {
+    use Statement::{DestinationNot, Drop, InputIs, IsStray, OutputIsNot, Source};
+    let hidden = config.bridged().filter(|net| net.masquerade && !net.internal);
+    let of_network = |config: &Config| -> Vec<Vec<Statement>> {
+        let bridge = || config.bridge.clone();
+        let networks = [Some(Net::V4(config.ipv4)), config.ipv6.map(Net::V6)].into_iter().flatten();
+        let rule = |net| {
+            vec![IsStray, InputIs(bridge()), Source(net), DestinationNot(net), OutputIsNot(bridge()), Drop]
+        };
+        networks.map(rule).collect()
+    };
+    hidden.flat_map(of_network).collect()
 }
 
 fn postrouting_of(config: &Config) -> Vec<Vec<Statement>> {
@@ -297,6 +315,7 @@ impl fmt::Display for Statement {
                 write!(f, "dnat {word} to {word} saddr . {} map @{map}", target(*family, Entry::Address))
             }
             Self::IsNew => f.write_str("ct state new"),
+            Self::IsStray => f.write_str("ct state invalid"),
             Self::Member(family, entry) => {
                 let word = family.keyword();
                 let address = if *entry == Entry::Address {
