@@ -59,6 +59,8 @@ pub struct Config {
     pub isolated: bool,
     /// Whether the pods of this network do not reach each other.
     pub port_isolation: bool,
+    /// Whether the bridge takes from a pod only what has the pod's own hardware address as its sender.
+    pub mac_spoof_check: bool,
     /// The host's link in whose network the pods are, each with a link of its own there (macvlan), in place of a bridge. For
     /// networks beside the first one only. The kernel lets host and pods not reach each other there.
     pub parent: Option<String>,
@@ -94,6 +96,7 @@ impl Config {
             internal: false,
             isolated: true,
             port_isolation: false,
+            mac_spoof_check: false,
             parent: None,
             name: None,
             beside: Vec::new(),

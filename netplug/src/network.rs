@@ -490,7 +490,8 @@ impl Inner {
 
     /// What the bridge does at the pods' links.
     fn port(&self) -> PortFlags {
-        PortFlags { hairpin: self.config.hairpin, isolated: self.config.port_isolation }
+        let Config { hairpin, port_isolation: isolated, mac_spoof_check: locked, .. } = self.config;
+        PortFlags { hairpin, isolated, locked }
     }
 
     fn attachment(&self, lease: &Lease) -> Attachment {
@@ -586,13 +587,13 @@ impl Inner {
     fn reattach(&self, thread: &Traveller, bridge: u32) -> Result<()> {
         let mut socket = self.host_socket(thread)?;
         sysctl::host(thread, &self.config)?;
-        let links: Vec<(String, String)> =
-            self.ipam()?.leases().map(|lease| (lease.host_if.clone(), lease.pod())).collect();
+        let links: Vec<(String, String, [u8; 6])> =
+            self.ipam()?.leases().map(|lease| (lease.host_if.clone(), lease.pod(), lease.mac())).collect();
         veth::reattach(
             &mut socket,
             bridge,
             self.port(),
-            links.iter().map(|(link, pod)| (link.as_str(), pod.as_str())),
+            links.iter().map(|(link, pod, mac)| (link.as_str(), pod.as_str(), *mac)),
         )
     }
 

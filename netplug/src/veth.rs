@@ -9,9 +9,10 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rtnetlink::packet_core::NetlinkMessage;
 use rtnetlink::{
@@ -53,6 +54,8 @@ pub(crate) struct PortFlags {
     pub hairpin: bool,
     /// Whether it hands nothing from one such port to another.
     pub isolated: bool,
+    /// Whether it takes only what comes from the pod's own hardware address.
+    pub locked: bool,
 }
 
 /// Requests that are sent together.
@@ -171,13 +174,29 @@ fn create(outside: &mut Socket, pod: &OwnedFd, plan: &Plan) -> Result<()> {
             RouteNetlinkMessage::NewLink(port(&plan.host_if, &plan.pod, plan.port).build()),
             0,
         )
-        .send(outside, &plan.host_if)
+        .send(outside, &plan.host_if)?;
+    if plan.port.locked { know(outside, &plan.host_if, plan.mac) } else { Ok(()) }
 }
 
 /// Settings of the host's end: the alias, and hairpin, for with br_netfilter a pod's packets to its own host port turn
 /// round inside the bridge.
 fn port(host_if: &str, pod: &str, flags: PortFlags) -> LinkMessageBuilder<LinkBridgePort> {
-    LinkBridgePort::new(0).name(host_if).alias(pod).hairpin(flags.hairpin).isolated(flags.isolated)
+    let message = LinkBridgePort::new(0).name(host_if).alias(pod);
+    message.hairpin(flags.hairpin).isolated(flags.isolated).locked(flags.locked).learning(!flags.locked)
+}
+
+/// Tells the bridge which hardware address is behind a port; a locked one takes nothing from others.
+fn know(outside: &mut Socket, host_if: &str, mac: [u8; 6]) -> Result<()> {
+    let Some(link) = link(outside, host_if)? else { return Ok(()) };
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = link.index;
+    message.header.state = NeighbourState::Noarp;
+    message.header.flags = NeighbourFlags::Controller;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    Batch::default()
+        .add("tell the bridge the address of", RouteNetlinkMessage::NewNeighbour(message), CREATE | REPLACE)
+        .send(outside, host_if)
 }
 
 /// A link of either name exists: repairs the pair if it is ours, replaces it if its peer is elsewhere (the pod was made
@@ -187,7 +206,7 @@ fn adopt(outside: &mut Socket, inside: &mut Socket, pod: &OwnedFd, plan: &Plan) 
     let theirs = link(inside, &plan.interface)?;
     match (ours, theirs) {
         (Some(ours), Some(theirs)) if theirs.peer == Some(ours.index) => {
-            let ours = [(plan.host_if.as_str(), plan.pod.as_str())];
+            let ours = [(plan.host_if.as_str(), plan.pod.as_str(), plan.mac)];
             reattach(outside, plan.bridge, plan.port, ours.into_iter())
         }
         (_, Some(_)) => Err(Error::InterfaceTaken {
@@ -265,21 +284,24 @@ pub(crate) fn bring_up_loopback(thread: &Traveller, namespace: &OwnedFd) -> Resu
     Batch::default().add("bring up lo of", message, 0).send(&mut socket, "a pod")
 }
 
-/// Puts existing links, given as host's name and pod, on the bridge again. Those that have gone are left out.
+/// Puts existing links, given as host's name, pod and hardware address, on the bridge again. Those that have gone are left out.
 pub(crate) fn reattach<'a>(
     outside: &mut Socket,
     bridge: u32,
     flags: PortFlags,
-    links: impl Iterator<Item = (&'a str, &'a str)>,
+    links: impl Iterator<Item = (&'a str, &'a str, [u8; 6])>,
 ) -> Result<()> {
-    for (host_if, pod) in links {
+    for (host_if, pod, mac) in links {
         let onto = LinkUnspec::new_with_name(host_if).controller(bridge).up().build();
         let mut batch = Batch::default();
         batch.add("put link on the bridge", RouteNetlinkMessage::NewLink(onto), 0);
         batch.add("set up bridge port", RouteNetlinkMessage::NewLink(port(host_if, pod, flags).build()), 0);
         match batch.send(outside, host_if) {
-            Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::ENODEV) => {}
+            Err(Error::Netlink { source, .. }) if netlink::is(&source, Errno::ENODEV) => continue,
             other => other?,
+        }
+        if flags.locked {
+            know(outside, host_if, mac)?;
         }
     }
     Ok(())

@@ -210,6 +210,31 @@ fn pods_of_a_network_with_port_isolation_reach_only_the_host() {
 }
 
 #[test]
+fn a_pod_that_lies_about_its_hardware_address_is_not_heard() {
+    on_a_machine(|machine, runtime| {
+        let mut config = config(machine);
+        config.beside[0].mac_spoof_check = true;
+        let network = runtime.block_on(Network::open(config)).unwrap();
+        let (a, b) = (on(runtime, &network, "front", "a"), on(runtime, &network, "front", "b"));
+        let free = on(runtime, &network, "back", "c");
+        let _servers = [&b, &free].map(|pod| pod.ns.serve_tcp("0.0.0.0:80"));
+        let to = format!("{}:80", b.ip);
+        assert_eq!(a.ns.tcp(&to).unwrap(), a.ip);
+        // Also on a bridge that was made anew.
+        ip("link del br-front");
+        eventually("traffic", || a.ns.tcp(&to).map(drop));
+        let lie = |pod: &Pod, mac: &str| pod.ns.run(|| drop(ip(&format!("link set eth0 address {mac}"))));
+        lie(&a, "02:00:00:00:00:66");
+        assert!(a.ns.tcp(&to).is_err());
+        lie(&a, "0a:58:0a:5a:01:02");
+        eventually("the truth", || a.ns.tcp(&to).map(drop));
+        // Where nobody asked for it, nobody looks.
+        lie(&free, "02:00:00:00:00:66");
+        assert!(machine.host.tcp(&format!("{}:80", free.ip)).is_ok());
+    });
+}
+
+#[test]
 fn the_settings_of_a_bridge_follow_the_configuration() {
     on_a_machine(|machine, runtime| {
         let shows = |name: &str, link: &str, words: &str| {

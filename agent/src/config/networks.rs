@@ -24,6 +24,7 @@ pub(super) struct NetworkFile {
     internal: Option<bool>,
     isolation: Option<bool>,
     port_isolation: Option<bool>,
+    macspoofchk: Option<bool>,
     mtu: Option<u32>,
     ip_masq: Option<bool>,
     hairpin_mode: Option<bool>,
@@ -48,6 +49,7 @@ pub struct Network {
     internal: bool,
     isolation: bool,
     port_isolation: bool,
+    mac_spoof_check: bool,
     mtu: Option<u32>,
     ip_masq: bool,
     hairpin: bool,
@@ -107,6 +109,7 @@ fn check_one(file: NetworkFile) -> anyhow::Result<Network> {
         internal: file.internal.unwrap_or(false),
         isolation: file.isolation.unwrap_or(true),
         port_isolation: file.port_isolation.unwrap_or(false),
+        mac_spoof_check: file.macspoofchk.unwrap_or(false),
         mtu: file.mtu,
         ip_masq: file.ip_masq.unwrap_or(true),
         hairpin: file.hairpin_mode.unwrap_or(!promiscuous),
@@ -133,6 +136,7 @@ fn check_macvlan(file: &NetworkFile) -> anyhow::Result<()> {
         ("internal", file.internal.is_some()),
         ("isolation", file.isolation.is_some()),
         ("portIsolation", file.port_isolation.is_some()),
+        ("macspoofchk", file.macspoofchk.is_some()),
         ("ipMasq", file.ip_masq.is_some()),
         ("hairpinMode", file.hairpin_mode.is_some()),
         ("promiscMode", file.promisc_mode.is_some()),
@@ -236,6 +240,7 @@ impl Network {
         network.internal = self.internal;
         network.isolated = self.isolation;
         network.port_isolation = self.port_isolation;
+        network.mac_spoof_check = self.mac_spoof_check;
         network.parent.clone_from(&self.parent);
         // Without a bridge the interfaces have their parent's.
         network.mtu = if self.parent.is_some() { self.mtu } else { self.mtu.or(network.mtu) };
@@ -268,6 +273,22 @@ mod tests {
         let nets =
             read("[{ name: front, subnets: [10.90.0.0/24, 'fd00::/64'], promiscMode: true }]").unwrap();
         assert!(nets[0].promiscuous && !nets[0].hairpin && nets[0].ipv6.is_some());
+    }
+
+    #[test]
+    fn every_field_has_its_place() {
+        let text = "[{ name: a, driver: bridge, bridge: b0, subnets: [10.90.0.0/24], gateway: 10.90.0.9, internal: true, \
+                    isolation: false, portIsolation: true, macspoofchk: true, mtu: 1400, ipMasq: false, hairpinMode: false }]";
+        let mut config = berth_netplug::Config::new("/x").another("a", "b0", "10.90.0.0/24".parse().unwrap());
+        let net = read(text).unwrap().remove(0);
+        net.set(&mut config);
+        assert_eq!((net.bridge.as_str(), config.gateway), ("b0", Some([10, 90, 0, 9].into())));
+        assert!(config.internal && !config.isolated && config.port_isolation && config.mac_spoof_check);
+        assert!(!config.masquerade && !config.hairpin && !config.promiscuous && config.parent.is_none());
+        assert_eq!(config.mtu, Some(1400));
+        let wire = read("[{ name: a, driver: macvlan, parent: eth0.10, subnets: [10.90.0.0/24] }]").unwrap();
+        wire[0].set(&mut config);
+        assert_eq!((config.parent.as_deref(), config.mtu), (Some("eth0.10"), None));
     }
 
     #[test]

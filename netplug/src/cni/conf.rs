@@ -46,6 +46,8 @@ struct Raw {
     hairpin_mode: Option<bool>,
     promisc_mode: Option<bool>,
     port_isolation: Option<bool>,
+    #[serde(rename = "macspoofchk")]
+    mac_spoof_check: Option<bool>,
     internal: Option<bool>,
     nft_table: Option<String>,
     data_dir: Option<PathBuf>,
@@ -218,6 +220,7 @@ impl Raw {
         config.promiscuous = self.promisc_mode.unwrap_or(false);
         config.hairpin = self.hairpin_mode.unwrap_or(!config.promiscuous);
         config.port_isolation = self.port_isolation.unwrap_or(false);
+        config.mac_spoof_check = self.mac_spoof_check.unwrap_or(false);
         config.internal = self.internal.unwrap_or(false);
         if config.internal && self.is_default_gateway == Some(true) {
             return refuse(
@@ -324,8 +327,11 @@ mod tests {
 
     #[test]
     fn internal_networks_have_no_default_route() {
-        let network = read(json!({"internal": true, "portIsolation": true})).unwrap().network;
-        assert!(network.internal && network.port_isolation && !network.default_route);
+        let more = json!({"internal": true, "portIsolation": true, "macspoofchk": true});
+        let network = read(more).unwrap().network;
+        assert!(
+            network.internal && network.port_isolation && network.mac_spoof_check && !network.default_route
+        );
     }
 
     #[test]
