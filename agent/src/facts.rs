@@ -190,7 +190,7 @@ pub fn usage() -> Option<Usage> {
 }
 
 /// A line of /proc/meminfo in bytes.
-fn meminfo(name: &str) -> Option<u64> {
+pub(crate) fn meminfo(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let rest = text.lines().find_map(|l| l.strip_prefix(name))?;
     Some(rest.split_whitespace().next()?.parse::<u64>().ok()? * 1024)

@@ -367,3 +367,48 @@ fn images_without_an_agent() {
     assert!(image(&["load", archive]).contains("\nLoaded docker.io/library/demo:1 ("));
     assert!(image(&["prune", "-a"]).contains("\nDeleted "));
 }
+
+#[test]
+fn what_pods_and_the_machine_use() {
+    let server = Server::start();
+    server.store.put(Kind::Pod, "default", "web", &running("web"));
+    let node = json!({"status": {"allocatable": {"cpu": "4", "memory": "4Gi"}}});
+    server.store.put(Kind::Node, "", "node-1", &node);
+    let top = |words: &[&str]| shown(&server, &[&["top"], words].concat());
+    assert_eq!(
+        top(&["pods"]),
+        "exit 0\n--- out\nNAME   CPU(cores)   MEMORY(bytes)\nweb    3m           6Mi\n"
+    );
+    assert_eq!(
+        top(&["pod", "pod/web", "--containers", "--no-headers"]),
+        "exit 0\n--- out\nweb   main   2m   3Mi\nweb   side   2m   3Mi\n"
+    );
+    assert_eq!(
+        top(&["node"]),
+        "exit 0\n--- out\nNAME     CPU(cores)   CPU(%)   MEMORY(bytes)   MEMORY(%)\nnode-1   2000m        50%      1024Mi          25%\n"
+    );
+    assert!(top(&["pods", "-l", "app=none"]).contains("No resources found in default namespace."));
+    assert!(top(&["pods", "-A", "--sort-by", "memory"]).contains("default     web    3m"));
+    assert!(top(&["pods", "nobody"]).starts_with("exit 1\n--- err\nberth: pods \"nobody\" not found"));
+}
+
+#[test]
+fn events_of_one_object() {
+    let server = Server::start();
+    for (name, kind, of) in [("a", "Normal", "web"), ("b", "Warning", "web"), ("c", "Warning", "db")] {
+        let event = json!({"metadata": {"creationTimestamp": ago(10)}, "type": kind, "reason": "Why", "message": name,
+            "lastTimestamp": ago(10), "involvedObject": {"kind": "Pod", "name": of, "namespace": "default"}});
+        server.store.put(Kind::Event, "default", name, &event);
+    }
+    let events = |words: &[&str]| shown(&server, &[&["events", "--no-headers"], words].concat());
+    assert_eq!(events(&[]).lines().count(), 5);
+    let of_one = events(&["--for", "pod/web", "--types", "warning"]);
+    assert!(of_one.lines().count() == 3 && of_one.contains("pod/web   b"), "{of_one}");
+    assert!(events(&["--for", "web"]).starts_with("exit 2\n"));
+}
+
+#[test]
+fn the_manual_page() {
+    let page = shown(&Server::start(), &["man"]);
+    assert!(page.contains(".TH berth 1") && page.contains("port\\-forward"), "{page}");
+}

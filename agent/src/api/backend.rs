@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1;
 use serde_json::Value;
 
 use super::ApiError;
+use crate::metrics::usage::Usage;
 use crate::store::Kind;
 
 /// How to run a command in a container.
@@ -150,6 +151,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Freezes a running pod's processes, or lets them go on. Repeating it is fine.
     async fn pause(&self, namespace: &str, pod: &str, paused: bool) -> Result<v1::Pod, ApiError>;
+
+    /// What pods and the machine use at the moment.
+    async fn usage(&self) -> Usage;
 
     /// Finds a container's log; the one of the instance before the newest with `previous`.
     async fn logs(

@@ -4,6 +4,7 @@ use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
+use super::metrics;
 use super::read::json_response;
 use crate::store::{Group, Kind};
 
@@ -43,11 +44,11 @@ pub fn api(headers: &HeaderMap) -> Response {
 pub fn apis(headers: &HeaderMap) -> Response {
     match aggregated(headers) {
         Some(version) => {
-            let groups: Vec<Value> = Group::named().into_iter().map(described_group).collect();
+            let groups: Vec<Value> = named().map(described_group).collect();
             aggregated_response(version, &groups)
         }
         None => {
-            let groups: Vec<Value> = Group::named().into_iter().map(listed_group).collect();
+            let groups: Vec<Value> = named().map(listed_group).collect();
             let body = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups});
             json_response(StatusCode::OK, body.to_string())
         }
@@ -62,6 +63,11 @@ pub fn group(group: Group) -> Response {
     json_response(StatusCode::OK, body.to_string())
 }
 
+/// Every group but the core one.
+fn named() -> impl Iterator<Item = Group> {
+    Group::named().into_iter().chain([metrics::GROUP])
+}
+
 /// One group in the plain form.
 fn listed_group(group: Group) -> Value {
     let version = json!({"groupVersion": group.to_string(), "version": group.version});
@@ -70,7 +76,14 @@ fn listed_group(group: Group) -> Value {
 
 /// One group in the aggregated form.
 fn described_group(group: Group) -> Value {
-    let resources: Vec<Value> = kinds(group).map(described).collect();
+    let mut resources: Vec<Value> = kinds(group).map(described).collect();
+    if group == metrics::GROUP {
+        resources.extend(metrics::RESOURCES.map(|(plural, name, about)| {
+            json!({"resource": plural, "singularResource": "", "verbs": ["get", "list"],
+                "responseKind": {"group": group.name, "version": group.version, "kind": name},
+                "scope": if about.namespaced() { "Namespaced" } else { "Cluster" }})
+        }));
+    }
     json!({"metadata": {"name": group.name, "creationTimestamp": null},
         "versions": [{"version": group.version, "resources": resources, "freshness": "Current"}]})
 }
@@ -92,6 +105,12 @@ pub fn resources(group: Group) -> Response {
             resources.push(json!({"name": format!("{}/{sub}", kind.plural()), "singularName": "",
                 "namespaced": kind.namespaced(), "kind": sub_kind, "verbs": verbs}));
         }
+    }
+    if group == metrics::GROUP {
+        resources.extend(metrics::RESOURCES.map(|(plural, name, about)| {
+            json!({"name": plural, "singularName": "", "namespaced": about.namespaced(), "kind": name,
+                "verbs": ["get", "list"]})
+        }));
     }
     let body = json!({"kind": "APIResourceList", "groupVersion": group.to_string(), "resources": resources});
     json_response(StatusCode::OK, body.to_string())

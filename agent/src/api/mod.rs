@@ -4,7 +4,7 @@
 //! or as the tables that [`table`] makes; [`write`] creates, replaces, patches ([`patch`]) and deletes through the
 //! [`Backend`]; [`log`], [`exec`], [`attach`] ([`remote`] is their protocol) and [`portforward`] stream, also in [`spdy`];
 //! [`caller`] says who may, [`secure`] finds out who calls over TLS, [`certificates`] signs who shall, [`review`] answers what
-//! somebody may; [`discovery`] and [`openapi`] tell clients what there is. Errors are
+//! somebody may, [`metrics`] what pods use; [`discovery`] and [`openapi`] tell clients what there is. Errors are
 //! [`ApiError`]s.
 
 mod attach;
@@ -15,6 +15,7 @@ mod discovery;
 mod error;
 mod exec;
 mod log;
+mod metrics;
 mod openapi;
 mod params;
 mod patch;

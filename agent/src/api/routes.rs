@@ -8,8 +8,8 @@ use http::{Method, StatusCode};
 use super::caller::Caller;
 use super::params::Params;
 use super::{
-    Api, ApiError, Part, attach, certificates, discovery, exec, log, openapi, portforward, read, review,
-    watch, write,
+    Api, ApiError, Part, attach, certificates, discovery, exec, log, metrics, openapi, portforward, read,
+    review, watch, write,
 };
 use crate::store::{Group, Kind};
 
@@ -47,6 +47,9 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
     if parts.method == Method::POST && review::is_asked(&path) {
         let asked = write::read_object(&parts.headers, body).await?;
         return review::answer(&path, &caller, &asked).ok_or_else(ApiError::no_such_path);
+    }
+    if let Some(answer) = metrics::answer(api, &path, &parts).await {
+        return answer;
     }
     let route = Route::parse(&path).ok_or_else(ApiError::no_such_path)?;
     let params = Params::of(&parts.uri)?;
@@ -168,10 +171,12 @@ fn about_group(path: &str) -> Option<Response> {
         return Some(openapi::document(group));
     }
     let name = path.strip_prefix("/apis/")?;
-    Group::named().into_iter().find_map(|group| match name.strip_prefix(group.name)? {
-        "" => Some(discovery::group(group)),
-        version if version.strip_prefix('/') == Some(group.version) => Some(discovery::resources(group)),
-        _ => None,
+    Group::named().into_iter().chain([metrics::GROUP]).find_map(|group| {
+        match name.strip_prefix(group.name)? {
+            "" => Some(discovery::group(group)),
+            version if version.strip_prefix('/') == Some(group.version) => Some(discovery::resources(group)),
+            _ => None,
+        }
     })
 }
 

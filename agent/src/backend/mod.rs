@@ -22,6 +22,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::api::{ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource, Part};
 use crate::configs::{Object, ObjectKey, Owner};
+use crate::metrics::usage::{Meter, Usage};
 use crate::node::{AgentNode, ExecSpec};
 use crate::store::Kind;
 
@@ -44,6 +45,7 @@ pub struct AgentBackend {
     node: Arc<AgentNode>,
     reconciler: Arc<Reconciler<AgentNode>>,
     context: manifest::Context,
+    meter: Meter,
 }
 
 fn refused(kind: Kind, name: &str, errors: Vec<ManifestError>) -> ApiError {
@@ -71,7 +73,7 @@ impl AgentBackend {
         reconciler: Arc<Reconciler<AgentNode>>,
         context: manifest::Context,
     ) -> Self {
-        Self { node, reconciler, context }
+        Self { node, reconciler, context, meter: Meter::default() }
     }
 
     fn view(&self, namespace: &str, name: &str) -> Option<PodView> {
@@ -436,6 +438,10 @@ impl Backend for AgentBackend {
         self.node.pause(uid, paused).await.map_err(|e| ApiError::conflict(Kind::Pod, pod, &e))?;
         self.reconciler.wake(uid);
         Ok(self.node.shown_pod(&view.pod, view.deletion.as_ref(), &view.status))
+    }
+
+    async fn usage(&self) -> Usage {
+        self.meter.read(&self.node).await
     }
 
     async fn logs(

@@ -17,37 +17,37 @@ const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/js
 const JSON: &str = "application/json";
 
 /// Words of `berth get`.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub struct GetArgs {
     /// KIND [NAME...], KIND,KIND or KIND/NAME...
     #[arg(required = true, value_name = "KIND [NAME...]")]
-    what: Vec<String>,
+    pub(super) what: Vec<String>,
     #[command(flatten)]
-    namespace: resource::Namespace,
+    pub(super) namespace: resource::Namespace,
     /// Objects of all namespaces
     #[arg(short = 'A', long)]
-    all_namespaces: bool,
+    pub(super) all_namespaces: bool,
     /// Only objects with these labels, as in app=web,tier!=db
     #[arg(short = 'l', long, value_name = "LABELS")]
-    selector: Option<String>,
+    pub(super) selector: Option<String>,
     /// Only objects with these fields, as in status.phase=Running
     #[arg(long, value_name = "FIELDS")]
-    field_selector: Option<String>,
+    pub(super) field_selector: Option<String>,
     /// Format
     #[arg(short, long, value_name = "FORMAT")]
-    output: Option<Format>,
+    pub(super) output: Option<Format>,
     /// Print the objects, then every change of them
     #[arg(short, long)]
-    watch: bool,
+    pub(super) watch: bool,
     /// Print only changes, not the objects as they are
     #[arg(long)]
-    watch_only: bool,
+    pub(super) watch_only: bool,
     /// Print no heading
     #[arg(long)]
-    no_headers: bool,
+    pub(super) no_headers: bool,
     /// Print the labels as a last column
     #[arg(long)]
-    show_labels: bool,
+    pub(super) show_labels: bool,
 }
 
 impl GetArgs {

@@ -21,6 +21,7 @@ mod cp;
 mod debug;
 mod delete;
 mod describe;
+mod events;
 mod exec;
 mod failure;
 mod files;
@@ -28,10 +29,12 @@ mod get;
 mod image;
 mod kubeconfig;
 mod logs;
+mod man;
 mod output;
 mod pause;
 mod port_forward;
 mod resource;
+mod top;
 mod version;
 mod wait;
 
@@ -63,6 +66,8 @@ pub enum Command {
     Get(get::GetArgs),
     /// Show one pod or node with all there is to know about it
     Describe(describe::DescribeArgs),
+    /// List what happened, the newest last
+    Events(events::EventsArgs),
     /// Print the log of a container
     Logs(logs::LogsArgs),
     /// Run a command in a container
@@ -85,12 +90,16 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Images in the store: pull, load, import ...
     Image(image::ImageArgs),
+    /// What pods, or the machine, use at the moment
+    Top(top::TopArgs),
     /// Print a kubeconfig with which kubectl talks to this node
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Print the versions of this program and of the agent
     Version(version::VersionArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
+    /// Print the manual page
+    Man(man::ManArgs),
 }
 
 /// `berth exec` alone, which scripts call in loops: its words are read without those of all other verbs.
@@ -138,6 +147,7 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Check(args) => check::run(&args),
         Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::Image(args) => image::run(args, &socket, cli.socket.is_some()),
         other => client_verb(&socket, other),
     };
@@ -168,9 +178,15 @@ fn client_verb(socket: &std::path::Path, command: Command) -> anyhow::Result<Exi
             Command::Pause(args) => pause::run(&client, &args, true).await,
             Command::Resume(args) => pause::run(&client, &args, false).await,
             Command::Wait(args) => wait::run(&client, &args).await,
+            Command::Events(args) => events::run(&client, &args).await,
+            Command::Top(args) => top::run(&client, &args).await,
             Command::Kubeconfig(args) => kubeconfig::run(&client, &args).await,
             Command::Version(args) => version::run(&client, &args).await,
-            Command::Agent(_) | Command::Check(_) | Command::Completions(_) | Command::Image(_) => {
+            Command::Agent(_)
+            | Command::Check(_)
+            | Command::Completions(_)
+            | Command::Image(_)
+            | Command::Man(_) => {
                 unreachable!("done by run() without a client")
             }
         }

@@ -17,22 +17,22 @@ use crate::node::AgentNode;
 
 /// The figures of one container.
 pub struct ContainerSample {
-    name: String,
-    id: String,
+    pub(super) name: String,
+    pub(super) id: String,
     image: String,
     cgroup: String,
-    started_at: Timestamp,
+    pub(super) started_at: Timestamp,
     restarts: u32,
     /// What its cgroup was given.
     values: CpuMem,
     /// When this was read.
     seen_at: Timestamp,
-    stats: Stats,
+    pub(super) stats: Stats,
 }
 
 /// The figures of one pod.
 pub struct PodSample {
-    pod: Arc<Pod>,
+    pub(super) pod: Arc<Pod>,
     /// Running containers.
     pub containers: Vec<ContainerSample>,
     /// Each interface by its name.

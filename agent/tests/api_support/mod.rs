@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth::api::{self, ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource, Part};
+use berth::metrics::usage::{ContainerUsage, PodUsage, Usage};
 use berth::store::{Kind, ObjectStore};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
@@ -205,6 +206,23 @@ impl Backend for Fake {
         let status = if paused { "True" } else { "False" };
         pod["status"]["conditions"] = json!([{"type": "berth.dev/Paused", "status": status}]);
         Ok(self.save(&pod))
+    }
+
+    async fn usage(&self) -> Usage {
+        let container = ContainerUsage { name: "main".into(), nanocores: 1_500_000, memory: 3 << 20 };
+        let (objects, _) = self.store.list(Kind::Pod, None);
+        let pods = objects.iter().map(|pod| PodUsage {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            containers: vec![container.clone(), ContainerUsage { name: "side".into(), ..container.clone() }],
+        });
+        Usage {
+            at: Timestamp::UNIX_EPOCH,
+            window: Duration::from_secs(1),
+            pods: pods.collect(),
+            nanocores: 2_000_000_000,
+            memory: 1 << 30,
+        }
     }
 
     async fn logs(&self, _: &str, _: &str, container: &str, previous: bool) -> Result<LogSource, ApiError> {

@@ -76,6 +76,17 @@ fn kubectl_makes_shows_changes_and_deletes_objects() {
     assert_eq!(k.ok(&["auth", "can-i", "delete", "pods"]), "yes\n");
     assert!(k.ok(&["auth", "whoami"]).contains("berth-admin"));
 
+    k.pod("busy", &Builder::new("busy").shell("while :; do :; done").grace(0).yaml());
+    let top = k.ok(&["top", "pods", "--no-headers"]);
+    let milli = |name: &str| {
+        let line = top.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().trim_end_matches('m').parse::<u32>().unwrap()
+    };
+    assert!(milli("busy") > milli("web") && milli("busy") > 10, "{top}");
+    assert!(k.ok(&["top", "node"]).contains("n1 "));
+    assert!(k.ok(&["events", "--for", "pod/web"]).contains("Started"));
+    k.ok(&["delete", "pod", "busy"]);
+
     let wrong = k.run(&[
         "run",
         "bad",
