@@ -1,6 +1,7 @@
 //! What the nft table holds, as a pure function of the settings, the host ports and the Services.
 
 use std::fmt::{self, Write as _};
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use super::set::{Data, Element, Entry, Family, Field, MapId, SetId};
@@ -172,7 +173,7 @@ fn chains(config: &Config) -> Vec<Chain> {
         chain(UNSERVED, None, refuse()),
         chain("raw", Some(Hook::Raw), guard(config)),
         chain("prerouting", Some(Hook::Prerouting), redirect()),
-        chain("output", Some(Hook::Output), redirect()),
+        chain("output", Some(Hook::Output), stays(config).into_iter().chain(redirect()).collect()),
         chain("postrouting", Some(Hook::Postrouting), postrouting(config)),
         chain("strays", Some(Hook::Forward), strays(config)),
         chain("in", Some(Hook::In), unserved(config)),
@@ -185,6 +186,14 @@ fn chains(config: &Config) -> Vec<Chain> {
 /// Whether any of the networks has IPv6 addresses.
 fn has_ipv6(config: &Config) -> bool {
     config.bridged().any(|net| net.ipv6.is_some())
+}
+
+/// What the host sends to its `::1` is for itself. There is no `route_localnet` for IPv6: led to a pod it would never arrive,
+/// and who asks for `localhost` would wait for it before trying 127.0.0.1.
+fn stays(config: &Config) -> Vec<Vec<Statement>> {
+    let this = Ipv6Cidr::new(Ipv6Addr::LOCALHOST, 128).expect("128 is a prefix length");
+    let rule = || vec![Statement::Destination(Net::V6(this)), Statement::Accept];
+    has_ipv6(config).then(rule).into_iter().collect()
 }
 
 /// To the chains that pick endpoints.
