@@ -13,7 +13,7 @@ use axum::serve::{IncomingStream, Listener};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -24,6 +24,8 @@ use super::caller::Caller;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Clients that may be doing so at once: who cannot finish holds up nobody else.
 const AT_ONCE: usize = 64;
+/// Connections of clients without a certificate: what comes beyond is closed, so that strangers cannot take all descriptors.
+const STRANGERS: usize = 64;
 /// How long to wait when the machine has no descriptors left.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -36,7 +38,11 @@ pub struct Secure {
 
 /// The other end of a connection.
 #[derive(Clone, Debug)]
-pub struct Peer(Caller);
+pub struct Peer {
+    caller: Caller,
+    /// A stranger's place, given back with the connection.
+    _place: Option<Arc<OwnedSemaphorePermit>>,
+}
 
 impl Secure {
     /// Listens with these settings of TLS.
@@ -58,7 +64,7 @@ impl Drop for Secure {
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, ready: mpsc::Sender<(TlsStream<TcpStream>, Peer)>) {
-    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    let (slots, strangers) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(STRANGERS)));
     loop {
         // It is never closed.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -70,7 +76,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, ready: mpsc::Sender<(Tl
                 continue;
             }
         };
-        let (tls, ready) = (tls.clone(), ready.clone());
+        let (tls, ready, strangers) = (tls.clone(), ready.clone(), strangers.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             let outcome = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await;
@@ -78,7 +84,14 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, ready: mpsc::Sender<(Tl
             match outcome {
                 Ok(Ok(stream)) => {
                     let caller = caller(stream.get_ref().1.peer_certificates());
-                    let _ = ready.send((stream, Peer(caller))).await;
+                    let place = match caller {
+                        Caller::Anonymous => match strangers.try_acquire_owned() {
+                            Ok(place) => Some(Arc::new(place)),
+                            Err(_) => return tracing::debug!("too many clients without a certificate"),
+                        },
+                        _ => None,
+                    };
+                    let _ = ready.send((stream, Peer { caller, _place: place })).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "a client of the API failed at TLS"),
                 Err(_) => tracing::debug!("a client of the API took too long for TLS"),
@@ -117,7 +130,7 @@ impl Listener for Secure {
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(Peer(Caller::Anonymous))
+        Ok(Peer { caller: Caller::Anonymous, _place: None })
     }
 }
 
@@ -136,7 +149,8 @@ impl Connected<IncomingStream<'_, Secure>> for Peer {
 
 /// Tells handlers who the connection belongs to.
 pub async fn identify(mut request: Request, next: Next) -> Response {
-    let caller = request.extensions().get::<axum::extract::ConnectInfo<Peer>>().map(|info| info.0.0.clone());
+    let caller =
+        request.extensions().get::<axum::extract::ConnectInfo<Peer>>().map(|info| info.0.caller.clone());
     request.extensions_mut().insert(caller.unwrap_or(Caller::Anonymous));
     next.run(request).await
 }

@@ -1,10 +1,12 @@
 //! The real kubectl against the API over TLS.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use berth_e2e::manifest::{Builder, IMAGE};
 use berth_e2e::node::Node;
+use berth_e2e::poll;
 use berth_e2e::tools::{self, Ran};
 
 const CONFIG: &str = "apiAddress: 127.0.0.1:6443\ncrashLoopBackOff:\n  maxContainerRestartPeriod: 1s\n";
@@ -314,4 +316,38 @@ fn a_node_without_that_address_says_what_to_do() {
     let node = Node::start().unwrap();
     let ran = node.berth(&["kubeconfig"]).unwrap().code(1).unwrap();
     assert!(ran.stderr.contains("--api-address"), "{ran}");
+}
+
+#[test]
+fn strangers_cannot_take_all_connections() {
+    let k = Kubectl::new();
+    let health = || {
+        let mut curl = k.node.machine().command("curl");
+        curl.args(["-sk", "--max-time", "20", "https://127.0.0.1:6443/healthz"]);
+        tools::run(curl).unwrap()
+    };
+    assert_eq!(health().stdout, "ok");
+    // Each says that it is connected, and stays for as long as its input does.
+    let mut strangers: Vec<Child> = (0..64)
+        .map(|_| {
+            let mut client = k.node.machine().command("openssl");
+            client.args(["s_client", "-connect", "127.0.0.1:6443"]);
+            let mut child =
+                client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            assert!(line.starts_with("CONNECTED"), "{line}");
+            child
+        })
+        .collect();
+    poll::until_true("a further stranger is turned away", Duration::from_secs(30), || health().code != 0)
+        .unwrap();
+    k.ok(&["get", "pods"]);
+    for stranger in &mut strangers {
+        drop(stranger.stdin.take());
+        let mut rest = Vec::new();
+        stranger.stdout.take().unwrap().read_to_end(&mut rest).unwrap();
+        stranger.wait().unwrap();
+    }
+    poll::until_true("there is room again", Duration::from_secs(30), || health().stdout == "ok").unwrap();
 }
