@@ -141,6 +141,7 @@ struct File {
     service_cidr: Option<String>,
     nft_table: Option<String>,
     networks: Option<Vec<networks::NetworkFile>>,
+    network_policy: Option<bool>,
     cni_conf_dir: Option<PathBuf>,
     cni_bin_dir: Option<String>,
     insecure_registries: Option<Vec<String>>,
@@ -358,6 +359,8 @@ pub struct Config {
     pub nft_table: String,
     /// Further networks, and settings of the node's own.
     pub networks: Vec<networks::Network>,
+    /// Whether NetworkPolicies are enforced.
+    pub network_policy: bool,
     /// The name servers of pods whose first network is one of those, where the agent is theirs.
     pub network_dns: BTreeMap<String, Vec<IpAddr>>,
     /// Registries spoken to over plain http.
@@ -481,6 +484,7 @@ impl Config {
             local_dns: file.local_dns.unwrap_or(true),
             nft_table: given(args.nft_table.as_ref(), file.nft_table, "berth"),
             networks: networks::check(file.networks.unwrap_or_default(), file.cni_conf_dir.is_some())?,
+            network_policy: file.network_policy.unwrap_or(false),
             network_dns: BTreeMap::new(),
             insecure_registries: together(file.insecure_registries, &args.insecure_registry),
             registry_certs_dirs: file.registry_certs_dirs.unwrap_or_else(default_certs_dirs),

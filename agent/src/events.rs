@@ -8,7 +8,7 @@ use berth_reconciler::pod::Pod;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::store::{Kind, ObjectStore};
+use crate::store::{Group, Kind, ObjectStore};
 
 /// Most events that are kept.
 const KEEP: usize = 1000;
@@ -45,6 +45,12 @@ pub struct Regarding {
     pub uid: String,
     /// Part of it, as `spec.containers{web}`; empty for the whole.
     pub field: String,
+}
+
+/// The `apiVersion` of a kind.
+fn api_version(kind: &str) -> String {
+    let known = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
+    known.map_or(Group::CORE, Kind::group).to_string()
 }
 
 /// Records events into the store.
@@ -120,7 +126,7 @@ impl Recorder {
         message: &str,
     ) -> Value {
         let mut involved = json!({
-            "apiVersion": "v1", "kind": about.kind, "namespace": about.namespace, "name": about.name,
+            "apiVersion": api_version(about.kind), "kind": about.kind, "namespace": about.namespace, "name": about.name,
         });
         if !about.uid.is_empty() {
             involved["uid"] = json!(about.uid);

@@ -23,6 +23,7 @@ pub mod node;
 pub mod oci;
 pub mod oci_cli;
 pub mod pki;
+pub mod policies;
 pub mod serve;
 pub mod services;
 mod shared;

@@ -35,6 +35,9 @@ impl Group {
     /// Who is who.
     pub const CERTIFICATES: Group = Group { name: "certificates.k8s.io", version: "v1" };
 
+    /// Who may talk to whom.
+    pub const NETWORKING: Group = Group { name: "networking.k8s.io", version: "v1" };
+
     /// The groups beside the core one, in the order of discovery.
     pub fn named() -> Vec<Group> {
         let mut groups: Vec<Group> =
@@ -87,11 +90,13 @@ pub enum Kind {
     EndpointSlice,
     /// `certificates.k8s.io/v1 CertificateSigningRequest`, not in a namespace.
     CertificateSigningRequest,
+    /// `networking.k8s.io/v1 NetworkPolicy`.
+    NetworkPolicy,
 }
 
 impl Kind {
     /// Every kind, in the order of discovery.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::ConfigMap,
         Kind::Endpoints,
         Kind::Event,
@@ -104,6 +109,7 @@ impl Kind {
         Kind::Service,
         Kind::EndpointSlice,
         Kind::CertificateSigningRequest,
+        Kind::NetworkPolicy,
     ];
 
     /// The `kind` field.
@@ -121,6 +127,7 @@ impl Kind {
             Kind::Endpoints => "Endpoints",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::CertificateSigningRequest => "CertificateSigningRequest",
+            Kind::NetworkPolicy => "NetworkPolicy",
         }
     }
 
@@ -129,6 +136,7 @@ impl Kind {
         match self {
             Kind::EndpointSlice => Group::DISCOVERY,
             Kind::CertificateSigningRequest => Group::CERTIFICATES,
+            Kind::NetworkPolicy => Group::NETWORKING,
             _ => Group::CORE,
         }
     }
@@ -164,6 +172,7 @@ impl Kind {
             Kind::Endpoints => "endpoints",
             Kind::EndpointSlice => "endpointslices",
             Kind::CertificateSigningRequest => "certificatesigningrequests",
+            Kind::NetworkPolicy => "networkpolicies",
         }
     }
 
@@ -177,6 +186,7 @@ impl Kind {
             Kind::Secret | Kind::EndpointSlice => &[],
             Kind::CertificateSigningRequest => &["csr"],
             Kind::Namespace => &["ns"],
+            Kind::NetworkPolicy => &["netpol"],
             Kind::PersistentVolume => &["pv"],
             Kind::PersistentVolumeClaim => &["pvc"],
             Kind::Service => &["svc"],

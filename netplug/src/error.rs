@@ -85,6 +85,12 @@ pub enum Error {
         /// Why it was refused.
         source: io::Error,
     },
+    /// The kernel lacks what policies need.
+    #[error(
+        "this kernel cannot enforce policies between pods: it has no nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE), or \
+         its module is not there; take the setting back, or use another kernel"
+    )]
+    NoPolicies(#[source] io::Error),
     /// A link of the name that ours would have is somebody else's.
     #[error("network namespace of {owner} already has an interface {interface}")]
     InterfaceTaken {

@@ -28,7 +28,12 @@ fn open(machine: &Machine, runtime: &Runtime) -> Network {
 /// Says whether the bridge hands packets to iptables, which br_netfilter does on many machines and here by default.
 fn br_netfilter(on: bool) {
     for name in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
-        std::fs::write(format!("/proc/sys/net/bridge/{name}"), if on { "1" } else { "0" }).unwrap();
+        let path = format!("/proc/sys/net/bridge/{name}");
+        // Where it is not even loaded, it is off.
+        if on || std::path::Path::new(&path).exists() {
+            std::fs::write(&path, if on { "1" } else { "0" })
+                .expect("this test needs the module br_netfilter");
+        }
     }
 }
 
@@ -361,20 +366,20 @@ fn pods_cannot_pretend_to_be_others() {
         let allowed = known(&[&a, &b, &evil]).ingress(&a, &["in/b"]).rule("in/b", from(&[&b]));
         set(runtime, &network, &allowed);
         assert!(reaches(&b.ns, &a) && is_shut(&evil.ns, &a));
-        // With b's addresses.
-        let from = |source: &str, to: &str| {
-            evil.ns.run(|| {
-                let socket = UdpSocket::bind(source).unwrap();
-                socket.connect(to).unwrap();
-                socket.set_read_timeout(Some(SHORT)).unwrap();
-                // The kernel may find out at once that nobody answers for the neighbour.
-                socket.send(b"x").and_then(|_| socket.recv(&mut [0; 64])).is_ok()
+        // With b's addresses: what counts is whether it arrives, for the answer would go to b.
+        let ear = a.ns.run(|| UdpSocket::bind("[::]:77").unwrap());
+        let arrives = |from: &Ns, source: &str, to: &str, patience| {
+            from.run(|| UdpSocket::bind(source).unwrap().send_to(b"x", to)).is_ok_and(|_| {
+                ear.set_read_timeout(Some(patience)).unwrap();
+                ear.recv(&mut [0; 8]).is_ok()
             })
         };
-        let (a4, a6) = (format!("{}:80", a.ip), format!("[{}]:80", v6(&a)));
+        let (a4, a6) = (format!("{}:77", a.ip), format!("[{}]:77", v6(&a)));
+        let (b4, b6) = (format!("{}:0", b.ip), format!("[{}]:0", v6(&b)));
+        assert!(arrives(&b.ns, &b4, &a4, LONG) && arrives(&b.ns, &b6, &a6, LONG));
         evil.ns.run(|| ip(&format!("addr add {}/16 dev eth0", b.ip)));
         evil.ns.run(|| ip(&format!("-6 addr add {}/64 dev eth0 nodad", v6(&b))));
-        assert!(!from(&format!("{}:0", b.ip), &a4) && !from(&format!("[{}]:0", v6(&b)), &a6));
+        assert!(!arrives(&evil.ns, &b4, &a4, SHORT) && !arrives(&evil.ns, &b6, &a6, SHORT));
         // It has told everybody that they were its own by now, and nobody has believed it.
         assert!(reaches(&b.ns, &a) && reaches(&machine.host, &b), "b is where it was");
         evil.ns.run(|| ip(&format!("addr del {}/16 dev eth0", b.ip)));
@@ -522,5 +527,54 @@ fn tables_can_be_listed_and_go() {
         assert!(!gate.contains(&a.host_if) && gate.contains(&b.host_if), "{gate}");
         runtime.block_on(network.close_all()).unwrap();
         assert_clean(machine.dir.path());
+    });
+}
+
+/// A pod on a further network is under the policies there, too, and what the bridge keeps apart stays apart although the host
+/// routes.
+#[test]
+fn further_networks_are_no_way_round() {
+    on_a_machine(|machine, runtime| {
+        let mut config = config(machine);
+        let mut front = config.another("front", "br-front", "10.90.0.0/24".parse().unwrap());
+        front.ipv6 = Some("fd00:90::/64".parse().unwrap());
+        let mut apart = config.another("apart", "br-apart", "10.91.0.0/24".parse().unwrap());
+        apart.port_isolation = true;
+        config.beside = vec![front, apart];
+        let network = runtime.block_on(Network::open(config)).unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|id| attach(runtime, &network, id, &[]));
+        let mut all = known(&[&a, &b, &c]);
+        let mut join = |pod: &Pod, name: &str, interface: &str| -> String {
+            let mut wanted = pod.network.clone();
+            wanted.wishes.interface = Some(interface.into());
+            wanted.wishes.default_routes = Some(Vec::new());
+            let joined = runtime.block_on(network.named(name).unwrap().attach(&wanted)).unwrap();
+            all.pods.extend(joined.ips.iter().map(|ip| (*ip, Guard::default())));
+            joined.ips[0].to_string()
+        };
+        let [a_front, b_front, c_front] = [&a, &b, &c].map(|pod| join(pod, "front", "net1"));
+        let [a_apart, b_apart] = [&a, &b].map(|pod| join(pod, "apart", "net2"));
+        let _servers = [&a, &b].map(serve);
+        set(runtime, &network, &all);
+        let at = |ip: &str| format!("{ip}:80");
+        assert_eq!(b.ns.tcp_within(&at(&a_front), LONG).unwrap(), format!("::ffff:{b_front}"));
+        assert!(c.ns.tcp_within(&at(&a_front), LONG).is_ok());
+        assert!(
+            b.ns.tcp_within(&at(&a_apart), SHORT).is_err() && a.ns.tcp_within(&at(&b_apart), SHORT).is_err()
+        );
+        assert!(machine.host.tcp_within(&at(&a_apart), LONG).is_ok());
+        let peers = Peers { pods: Some([addr(&b_front)].into()), blocks: Vec::new() };
+        all.rules.insert("in/b".into(), Rule { peers: Some(peers), ports: None });
+        for ip in [&a.ip, &a_front] {
+            all.pods.get_mut(&addr(ip)).unwrap().ingress = rules(&["in/b"]);
+        }
+        set(runtime, &network, &all);
+        assert!(b.ns.tcp_within(&at(&a_front), LONG).is_ok());
+        assert!(c.ns.tcp_within(&at(&a_front), SHORT).is_err());
+        // c takes b's place on that network.
+        c.ns.run(|| ip(&format!("addr add {b_front}/24 dev net1")));
+        c.ns.run(|| ip(&format!("addr del {c_front}/24 dev net1")));
+        assert!(c.ns.tcp_within(&at(&a_front), SHORT).is_err());
+        runtime.block_on(network.close_all()).unwrap();
     });
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use inotify::EventMask;
 use k8s_openapi::api::core::v1;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -45,6 +46,8 @@ pub enum FolderEvent {
         claims: Vec<Arc<v1::PersistentVolumeClaim>>,
         /// Its Services.
         services: Vec<Arc<v1::Service>>,
+        /// Its Namespaces and NetworkPolicies.
+        rules: Box<NetworkRules>,
         /// What is wrong with it.
         errors: Vec<ManifestError>,
         /// There are errors, so what this file gave before and does not give now stays as it is: pods and objects
@@ -58,6 +61,15 @@ pub enum FolderEvent {
     },
     /// Every file that was there at the start has been reported.
     Synced,
+}
+
+/// What a file says about who may talk to whom.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NetworkRules {
+    /// Namespaces, whose labels policies select.
+    pub namespaces: Vec<Arc<v1::Namespace>>,
+    /// NetworkPolicies.
+    pub policies: Vec<Arc<NetworkPolicy>>,
 }
 
 /// How to watch.

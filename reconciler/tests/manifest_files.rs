@@ -253,7 +253,7 @@ fn every_mistake_has_line_field_and_reason() {
 
 #[test]
 fn other_kinds_and_texts_are_refused() {
-    let supported = "supported: v1 Pod, ConfigMap, Secret, PersistentVolumeClaim, PersistentVolume and Service, and Lists of them";
+    let supported = "supported: v1 Pod, ConfigMap, Secret, PersistentVolumeClaim, PersistentVolume, Service, Namespace and networking.k8s.io/v1 NetworkPolicy, and Lists of them";
     assert_eq!(
         errors("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n"),
         [format!("2: kind: apps/v1 Deployment is not supported ({supported})")]

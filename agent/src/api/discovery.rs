@@ -142,11 +142,11 @@ pub(super) fn verbs(kind: Kind) -> &'static [&'static str] {
         | Kind::Secret
         | Kind::PersistentVolume
         | Kind::PersistentVolumeClaim
-        | Kind::Service => &["create", "delete", "get", "list", "patch", "update", "watch"],
+        | Kind::Service
+        | Kind::Namespace
+        | Kind::NetworkPolicy => &["create", "delete", "get", "list", "patch", "update", "watch"],
         Kind::CertificateSigningRequest => &["create", "delete", "get", "list", "watch"],
-        Kind::Endpoints | Kind::EndpointSlice | Kind::Event | Kind::Node | Kind::Namespace => {
-            &["get", "list", "watch"]
-        }
+        Kind::Endpoints | Kind::EndpointSlice | Kind::Event | Kind::Node => &["get", "list", "watch"],
     }
 }
 

@@ -137,7 +137,8 @@ fn selectable(kind: Kind, path: &str) -> bool {
         | Kind::PersistentVolume
         | Kind::PersistentVolumeClaim
         | Kind::Endpoints
-        | Kind::EndpointSlice => &[],
+        | Kind::EndpointSlice
+        | Kind::NetworkPolicy => &[],
         Kind::CertificateSigningRequest => &["spec.signerName"],
     };
     path == "metadata.name" || (path == "metadata.namespace" && kind.namespaced()) || own.contains(&path)

@@ -48,12 +48,13 @@ impl Target {
             | Kind::Secret
             | Kind::PersistentVolume
             | Kind::PersistentVolumeClaim
-            | Kind::Service => Ok(()),
+            | Kind::Service
+            | Kind::Namespace
+            | Kind::NetworkPolicy => Ok(()),
             Kind::Endpoints
             | Kind::EndpointSlice
             | Kind::Event
             | Kind::Node
-            | Kind::Namespace
             | Kind::CertificateSigningRequest => Err(ApiError::method_not_allowed()),
         }
     }

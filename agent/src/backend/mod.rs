@@ -1,6 +1,7 @@
 //! The agent behind its API: what creating, changing and deleting objects does.
 
 pub mod objects;
+mod policies;
 mod services;
 mod storage;
 
@@ -284,6 +285,15 @@ impl Backend for AgentBackend {
         if matches!(kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
             return self.put_storage(kind, checked, dry_run).await;
         }
+        let checked = match checked {
+            manifest::Object::NetworkPolicy(policy) if kind == Kind::NetworkPolicy => {
+                return self.put_policy(*policy, create_only, dry_run).await;
+            }
+            manifest::Object::Namespace(namespace) if kind == Kind::Namespace => {
+                return self.put_namespace(*namespace, create_only, dry_run).await;
+            }
+            other => other,
+        };
         if let manifest::Object::Service(service) = checked {
             return match kind {
                 Kind::Service => self.put_service(*service, create_only, dry_run).await,
@@ -338,8 +348,10 @@ impl Backend for AgentBackend {
         if matches!(kind, Kind::PersistentVolume | Kind::PersistentVolumeClaim) {
             return self.delete_storage(kind, namespace, name).await;
         }
-        if kind == Kind::Service {
-            return self.delete_service(namespace, name).await;
+        match kind {
+            Kind::Service => return self.delete_service(namespace, name).await,
+            Kind::NetworkPolicy | Kind::Namespace => return self.delete_policy(kind, namespace, name).await,
+            _ => {}
         }
         let key: ObjectKey = (kind, namespace.to_owned(), name.to_owned());
         match self.node.configs.owner(&key) {

@@ -37,6 +37,8 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             Object::PersistentVolumeClaim(_) => "PersistentVolumeClaim",
             Object::PersistentVolume(_) => "PersistentVolume",
             Object::Service(_) => "Service",
+            Object::Namespace(_) => "Namespace",
+            Object::NetworkPolicy(_) => "NetworkPolicy",
         };
         *kinds.entry(kind).or_default() += 1;
     }
@@ -62,7 +64,11 @@ fn describe(error: &ManifestError) -> String {
     text
 }
 
-/// `1 error`, `2 errors`.
+/// `1 error`, `2 errors`, `2 policies`.
 pub fn count(n: usize, noun: &str) -> String {
-    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+    match noun.strip_suffix('y') {
+        _ if n == 1 => format!("1 {noun}"),
+        Some(most) => format!("{n} {most}ies"),
+        None => format!("{n} {noun}s"),
+    }
 }

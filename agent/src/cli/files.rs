@@ -106,6 +106,12 @@ impl Item {
             Object::Pod(pod) => (Kind::Pod, pod.metadata(), json!(pod)),
             Object::ConfigMap(map) => (Kind::ConfigMap, map.metadata(), json!(map)),
             Object::Secret(secret) => (Kind::Secret, secret.metadata(), json!(secret)),
+            Object::NetworkPolicy(policy) => (Kind::NetworkPolicy, policy.metadata(), json!(policy)),
+            Object::Namespace(namespace) => {
+                let name = namespace.metadata.name.clone().unwrap_or_default();
+                let value = json!(namespace);
+                return Ok(Item { kind: Kind::Namespace, namespace: String::new(), name, value });
+            }
             Object::Service(service) => (Kind::Service, service.metadata(), json!(service)),
             Object::PersistentVolumeClaim(claim) => {
                 (Kind::PersistentVolumeClaim, claim.metadata(), json!(claim))

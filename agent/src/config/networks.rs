@@ -201,6 +201,25 @@ impl Config {
         self.networks.iter().filter(|net| net.name != DEFAULT).map(|net| net.name.clone()).collect()
     }
 
+    /// A policy that is not enforced everywhere must not look as if it were.
+    fn check_policies(&self) -> anyhow::Result<()> {
+        if !self.network_policy {
+            return Ok(());
+        }
+        if self.cni_conf_dir.is_some() {
+            bail!(
+                "networkPolicy: is for Berth's own network, and cniConfDir gives pods those of other plugins: policies are theirs to enforce"
+            );
+        }
+        if let Some((net, parent)) = self.networks.iter().find_map(|net| Some((net, net.parent.as_ref()?))) {
+            bail!(
+                "networkPolicy: cannot be enforced on the network {}: what its pods send goes out by {parent} without passing this machine; use driver: bridge, or take one of the two back",
+                net.name
+            );
+        }
+        Ok(())
+    }
+
     /// What the pod network is told.
     ///
     /// # Errors
@@ -214,6 +233,8 @@ impl Config {
         network.mtu = self.mtu;
         network.name_server = crate::dns::is_wanted(self);
         network.table.clone_from(&self.nft_table);
+        self.check_policies()?;
+        network.policies = self.network_policy;
         for net in &self.networks {
             let Some(ipv4) = net.ipv4 else {
                 net.set(&mut network);
@@ -289,6 +310,21 @@ mod tests {
         let wire = read("[{ name: a, driver: macvlan, parent: eth0.10, subnets: [10.90.0.0/24] }]").unwrap();
         wire[0].set(&mut config);
         assert_eq!((config.parent.as_deref(), config.mtu), (Some("eth0.10"), None));
+    }
+
+    #[test]
+    fn policies_are_for_what_passes_this_machine() {
+        let config = |nets: &str, cni: bool| {
+            let file = serde_yaml::from_str(&format!("networkPolicy: true\nnetworks: {nets}\n")).unwrap();
+            let mut config = Config::merge(&Default::default(), file).unwrap();
+            config.cni_conf_dir = cni.then(|| "/etc/cni/net.d".into());
+            config.network()
+        };
+        assert!(config("[{ name: a, subnets: [10.90.0.0/24] }]", false).unwrap().policies);
+        let refusal = |nets, cni| config(nets, cni).unwrap_err().to_string();
+        assert!(refusal("[]", true).contains("networkPolicy: is for Berth's own network"));
+        let macvlan = "[{ name: a, driver: macvlan, parent: eth7, subnets: [10.90.0.0/24] }]";
+        assert!(refusal(macvlan, false).contains("cannot be enforced on the network a"));
     }
 
     #[test]

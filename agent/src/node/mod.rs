@@ -51,6 +51,7 @@ use crate::configs::Configs;
 use crate::events::Recorder;
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
+use crate::policies::Policies;
 use crate::services::Services;
 use crate::store::{Kind, ObjectStore};
 use crate::volumes::claims::{Claims, Pods};
@@ -82,6 +83,8 @@ pub struct Parts {
     pub claims: Claims,
     /// Services.
     pub services: Services,
+    /// NetworkPolicies and Namespaces.
+    pub policies: Policies,
     /// Objects shown by the API.
     pub store: ObjectStore,
     /// Events.
@@ -110,6 +113,8 @@ pub struct AgentNode {
     pub claims: Claims,
     /// Services.
     pub services: Services,
+    /// NetworkPolicies and Namespaces.
+    pub policies: Policies,
     /// Objects shown by the API.
     pub store: ObjectStore,
     /// Events.
@@ -162,6 +167,7 @@ impl AgentNode {
             configs: parts.configs,
             claims: parts.claims,
             services: parts.services,
+            policies: parts.policies,
             store: parts.store,
             events: parts.events,
             counters: parts.counters,
@@ -368,12 +374,14 @@ impl Node for AgentNode {
         let shown = self.shown_pod(pod, deletion, status);
         self.show(pod, shown);
         self.services.pod_changed(pod, deletion.is_some(), status);
+        self.policies.pod_changed(pod);
     }
 
     fn gone(&self, pod: &Arc<Pod>) {
         self.objects.remove_pod(pod);
         self.claims.pod_gone(pod);
         self.services.pod_gone(pod.uid());
+        self.policies.pod_gone(pod.uid());
         // A pod that only waited for its name must not take the one that has it out of sight.
         let others = self.reconciler.get().map(|r| r.pods()).unwrap_or_default();
         if !others.iter().any(|v| v.pod.uid() != pod.uid() && v.pod.full_name() == pod.full_name()) {

@@ -118,6 +118,8 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
         let theirs = PathBuf::from(format!("/proc/{shim}/ns/net"));
         attachment = attach(node, pod, Some(&theirs), Instant::now()).await?;
     }
+    // No container runs yet that could receive or send anything.
+    node.policies.joined(pod).await.map_err(failed)?;
     let first =
         attachment.as_ref().map(|all| all.first().map(|one| one.attachment.ips.clone()).unwrap_or_default());
     let ips = first.unwrap_or_else(|| node.facts.ips.clone());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use berth_reconciler::folder::{self, FolderEvent};
+use berth_reconciler::folder::{self, FolderEvent, NetworkRules};
 use berth_reconciler::manifest::{Context, HASH_ANNOTATION, ManifestError, changes_in_place};
 use berth_reconciler::pod::{Pod, Source};
 use berth_reconciler::worker::{PodView, Reconciler};
@@ -55,6 +55,7 @@ impl Desired {
                 Source::Api => stored.iter().any(|s| s.pod.uid() == uid),
             };
             tracing::info!(pod = pod.full_name(), uid, "took over a pod of an earlier agent");
+            self.node.policies.pod_changed(&found.pod);
             if let Some(status) = &found.status {
                 self.node.services.pod_changed(
                     &found.pod,
@@ -97,10 +98,13 @@ impl Desired {
                     volumes,
                     claims,
                     services,
+                    rules,
                     errors,
                     broken,
                 } => {
                     self.storage(&file, volumes, claims, broken).await;
+                    // Before the pods of the same file, which they are to find in force.
+                    self.policies(&file, *rules, broken).await;
                     // Before the pods of the same file, which are told of them.
                     self.services(&file, services, broken).await;
                     self.loaded(&file, pods, config_maps, secrets, &errors, broken);
@@ -108,6 +112,7 @@ impl Desired {
                 FolderEvent::Removed { file } => {
                     self.storage(&file, Vec::new(), Vec::new(), false).await;
                     self.services(&file, Vec::new(), false).await;
+                    self.policies(&file, NetworkRules::default(), false).await;
                     self.removed(&file);
                 }
                 FolderEvent::Synced => {
@@ -152,6 +157,16 @@ impl Desired {
         match tokio::task::spawn_blocking(move || all.file_loaded(&path, services, broken)).await {
             Ok(errors) => errors.iter().for_each(|error| self.complain(file, error)),
             Err(error) => tracing::error!(%error, "cannot look after Services"),
+        }
+    }
+
+    async fn policies(&self, file: &Path, rules: NetworkRules, broken: bool) {
+        let (path, all) = (file.to_owned(), self.node.policies.clone());
+        // It writes files.
+        let loaded = tokio::task::spawn_blocking(move || all.file_loaded(&path, rules, broken)).await;
+        match loaded {
+            Ok(errors) => errors.iter().for_each(|error| self.complain(file, error)),
+            Err(error) => tracing::error!(%error, "cannot look after NetworkPolicies"),
         }
     }
 
@@ -348,6 +363,8 @@ impl Desired {
         }
         self.node.services.synced();
         tokio::spawn(self.node.services.clone().run(self.node.network.clone()));
+        self.node.policies.synced();
+        tokio::spawn(self.node.policies.clone().run(self.node.network.clone()));
         for (uid, pod) in self.found.drain() {
             tracing::info!(pod = pod.full_name(), uid, "no manifest wants this pod any more");
             self.reconciler.delete(&uid, None);

@@ -27,6 +27,7 @@ use crate::events::{Recorder, Regarding};
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
 use crate::node::{AgentNode, Parts};
+use crate::policies::Policies;
 use crate::services::{Ranges, Services};
 use crate::store::{Kind, ObjectStore};
 use crate::volumes::claims::Claims;
@@ -246,6 +247,8 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
     let services =
         Services::new(&config.root, (!cni.is_on()).then_some(ranges), &config.node_name, store.clone());
     services.load();
+    let policies = Policies::new(&config.root, config.network_policy, store.clone());
+    policies.load(&events);
     let parts = Parts {
         config: Arc::new(config),
         images,
@@ -255,6 +258,7 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
         configs: Configs::new(store.clone()),
         claims,
         services,
+        policies,
         events,
         counters,
         facts,
@@ -330,15 +334,6 @@ async fn give_memory_back(store: ObjectStore) {
 fn show_node(node: &AgentNode) {
     let name = &node.facts.name;
     node.store.put(Kind::Node, "", name, &node.facts.node_object(&node.config));
-    for namespace in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        let object = serde_json::json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": namespace, "creationTimestamp": node.facts.started_at,
-                         "labels": {"kubernetes.io/metadata.name": namespace}},
-            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
-        });
-        node.store.put(Kind::Namespace, "", namespace, &object);
-    }
     let about = Regarding {
         kind: "Node",
         namespace: "default".into(),

@@ -28,6 +28,7 @@ mod network;
 mod networks;
 mod oci_runtime;
 mod pause;
+mod policies;
 mod probes;
 mod runtimes;
 mod scale;

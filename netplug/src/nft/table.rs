@@ -72,7 +72,16 @@ impl Table {
 
     /// Makes a table of policies anew in one step.
     pub(crate) fn rebuild_policies(&mut self, contents: &Contents) -> Result<()> {
-        self.execute_on("make nft table", contents, &policy::rebuild(contents))
+        // All that the messages refer to is made by them, so what is not there is a part of the kernel.
+        let lacking = [Errno::ENOENT, Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT, Errno::EPROTONOSUPPORT];
+        match self.execute_on("make nft table", contents, &policy::rebuild(contents)) {
+            Err(Error::Netlink { source, .. })
+                if contents.bridge && lacking.iter().any(|errno| netlink::is(&source, *errno)) =>
+            {
+                Err(Error::NoPolicies(source))
+            }
+            other => other,
+        }
     }
 
     /// Makes of a table of policies another one in one step.

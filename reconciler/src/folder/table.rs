@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::FolderEvent;
 use super::load::{self, Stamp};
+use super::{FolderEvent, NetworkRules};
 use crate::manifest::{self, Cause, Context, ManifestError, Object, ObjectRef};
 use crate::pod::{Pod, Source};
 
@@ -26,6 +27,8 @@ enum Item {
     Volume(Arc<v1::PersistentVolume>),
     Claim(Arc<v1::PersistentVolumeClaim>),
     Service(Arc<v1::Service>),
+    Namespace(Arc<v1::Namespace>),
+    NetworkPolicy(Arc<NetworkPolicy>),
 }
 
 struct Entry {
@@ -146,6 +149,8 @@ impl Table {
             Object::PersistentVolume(volume) => Item::Volume(Arc::new(*volume)),
             Object::PersistentVolumeClaim(claim) => Item::Claim(Arc::new(*claim)),
             Object::Service(service) => Item::Service(Arc::new(*service)),
+            Object::Namespace(namespace) => Item::Namespace(Arc::new(*namespace)),
+            Object::NetworkPolicy(policy) => Item::NetworkPolicy(Arc::new(*policy)),
         }
     }
 
@@ -193,6 +198,7 @@ impl Table {
         let lost = self.lost(path, entry);
         let (mut pods, mut config_maps, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
         let (mut volumes, mut claims, mut services) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rules = NetworkRules::default();
         let mut errors = entry.errors.clone();
         for (key, line, item) in &entry.items {
             if let Some((_, owner)) = lost.iter().find(|(lost, _)| lost == key) {
@@ -207,6 +213,8 @@ impl Table {
                 Item::Volume(volume) => volumes.push(volume.clone()),
                 Item::Claim(claim) => claims.push(claim.clone()),
                 Item::Service(service) => services.push(service.clone()),
+                Item::Namespace(namespace) => rules.namespaces.push(namespace.clone()),
+                Item::NetworkPolicy(policy) => rules.policies.push(policy.clone()),
             }
         }
         let broken = !errors.is_empty();
@@ -222,6 +230,7 @@ impl Table {
             volumes,
             claims,
             services,
+            rules: Box::new(rules),
             errors,
             broken,
         }]
@@ -241,6 +250,10 @@ fn key_of(object: &Object) -> Key {
         Object::ConfigMap(map) => key("ConfigMap", &map.metadata),
         Object::Secret(secret) => key("Secret", &secret.metadata),
         Object::Service(service) => key("Service", &service.metadata),
+        Object::NetworkPolicy(policy) => key("NetworkPolicy", &policy.metadata),
+        Object::Namespace(namespace) => {
+            ("Namespace", String::new(), namespace.metadata.name.clone().unwrap_or_default())
+        }
         Object::PersistentVolumeClaim(claim) => key("PersistentVolumeClaim", &claim.metadata),
         Object::PersistentVolume(volume) => {
             ("PersistentVolume", String::new(), volume.metadata.name.clone().unwrap_or_default())

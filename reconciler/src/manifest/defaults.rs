@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -99,6 +100,29 @@ pub(crate) fn volume_object(volume: &mut v1::PersistentVolume) {
     }
     if let Some(host) = &mut spec.host_path {
         host.type_.get_or_insert_default();
+    }
+}
+
+/// Gives a Namespace the label of its name.
+pub(crate) fn namespace(namespace: &mut v1::Namespace) {
+    let name = namespace.metadata.name.clone().unwrap_or_default();
+    namespace.metadata.labels.get_or_insert_default().insert(super::NAMESPACE_NAME.to_owned(), name);
+}
+
+/// Fills in what a NetworkPolicy leaves open: it always says what pods may receive, and what they may send if it has rules
+/// for that.
+pub(crate) fn network_policy(policy: &mut NetworkPolicy) {
+    let Some(spec) = &mut policy.spec else { return };
+    spec.pod_selector.get_or_insert_default();
+    if spec.policy_types.as_ref().is_none_or(Vec::is_empty) {
+        let egress = spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+        let types = [Some("Ingress"), egress.then_some("Egress")];
+        spec.policy_types = Some(types.into_iter().flatten().map(str::to_owned).collect());
+    }
+    let ingress = spec.ingress.iter_mut().flatten().flat_map(|rule| &mut rule.ports);
+    let egress = spec.egress.iter_mut().flatten().flat_map(|rule| &mut rule.ports);
+    for port in ingress.chain(egress).flatten() {
+        or(&mut port.protocol, "TCP");
     }
 }
 

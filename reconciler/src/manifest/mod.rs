@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 pub use error::{Cause, ManifestError, ObjectRef};
@@ -52,7 +53,14 @@ pub enum Object {
     PersistentVolume(Box<v1::PersistentVolume>),
     /// A Service, with the API server's defaults; its namespace is filled in.
     Service(Box<v1::Service>),
+    /// A Namespace, which is in no namespace; it has the label of its name.
+    Namespace(Box<v1::Namespace>),
+    /// A NetworkPolicy, with the API server's defaults; its namespace is filled in.
+    NetworkPolicy(Box<NetworkPolicy>),
 }
+
+/// The label that every namespace has; its value is the namespace's name.
+pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// A value and where it was written.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use k8s_openapi::api::core::v1;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::error::{Cause, ObjectRef};
@@ -12,13 +13,15 @@ use super::rules;
 use super::{Context, Object, defaults, read};
 
 /// The kinds that manifests may have, each with its `apiVersion`.
-const KINDS: [(&str, &str); 6] = [
+const KINDS: [(&str, &str); 8] = [
     ("Pod", "v1"),
     ("ConfigMap", "v1"),
     ("Secret", "v1"),
     ("PersistentVolumeClaim", "v1"),
     ("PersistentVolume", "v1"),
     ("Service", "v1"),
+    ("Namespace", "v1"),
+    ("NetworkPolicy", "networking.k8s.io/v1"),
 ];
 
 /// The `apiVersion` of a known kind.
@@ -94,6 +97,8 @@ pub(crate) fn check(node: &Node, context: &Context, from_api: bool) -> Outcome {
         Ok("PersistentVolumeClaim") => claim(node, from_api),
         Ok("PersistentVolume") => volume(node, context, from_api),
         Ok("Service") => service(node, from_api),
+        Ok("Namespace") => namespace_object(node, from_api),
+        Ok("NetworkPolicy") => network_policy(node, from_api),
         Ok(_) => secret(node, from_api),
     };
     let object = if issues.is_empty() { object } else { None };
@@ -282,6 +287,27 @@ fn service(node: &Node, from_api: bool) -> (Option<Object>, Vec<Issue>) {
     rules::service::check(&service, &mut issues);
     namespace(&mut service.metadata);
     (Some(Object::Service(Box::new(service))), merge(read, issues))
+}
+
+fn namespace_object(node: &Node, from_api: bool) -> (Option<Object>, Vec<Issue>) {
+    let (namespace, read) = read::read::<v1::Namespace>(node);
+    let Some(mut namespace) = namespace else { return (None, read) };
+    let mut issues = Issues::default();
+    rules::meta::check(&namespace.metadata, from_api, &mut issues);
+    rules::policy::check_namespace(&namespace, &mut issues);
+    defaults::namespace(&mut namespace);
+    (Some(Object::Namespace(Box::new(namespace))), merge(read, issues))
+}
+
+fn network_policy(node: &Node, from_api: bool) -> (Option<Object>, Vec<Issue>) {
+    let (policy, read) = read::read::<NetworkPolicy>(node);
+    let Some(mut policy) = policy else { return (None, read) };
+    let mut issues = Issues::default();
+    defaults::network_policy(&mut policy);
+    rules::meta::check(&policy.metadata, from_api, &mut issues);
+    rules::policy::check(&policy, &mut issues);
+    namespace(&mut policy.metadata);
+    (Some(Object::NetworkPolicy(Box::new(policy))), merge(read, issues))
 }
 
 fn namespace(meta: &mut ObjectMeta) {

@@ -52,6 +52,8 @@ const DROPPED: &[(&str, &[&str])] = &[
     ("PersistentVolumeClaim", &["status"]),
     ("PersistentVolume", &["status"]),
     ("Service", &["status"]),
+    // What is in it, a name for who clears up behind it, is no matter of whoever writes a manifest.
+    ("Namespace", &["spec", "status"]),
     (
         "ObjectMeta",
         &[
@@ -158,6 +160,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "publishNotReadyAddresses", "selector", "sessionAffinity", "sessionAffinityConfig", "trafficDistribution", "type",
     ]),
     ("ServicePort", &[ALL]),
+    ("Namespace", &["apiVersion", "kind", "metadata"]),
+    ("NetworkPolicy", &["apiVersion", "kind", "metadata", "spec"]),
+    ("NetworkPolicySpec", &["egress", "ingress", "podSelector", "policyTypes"]),
+    ("NetworkPolicyEgressRule", &["ports", "to"]),
+    ("NetworkPolicyIngressRule", &["from", "ports"]),
+    ("NetworkPolicyPeer", &["ipBlock", "namespaceSelector", "podSelector"]),
+    ("NetworkPolicyPort", &["endPort", "port", "protocol"]),
+    ("IPBlock", &["cidr", "except"]),
     ("SessionAffinityConfig", &[ALL]),
     ("ClientIPConfig", &[ALL]),
     ("ObjectReference", &[ALL]),

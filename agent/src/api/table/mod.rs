@@ -3,6 +3,7 @@
 mod certificate;
 mod duration;
 mod pod;
+mod policy;
 mod service;
 mod simple;
 mod volume;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 pub use duration::{age, human};
 pub use pod::{PodSummary, summary};
+pub use policy::selector;
 pub use service::ready_members;
 pub use volume::modes;
 
@@ -60,6 +62,7 @@ fn columns_of(kind: Kind) -> &'static [Column] {
         Kind::Endpoints => service::ENDPOINTS,
         Kind::EndpointSlice => service::SLICES,
         Kind::CertificateSigningRequest => certificate::COLUMNS,
+        Kind::NetworkPolicy => policy::COLUMNS,
     }
 }
 
@@ -81,6 +84,7 @@ fn row(kind: Kind, object: &Object, include: Include) -> (String, Value) {
         Kind::Endpoints => (String::new(), parsed(object).map(|o| service::endpoints(&o))),
         Kind::EndpointSlice => (String::new(), parsed(object).map(|o| service::slice(&o))),
         Kind::CertificateSigningRequest => (String::new(), parsed(object).map(|o| certificate::cells(&o))),
+        Kind::NetworkPolicy => (String::new(), parsed(object).map(|o| policy::cells(&o))),
     };
     // An object that does not fit its own type, which only a bug could store, still shows its name.
     let cells = cells.unwrap_or_else(|| {

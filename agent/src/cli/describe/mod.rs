@@ -2,6 +2,7 @@
 
 mod node;
 mod pod;
+mod policy;
 mod service;
 mod text;
 mod volume;
@@ -13,6 +14,7 @@ use clap::Args;
 use k8s_openapi::List;
 use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use serde_json::Value;
 
 use super::failure::{self, Reported, Usage};
@@ -35,7 +37,7 @@ pub struct DescribeArgs {
 
 const JSON: &str = "application/json";
 
-/// Prints everything about pods, nodes, Services, claims or volumes.
+/// Prints everything about pods, nodes, Services, NetworkPolicies, claims or volumes.
 pub async fn run(client: &kube::Client, args: &DescribeArgs) -> anyhow::Result<ExitCode> {
     let (mut failed, mut first) = (false, true);
     for (kind, name) in objects(client, args).await? {
@@ -44,9 +46,10 @@ pub async fn run(client: &kube::Client, args: &DescribeArgs) -> anyhow::Result<E
             Kind::Node => node_text(client, &name).await,
             Kind::PersistentVolumeClaim => claim_text(client, args.namespace.name(), &name).await,
             Kind::PersistentVolume => volume_text(client, &name).await,
+            Kind::NetworkPolicy => policy_text(client, args.namespace.name(), &name).await,
             Kind::Service => service_text(client, args.namespace.name(), &name).await,
             other => bail!(Usage(format!(
-                "only pods, nodes, services, claims and volumes can be described; see \"berth get {} -o yaml\"",
+                "only pods, nodes, services, network policies, claims and volumes can be described; see \"berth get {} -o yaml\"",
                 other.plural()
             ))),
         };
@@ -135,6 +138,19 @@ async fn service_text(client: &kube::Client, namespace: &str, name: &str) -> any
     let mut text = Text::new();
     service::describe(&mut text, &service, &slices.items);
     text::events(&mut text, events);
+    Ok(text.finish())
+}
+
+async fn policy_text(client: &kube::Client, namespace: &str, name: &str) -> anyhow::Result<String> {
+    let path = resource::path(Kind::NetworkPolicy, Some(namespace), Some(name));
+    let found: NetworkPolicy = client::get(client, &path, JSON).await?;
+    let selector = format!("involvedObject.name={name},involvedObject.kind=NetworkPolicy");
+    let events = events(client, Some(namespace), &selector).await?;
+    let mut text = Text::new();
+    policy::describe(&mut text, &found);
+    if !events.is_empty() {
+        text::events(&mut text, events);
+    }
     Ok(text.finish())
 }
 

@@ -92,7 +92,7 @@ fn check_storage(amounts: Option<&Amounts>, path: &FieldPath, issues: &mut Issue
     }
 }
 
-fn check_selector(selector: &LabelSelector, path: &FieldPath, issues: &mut Issues) {
+pub(super) fn check_selector(selector: &LabelSelector, path: &FieldPath, issues: &mut Issues) {
     for (key, value) in selector.match_labels.iter().flatten() {
         issues.all(&path.field("matchLabels").key(key), key, names::qualified(key));
         issues.all(&path.field("matchLabels").key(key), value, names::label_value(value));

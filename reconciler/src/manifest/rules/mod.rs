@@ -11,6 +11,7 @@ pub(crate) mod ephemeral;
 pub(crate) mod meta;
 pub(crate) mod names;
 pub(crate) mod network;
+pub(crate) mod policy;
 pub(crate) mod probe;
 pub(crate) mod resources;
 pub(crate) mod security;
