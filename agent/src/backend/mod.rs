@@ -453,7 +453,7 @@ impl Backend for AgentBackend {
     }
 
     async fn usage(&self) -> Usage {
-        self.meter.read(&self.node).await
+        self.meter.read(&self.node).await.0
     }
 
     async fn logs(

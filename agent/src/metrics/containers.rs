@@ -36,7 +36,7 @@ pub struct PodSample {
     /// Running containers.
     pub containers: Vec<ContainerSample>,
     /// Each interface by its name.
-    interfaces: Vec<(String, NetStats)>,
+    pub(super) interfaces: Vec<(String, NetStats)>,
 }
 
 /// Reads the figures of everything that runs.

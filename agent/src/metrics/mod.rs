@@ -1,6 +1,7 @@
 //! Figures for Prometheus: the agent's own, and those of every container's cgroup and pod's interface.
 
 mod containers;
+pub mod summary;
 pub mod usage;
 
 use std::time::{Duration, Instant};

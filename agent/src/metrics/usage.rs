@@ -48,8 +48,12 @@ pub struct Usage {
     pub pods: Vec<PodUsage>,
     /// Billionths of a core that the whole machine uses.
     pub nanocores: u64,
+    /// Processor time that the machine has used since it was started, in nanoseconds.
+    pub machine: u64,
     /// Bytes of the machine's memory that cannot be had without swapping.
     pub memory: u64,
+    /// Bytes of swap in use.
+    pub swap: u64,
 }
 
 /// One reading.
@@ -67,7 +71,7 @@ pub struct Meter(Mutex<Option<(Instant, Reading)>>);
 
 impl Meter {
     /// What everything uses now. Who asks for the first time in a while waits a second.
-    pub async fn read(&self, node: &AgentNode) -> Usage {
+    pub async fn read(&self, node: &AgentNode) -> (Usage, Vec<PodSample>) {
         let mut last = self.0.lock().await;
         let (since, before) = match last.take() {
             Some((since, before)) if since.elapsed() <= LONGEST => (since, before),
@@ -84,7 +88,7 @@ impl Meter {
         let (now, after) = (Instant::now(), reading(&samples));
         let usage = compare(&samples, &before, &after, now.duration_since(since));
         *last = Some((now, after));
-        usage
+        (usage, samples)
     }
 }
 
@@ -124,7 +128,9 @@ fn compare(samples: &[PodSample], before: &Reading, after: &Reading, window: Dur
         window,
         pods: pods.collect(),
         nanocores: rate(after.machine.saturating_sub(before.machine), window),
-        memory: memory(),
+        machine: after.machine,
+        memory: difference("MemTotal:", "MemAvailable:"),
+        swap: difference("SwapTotal:", "SwapFree:"),
     }
 }
 
@@ -152,9 +158,10 @@ fn busy(line: &str) -> u64 {
     numbers.enumerate().filter(|(n, _)| matches!(n, 0..=2 | 5..=7)).map(|(_, ticks)| ticks).sum()
 }
 
-fn memory() -> u64 {
+/// Between two figures of proc_meminfo(5), in bytes.
+fn difference(all: &str, free: &str) -> u64 {
     let of = |name| crate::facts::meminfo(name).unwrap_or(0);
-    of("MemTotal:").saturating_sub(of("MemAvailable:"))
+    of(all).saturating_sub(of(free))
 }
 
 #[cfg(test)]

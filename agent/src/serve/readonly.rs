@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::metrics::usage::Meter;
 use crate::metrics::{self, Page};
 use crate::node::AgentNode;
 use crate::store::Kind;
@@ -21,6 +22,7 @@ use crate::store::Kind;
 struct Served {
     node: Arc<AgentNode>,
     ready: watch::Receiver<bool>,
+    meter: Arc<Meter>,
 }
 
 /// Listens and serves until the task is ended.
@@ -39,8 +41,9 @@ pub(super) async fn listen(
         .route("/metrics", get(|State(s): State<Served>| page(s, Page::All)))
         .route("/metrics/cadvisor", get(|State(s): State<Served>| page(s, Page::Containers)))
         .route("/metrics/resource", get(|State(s): State<Served>| page(s, Page::Resource)))
+        .route("/stats/summary", get(summary))
         .route("/pods", get(pods))
-        .with_state(Served { node, ready });
+        .with_state(Served { node, ready, meter: Arc::default() });
     Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the read-only server ended");
@@ -61,6 +64,10 @@ async fn page(served: Served, page: Page) -> Response {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+async fn summary(State(served): State<Served>) -> axum::Json<serde_json::Value> {
+    axum::Json(metrics::summary::summary(&served.node, &served.meter).await)
 }
 
 /// All pods, as kubelet's `/pods`.

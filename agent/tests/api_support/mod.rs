@@ -221,7 +221,9 @@ impl Backend for Fake {
             window: Duration::from_secs(1),
             pods: pods.collect(),
             nanocores: 2_000_000_000,
+            machine: 0,
             memory: 1 << 30,
+            swap: 0,
         }
     }
 

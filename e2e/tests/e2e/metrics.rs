@@ -6,6 +6,7 @@ use berth_e2e::manifest::Builder;
 use berth_e2e::node::Node;
 use berth_e2e::pods::PodExt;
 use berth_e2e::{poll, tools};
+use serde_json::Value;
 
 /// A figure of the pod's container.
 fn value(page: &str, name: &str) -> Option<f64> {
@@ -97,4 +98,23 @@ fn an_idle_node_uses_no_cpu() {
     poll::pause(Duration::from_secs(10));
     let spent = node.machine().cpu(&ours).unwrap().since(&before);
     assert!(spent < Duration::from_millis(20), "the agent and 5 shims used {spent:?} of CPU in 10 s");
+}
+
+#[test]
+fn the_summary_tells_who_uses_what() {
+    let node = Node::start().unwrap();
+    node.apply("busy.yaml", &Builder::new("busy").shell("while :; do :; done").yaml()).unwrap();
+    node.apply("idle.yaml", &Builder::new("idle").shell("exec sleep 1000").yaml()).unwrap();
+    let pods = node.wait_running(&["busy", "idle"]).unwrap();
+    let summary: Value = serde_json::from_str(&node.page("/stats/summary").unwrap()).unwrap();
+    assert_eq!(summary["node"]["nodeName"], "n1");
+    assert!(summary["node"]["fs"]["capacityBytes"].as_u64() > Some(0), "{summary}");
+    let of = |name: &str| {
+        let all = summary["pods"].as_array().unwrap();
+        all.iter().find(|pod| pod["podRef"]["uid"] == pods[name].uid()).unwrap()
+    };
+    let cores = |name: &str| of(name)["containers"][0]["cpu"]["usageNanoCores"].as_u64().unwrap();
+    assert!(cores("busy") > 10_000_000 && cores("busy") > cores("idle"), "{summary}");
+    assert_eq!(of("busy")["network"]["name"], "eth0");
+    assert!(of("idle")["memory"]["workingSetBytes"].as_u64() > Some(0), "{summary}");
 }
