@@ -1,6 +1,8 @@
 //! The verbs of the pod network.
 
+mod heal;
 mod policies;
+mod remove;
 mod services;
 mod site;
 mod stale;
@@ -18,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::config::{Attachment, Config, PodNetwork, Stats, beside, mac_text};
+use crate::config::{Attachment, Config, PodNetwork, Stats, mac_text};
 use crate::error::{Error, Result};
 use crate::ipam::{Claim, Guard, Lease};
 use crate::monitor::Monitor;
@@ -29,8 +31,8 @@ use crate::nft::table::Table;
 use crate::sys::netlink::{self, Socket};
 use crate::sys::netns::{self, Traveller, on_thread};
 use crate::veth::{self, Plan, PortFlags};
-use crate::{bridge, conntrack, macvlan, sysctl};
-use crate::{policy, service};
+use crate::{bridge, conntrack, macvlan};
+use heal::Repair;
 use site::Site;
 
 /// How long a detach waits for the kernel to remove the link of a namespace that is going, before it does so itself,
@@ -347,19 +349,6 @@ pub async fn bring_up_loopback(netns: &Path) -> Result<()> {
     on_thread(move |thread| veth::bring_up_loopback(thread, &namespace)).await
 }
 
-/// How much to set right.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Repair {
-    /// The bridge, if it has gone.
-    Bridge,
-    /// The table, whatever it holds.
-    Table,
-    /// What lets pods past the firewalls of others.
-    Firewall,
-    /// All of this, and the kernel settings.
-    All,
-}
-
 impl Inner {
     /// Everything in memory; bridges and table are left as they are.
     async fn open(config: Config, visiting: bool) -> Result<(Inners, Tasks)> {
@@ -545,141 +534,6 @@ impl Inner {
             }
             if tokio::time::timeout_at(deadline, gone).await.is_err() {
                 return Ok(());
-            }
-        }
-    }
-
-    /// The table anew from all leases and Services.
-    fn rebuild(&self, table: &mut Table) -> Result<()> {
-        self.site.rebuild_policies(table)?;
-        self.site.rebuild(table)
-    }
-
-    async fn repair(self: &Arc<Self>, what: Repair) -> Result<()> {
-        let _alone = self.repair.lock().await;
-        self.check_open()?;
-        if self.config.parent.is_some() {
-            return Ok(());
-        }
-        if matches!(what, Repair::Bridge | Repair::All) {
-            let index = bridge::ensure(&self.handle, &self.config, self.mtu).await?;
-            let anew = self.bridge.swap(index, Ordering::Relaxed) != index;
-            if anew || what == Repair::All {
-                let inner = self.clone();
-                on_thread(move |thread| inner.reattach(thread, index)).await?;
-            }
-        }
-        if what != Repair::Bridge {
-            let inner = self.clone();
-            on_thread(move |_| {
-                let mut table = inner.table();
-                // The first network makes it for all.
-                if inner.place == 0 && what != Repair::Firewall {
-                    inner.rebuild(&mut table)?;
-                }
-                admission::admit(&mut table, &inner.config)
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
-    fn reattach(&self, thread: &Traveller, bridge: u32) -> Result<()> {
-        let mut socket = self.host_socket(thread)?;
-        sysctl::host(thread, &self.config)?;
-        let links: Vec<(String, String, [u8; 6])> =
-            self.ipam()?.leases().map(|lease| (lease.host_if.clone(), lease.pod(), lease.mac())).collect();
-        veth::reattach(
-            &mut socket,
-            bridge,
-            self.port(),
-            links.iter().map(|(link, pod, mac)| (link.as_str(), pod.as_str(), *mac)),
-        )
-    }
-
-    /// Removes links on the bridge that look like ours and belong to nobody.
-    async fn sweep(self: &Arc<Self>) -> Result<()> {
-        if self.config.parent.is_some() {
-            return Ok(());
-        }
-        let links = bridge::pod_links(&self.handle, self.bridge.load(Ordering::Relaxed)).await?;
-        let orphans: Vec<String> = {
-            let ipam = self.ipam()?;
-            links.into_iter().filter(|link| !ipam.leases().any(|lease| lease.host_if == *link)).collect()
-        };
-        if orphans.is_empty() {
-            return Ok(());
-        }
-        tracing::info!(links = ?orphans, "removing links that belong to no pod");
-        let inner = self.clone();
-        on_thread(move |thread| {
-            veth::delete_all(&mut inner.host_socket(thread)?, orphans.iter().map(String::as_str))
-        })
-        .await
-    }
-
-    fn remove_all(&self, thread: &Traveller) -> Result<()> {
-        let mut links: Vec<String> = self.ipam()?.leases().map(|lease| lease.host_if.clone()).collect();
-        if self.config.parent.is_none() && stale::is_ours(&self.config) {
-            links.push(self.config.bridge.clone());
-        }
-        let unlinked = self
-            .host_socket(thread)
-            .and_then(|mut socket| veth::delete_all(&mut socket, links.iter().map(String::as_str)));
-        let beside = self.config.name.as_ref().map(|_| self.config.bridge.as_str());
-        let dismissed = admission::dismiss(&mut self.table(), beside);
-        let shared = if self.place == 0 { self.remove_shared() } else { Ok(()) };
-        let forgotten = stale::forget(&self.config.state_dir);
-        let cleared = self.ipam()?.clear();
-        unlinked.and(dismissed).and(shared).and(forgotten).and(cleared)
-    }
-
-    /// Removes what the first network has for all of them.
-    fn remove_shared(&self) -> Result<()> {
-        let removed = self.table().remove();
-        let _turn = self.site.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = self.config.state_dir.join(beside::FOLDER);
-        let emptied = match std::fs::remove_dir(&folder) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", folder, e)),
-            _ => Ok(()),
-        };
-        let forgotten = service::forget(&self.config.state_dir).and(policy::forget(&self.config.state_dir));
-        removed.and(forgotten).and(emptied)
-    }
-
-    /// Repairs what the monitor sees deleted, until the network is closed or dropped.
-    async fn watch(self: Arc<Self>, mut monitor: Monitor) {
-        loop {
-            let news = match monitor.next().await {
-                Ok(news) => news,
-                Err(error) => {
-                    tracing::error!(%error, "no longer watching bridge and nft table");
-                    return;
-                }
-            };
-            if news.link {
-                self.link_gone.notify_waiters();
-            }
-            // The first network looks after the table for all.
-            let table = news.table && self.place == 0;
-            let firewall = news.firewall && !table;
-            let all = [(news.bridge, Repair::Bridge), (table, Repair::Table), (firewall, Repair::Firewall)];
-            for (hurt, what) in all {
-                if !hurt {
-                    continue;
-                }
-                match self.repair(what).await {
-                    Ok(()) if news.lost => {
-                        tracing::debug!(?what, "looked after notices of changes were lost")
-                    }
-                    // Which says itself whether there was anything to do.
-                    Ok(()) if what == Repair::Firewall => {}
-                    Ok(()) => {
-                        tracing::warn!(bridge = self.config.bridge, ?what, "repaired what somebody deleted")
-                    }
-                    Err(Error::Closed) => return,
-                    Err(error) => tracing::error!(%error, ?what, "could not repair what somebody deleted"),
-                }
             }
         }
     }
