@@ -314,10 +314,13 @@ fn a_change_leaves_the_rest_alone() {
             line.unwrap_or_else(|| panic!("{chain} is missing in {listed}"))
         };
         let before = (handle("pick4-of-1"), handle("postrouting"));
-        set(runtime, &network, &[web(&ALL[..2]), second]);
+        let of_three = handle("pick4-of-3");
+        set(runtime, &network, &[web(&ALL[..2]), second.clone()]);
         assert_eq!((handle("pick4-of-1"), handle("postrouting")), before);
-        assert!(!table().contains("pick4-of-3"), "nobody has three endpoints any more");
         assert!(table().contains("pick4-of-2"));
+        assert_eq!(handle("pick4-of-3"), of_three, "it waits for who has three endpoints again");
+        set(runtime, &network, &[web(&ALL), second]);
+        assert_eq!(handle("pick4-of-3"), of_three);
     });
 }
 

@@ -37,6 +37,7 @@ pub struct KubeconfigArgs {
 /// Has a certificate signed and prints a kubeconfig with it. The key is made here and never leaves this process but by that.
 pub async fn run(client: &kube::Client, args: &KubeconfigArgs) -> anyhow::Result<ExitCode> {
     let seconds = seconds(&args.duration)?;
+    args.server.as_deref().map(check_server).transpose()?;
     let mut cluster = cluster(client).await?;
     if let Some(server) = &args.server {
         cluster["server"] = json!(server);
@@ -65,6 +66,15 @@ fn seconds(text: &str) -> Result<i32, Usage> {
     let days = jiff::SpanRelativeTo::days_are_24_hours();
     let seconds = span.to_duration(days).map_err(|_| wrong())?.as_secs();
     i32::try_from(seconds).ok().filter(|seconds| (600..=365 * 86_400).contains(seconds)).ok_or_else(wrong)
+}
+
+/// Refuses what kubectl could not use, or would use without TLS.
+fn check_server(text: &str) -> Result<(), Usage> {
+    let url: Option<http::Uri> = text.parse().ok();
+    let good = url.is_some_and(|url| {
+        url.scheme_str() == Some("https") && url.host().is_some_and(|host| !host.is_empty())
+    });
+    if good { Ok(()) } else { Err(Usage(format!("--server: {text:?} is not of the form https://HOST:PORT"))) }
 }
 
 /// Address and authority of the API, as the agent announces them.
@@ -129,6 +139,15 @@ async fn certificate(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_are_spoken_to_over_tls() {
+        assert!(check_server("https://node.example:6443").is_ok());
+        assert!(check_server("https://[fd00::1]:6443/").is_ok());
+        for wrong in ["", "node:6443", "http://node:6443", "https://", "nonsense"] {
+            assert!(check_server(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn durations() {

@@ -62,7 +62,7 @@ pub enum Command {
     Apply(apply::ApplyArgs),
     /// Delete objects, by name or as manifest files list them
     Delete(delete::DeleteArgs),
-    /// List objects: pods, nodes, events, configmaps, secrets, namespaces
+    /// List objects: pods, services, configmaps and the other kinds
     Get(get::GetArgs),
     /// Show one pod or node with all there is to know about it
     Describe(describe::DescribeArgs),

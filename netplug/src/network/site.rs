@@ -5,11 +5,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::config::{Config, PodNetwork};
 use crate::error::Result;
 use crate::ipam::{Claim, Guard, Shared};
+use crate::network::services::Served;
 use crate::nft::policy::{gate, rules};
 use crate::nft::ruleset::{Ruleset, ruleset};
 use crate::nft::table::Table;
 use crate::policy::{self, Policies};
-use crate::service::{self, Service};
+use crate::service;
 
 /// Locks are taken in the order of the fields, and those of the leases in the order of the networks.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub(super) struct Site {
     table: Mutex<Table>,
     /// The leases of each network.
     leases: Vec<Shared>,
-    services: Mutex<Vec<Service>>,
+    services: Mutex<Served>,
     /// None before they are known.
     policies: Mutex<Option<Policies>>,
     /// Held while they are stored.
@@ -39,7 +40,7 @@ impl Site {
             ports: Mutex::default(),
             table: Mutex::new(Table::open(&config.table)?),
             leases: config.all().map(leases).collect::<Result<_>>()?,
-            services: Mutex::new(service::load(&config.state_dir)?),
+            services: Mutex::new(Served::before(service::load(&config.state_dir)?)),
             policies: Mutex::new(if policies { policy::load(&config.state_dir)? } else { None }),
             keeping: Mutex::default(),
             config,
@@ -50,7 +51,7 @@ impl Site {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn services(&self) -> MutexGuard<'_, Vec<Service>> {
+    pub fn services(&self) -> MutexGuard<'_, Served> {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -77,7 +78,9 @@ impl Site {
 
     /// What the table is to hold, by the leases and Services of all networks, which nobody changes meanwhile.
     pub fn rebuild(&self, table: &mut Table) -> Result<()> {
-        table.rebuild(&self.ruleset()?)
+        table.rebuild(&self.ruleset()?)?;
+        self.services().made_anew();
+        Ok(())
     }
 
     /// Makes the tables of policies anew; or, if there are to be no policies, sees to it that there are none.
@@ -108,6 +111,6 @@ impl Site {
             .zip(&guards)
             .filter(|(of, _)| of.parent.is_none())
             .flat_map(|(of, some)| some.leases().map(move |one| (of, one)));
-        Ok(ruleset(&self.config, leases, &self.services()))
+        Ok(ruleset(&self.config, leases, &self.services().services))
     }
 }

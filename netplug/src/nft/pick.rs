@@ -150,6 +150,19 @@ impl Chains {
         chains
     }
 
+    /// Those that `changed` need besides, which are some of `all`. What was needed before stays, unless there are more than
+    /// `most`; but packets pass the chains of affinity only while some Service has it, which may be others with `affinity`.
+    pub(crate) fn serve(&mut self, changed: &[&Service], all: &[Service], affinity: bool, most: usize) {
+        self.pickers.extend(Self::of(changed.iter().copied()).pickers);
+        if self.pickers.len() > most || affinity {
+            let needed = Self::of(all.iter());
+            self.times = needed.times;
+            if self.pickers.len() > most {
+                self.pickers = needed.pickers;
+            }
+        }
+    }
+
     /// The chains, sorted by name.
     pub(crate) fn all(&self) -> Vec<Chain> {
         let mut chains: Vec<Chain> =
