@@ -75,7 +75,7 @@ async fn apply(client: &kube::Client, item: &Item, dry_run: bool) -> anyhow::Res
     let Some(current) = current else {
         let made = client::send_json(client, "POST", &path(None), "application/json", &item.value).await?;
         let name = made["metadata"]["name"].as_str().unwrap_or(&item.name);
-        return Ok((format!("{}/{name}", item.kind.as_str().to_lowercase()), "created"));
+        return Ok((format!("{}/{name}", resource::typed(item.kind)), "created"));
     };
     let mut wanted = item.value.clone();
     // The object keeps its identity; what else the manifest does not name is the agent's to keep.

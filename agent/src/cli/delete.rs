@@ -64,7 +64,7 @@ pub async fn run(client: &kube::Client, args: &DeleteArgs) -> anyhow::Result<Exi
         match delete(client, args, object).await {
             Ok(uid) => {
                 let how = if args.force { "force deleted" } else { "deleted" };
-                let kind = object.kind.as_str().to_lowercase();
+                let kind = resource::typed(object.kind);
                 let place = if object.kind.namespaced() {
                     format!(" from {} namespace", object.namespace)
                 } else {
@@ -87,7 +87,7 @@ pub async fn run(client: &kube::Client, args: &DeleteArgs) -> anyhow::Result<Exi
         let gone = wait::until_gone(client, object.kind, &object.namespace, &object.name, &uid);
         let gone = async { gone.await.map(|()| true) };
         if !wait::before(deadline, gone).await?.unwrap_or(false) {
-            bail!("timed out waiting for {}/{} to be gone", object.kind.as_str().to_lowercase(), object.name);
+            bail!("timed out waiting for {}/{} to be gone", resource::typed(object.kind), object.name);
         }
     }
     if failed { Err(Reported.into()) } else { Ok(ExitCode::SUCCESS) }

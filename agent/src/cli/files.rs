@@ -11,6 +11,7 @@ use k8s_openapi::Metadata;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
+use super::resource;
 use crate::store::Kind;
 
 /// Where manifests are read from.
@@ -142,6 +143,6 @@ impl Item {
 
     /// `pod/web`, as kubectl writes it.
     pub fn title(&self) -> String {
-        format!("{}/{}", self.kind.as_str().to_lowercase(), self.name)
+        format!("{}/{}", resource::typed(self.kind), self.name)
     }
 }

@@ -156,7 +156,9 @@ fn print_objects(args: &GetArgs, objects: Vec<Value>, single: bool) -> anyhow::R
         Some(Format::Name) => {
             let name = |object: &Value| {
                 let kind = object["kind"].as_str().unwrap_or_default().to_lowercase();
-                format!("{kind}/{}\n", object["metadata"]["name"].as_str().unwrap_or_default())
+                let version = object["apiVersion"].as_str().unwrap_or_default();
+                let group = version.split_once('/').map(|(group, _)| format!(".{group}")).unwrap_or_default();
+                format!("{kind}{group}/{}\n", object["metadata"]["name"].as_str().unwrap_or_default())
             };
             output::print(&objects.iter().map(name).collect::<String>())?;
         }
@@ -275,7 +277,7 @@ impl Layout {
             if let (0, Some(kind)) = (*n, self.prefix)
                 && kind != Kind::Event
             {
-                text = format!("{}/{text}", kind.as_str().to_lowercase());
+                text = format!("{}/{text}", resource::typed(kind));
             }
             cells.push(text);
         }

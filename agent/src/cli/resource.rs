@@ -61,6 +61,11 @@ fn slashed(word: &str) -> Result<Target, Usage> {
     }
 }
 
+/// What a kind is called before a name, as kubectl writes it: `pod`, `networkpolicy.networking.k8s.io`.
+pub fn typed(kind: Kind) -> String {
+    kind.typed().to_lowercase()
+}
+
 /// The kind that a person means.
 ///
 /// # Errors
@@ -73,6 +78,7 @@ pub fn kind(word: &str) -> Result<Kind, Usage> {
             kind.plural() == lower
                 || kind.qualified() == lower
                 || kind.as_str().to_lowercase() == lower
+                || typed(*kind) == lower
                 || kind.short_names().contains(&lower.as_str())
         })
         .ok_or_else(|| Usage(format!("unknown kind of object {word:?}; known are {}", known())))
@@ -158,6 +164,7 @@ mod tests {
         assert_eq!(read("Pod web db").unwrap(), ["pods/web", "pods/db"]);
         assert_eq!(read("pods,ev").unwrap(), ["pods/*", "events/*"]);
         assert_eq!(read("pod/web no/n").unwrap(), ["pods/web", "nodes/n"]);
+        assert_eq!(read("networkpolicy.networking.k8s.io/db").unwrap(), ["networkpolicies/db"]);
         assert!(read("deploy").unwrap_err().starts_with("unknown kind of object \"deploy\"; known are"));
         assert!(read("pod/web db").is_err());
         assert!(read("pod/").is_err());

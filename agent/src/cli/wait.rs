@@ -103,7 +103,7 @@ pub async fn run(client: &kube::Client, args: &WaitArgs) -> anyhow::Result<ExitC
     let deadline = Instant::now() + args.timeout;
     let mut failed = false;
     for (kind, name) in objects(client, args).await? {
-        let title = format!("{}/{name}", kind.as_str().to_lowercase());
+        let title = format!("{}/{name}", resource::typed(kind));
         match before(Some(deadline), reach(client, args, kind, &name)).await {
             Ok(Some(())) => output::print(&format!("{title} condition met\n"))?,
             Ok(None) => {

@@ -85,11 +85,7 @@ fn nothing_gets_in_but_what_is_allowed() {
         opens(&node, "c", url);
     }
     let said = apply(&node, "deny", &policy("deny", "{ podSelector: {} }"));
-    assert!(
-        said.contains("networkpolicy.networking.k8s.io/deny created")
-            || said.contains("networkpolicy/deny created"),
-        "{said}"
-    );
+    assert!(said.contains("networkpolicy.networking.k8s.io/deny created"), "{said}");
     for url in [&v4, &v6] {
         shuts(&node, "b", url);
         // The pod itself and its node are never kept out.
