@@ -26,7 +26,7 @@ echo oom $(cat /proc/self/oom_score_adj); echo cwd $(pwd); echo personality $(ca
 env | sort | grep -v -E '^(SHLVL|_|container)='
 echo session $(cut -d' ' -f1,4,5,6 /proc/1/stat)
 for d in /dev/*; do echo device $(stat -c '%n %F %a %u:%g %t:%T' $d) $(readlink $d); done
-ls -l /proc/self/fd | sed 's/.* \\([0-9]* ->\\)/fd \\1/' | grep -v -E 'fd (total|0|1|2)|/proc/'
+for fd in /proc/$$/fd/*; do case ${fd##*/} in 0|1|2) ;; *) echo fd ${fd##*/}; readlink $fd;; esac; done
 echo host $(hostname); echo maps $(cat /proc/self/uid_map /proc/self/gid_map)
 echo forward $(cat /proc/sys/net/ipv4/ip_forward)
 sed 's/ - / /' /proc/self/mountinfo | while read -r id parent device root place options rest; do
