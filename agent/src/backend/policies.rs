@@ -15,7 +15,7 @@ fn refusal(kind: Kind, name: &str, refusal: Refusal) -> ApiError {
         Refusal::NotFound => ApiError::not_found(kind, name),
         Refusal::Exists => ApiError::already_exists(kind, name),
         Refusal::Forbidden(why) => ApiError::forbidden(kind, name, &why),
-        Refusal::Storage(error) => ApiError::internal(format!("store the object: {error}")),
+        error @ (Refusal::Storage(_) | Refusal::Unstored(_)) => ApiError::internal(error),
     }
 }
 

@@ -18,7 +18,7 @@ fn refusal(name: &str, refusal: Refusal) -> ApiError {
             name,
             vec![Cause { reason: "FieldValueInvalid", field, message: why }],
         ),
-        Refusal::Storage(error) => ApiError::internal(format!("store the object: {error}")),
+        error @ (Refusal::Storage(_) | Refusal::Unstored(_)) => ApiError::internal(error),
     }
 }
 

@@ -31,6 +31,9 @@ pub enum Refusal {
     /// It cannot be stored.
     #[error("store the object: {0}")]
     Storage(std::io::Error),
+    /// A manifest file's object is in force, but not stored; the next reading of the file tries again.
+    #[error("it is in force, but cannot be stored, so a new agent will take it for a new object: {0}")]
+    Unstored(std::io::Error),
 }
 
 /// What a kind has to be for being kept.
@@ -52,6 +55,9 @@ struct Record<T> {
     /// Whether this agent has seen its file.
     #[serde(skip)]
     confirmed: bool,
+    /// Whether it could not be stored.
+    #[serde(skip)]
+    unstored: bool,
 }
 
 /// The objects of a kind.
@@ -154,13 +160,27 @@ impl<T: Object> Kept<T> {
     fn put(&mut self, mut object: T, file: Option<&Path>, dry_run: bool) -> Result<T, Refusal> {
         let key = key_of(&object);
         identify(&mut object, self.records.get(&key).map(|record| &record.object));
-        let record = Record { object, file: file.map(Path::to_owned), confirmed: true };
-        if !dry_run && self.records.get(&key) != Some(&record) {
-            self.objects.save(T::STORE_KIND, &key.0, &key.1, &record).map_err(Refusal::Storage)?;
-            self.store.put(T::STORE_KIND, &key.0, &key.1, &record.object);
-            self.records.insert(key, record.clone());
+        let mut record = Record { object, file: file.map(Path::to_owned), confirmed: true, unstored: false };
+        if dry_run || self.records.get(&key) == Some(&record) {
+            return Ok(record.object);
         }
-        Ok(record.object)
+        let saved = self.objects.save(T::STORE_KIND, &key.0, &key.1, &record);
+        if file.is_none() {
+            saved.map_err(Refusal::Storage)?;
+            return Ok(self.insert(key, record));
+        }
+        // What a file says is known without the copy: a full disk must not leave a pod without its policy.
+        record.unstored = saved.is_err();
+        let object = self.insert(key, record);
+        saved.map_err(Refusal::Unstored)?;
+        Ok(object)
+    }
+
+    fn insert(&mut self, key: Key, record: Record<T>) -> T {
+        let object = record.object.clone();
+        self.store.put(T::STORE_KIND, &key.0, &key.1, &object);
+        self.records.insert(key, record);
+        object
     }
 
     fn remove(&mut self, key: &Key) {

@@ -305,6 +305,33 @@ fn an_object_belongs_to_its_file_or_to_the_api() {
     assert!(errors[0].contains("it was made by the API"), "{errors:?}");
 }
 
+/// A full disk must not leave pods without the policies that a manifest gives them.
+#[test]
+fn what_a_file_says_is_in_force_without_being_stored() {
+    let (dir, store, policies) = kept(true);
+    let (deny, file) = (policy("default", "deny", json!({"podSelector": {}})), Path::new("/m/a.yaml"));
+    // In the place of the folder, so that nothing can be written there.
+    std::fs::create_dir_all(dir.path().join("objects")).unwrap();
+    std::fs::write(dir.path().join("objects/networkpolicies"), "").unwrap();
+    let load = || policies.file_loaded(file, rules_of(vec![deny.clone()], vec![]), false);
+    let errors = load();
+    assert!(
+        errors[0].contains("NetworkPolicy default/deny: it is in force, but cannot be stored"),
+        "{errors:?}"
+    );
+    assert_eq!(policies.lock().policies.iter().count(), 1);
+    assert!(store.get(Kind::NetworkPolicy, "default", "deny").is_some());
+    let refused = policies.put_policy(policy("default", "other", json!({"podSelector": {}})), true, false);
+    assert!(refused.unwrap_err().to_string().starts_with("store the object:"));
+    assert_eq!(policies.lock().policies.iter().count(), 1, "what the API cannot store is not taken");
+    // The next reading tries again.
+    std::fs::remove_file(dir.path().join("objects/networkpolicies")).unwrap();
+    assert_eq!(load(), [""; 0]);
+    let again = Policies::new(dir.path(), true, ObjectStore::new());
+    again.load(&Recorder::new(ObjectStore::new(), "n"));
+    assert_eq!(again.lock().policies.iter().count(), 1);
+}
+
 #[test]
 fn a_policy_keeps_its_uid_and_counts_its_changes() {
     let (_dir, _, policies) = kept(true);

@@ -58,6 +58,11 @@ pub enum Refusal {
     /// It cannot be stored.
     #[error("store the object: {0}")]
     Storage(std::io::Error),
+    /// A manifest file's object is in force, but not stored; the next reading of the file tries again.
+    #[error(
+        "it is in force, but cannot be stored, so a new agent will take it for a new one, perhaps with another address: {0}"
+    )]
+    Unstored(std::io::Error),
 }
 
 /// A Service as it is kept.
@@ -70,6 +75,9 @@ struct Record {
     /// Whether this agent has seen its file.
     #[serde(skip)]
     confirmed: bool,
+    /// Whether it could not be stored.
+    #[serde(skip)]
+    unstored: bool,
 }
 
 /// A pod as it was published last.
@@ -235,15 +243,24 @@ impl Services {
         allocate::fill_in(&mut service, old.as_deref(), file.is_none(), &taken, self.0.ranges.as_ref())?;
         identify(&mut service, old.as_deref());
         let object = Arc::new(service);
-        let record = Record { object: object.clone(), file: file.map(Path::to_owned), confirmed: true };
+        let file = file.map(Path::to_owned);
+        let mut record = Record { object: object.clone(), file, confirmed: true, unstored: false };
         if dry_run || state.services.get(&key) == Some(&record) {
             return Ok(object);
         }
-        self.0.objects.save(Kind::Service, &key.0, &key.1, &record).map_err(Refusal::Storage)?;
+        let saved = self.0.objects.save(Kind::Service, &key.0, &key.1, &record);
+        let saved = if record.file.is_none() {
+            saved.map_err(Refusal::Storage)?;
+            Ok(())
+        } else {
+            // What a file says is known without the copy.
+            saved.map_err(Refusal::Unstored)
+        };
+        record.unstored = saved.is_err();
         self.0.store.put(Kind::Service, &key.0, &key.1, object.as_ref());
         state.services.insert(key, record);
         self.0.changed.notify_one();
-        Ok(object)
+        saved.map(|()| object)
     }
 
     fn remove(&self, state: &mut State, key: &Key) {
