@@ -15,6 +15,7 @@ pub mod cni;
 pub mod config;
 pub mod configs;
 pub mod dns;
+mod durable;
 pub mod etcfiles;
 pub mod events;
 pub mod facts;

@@ -38,14 +38,8 @@ impl Group {
     /// Who may talk to whom.
     pub const NETWORKING: Group = Group { name: "networking.k8s.io", version: "v1" };
 
-    /// The groups beside the core one, in the order of discovery.
-    pub fn named() -> Vec<Group> {
-        let mut groups: Vec<Group> =
-            Kind::ALL.iter().map(|kind| kind.group()).filter(|group| *group != Group::CORE).collect();
-        groups.sort_by_key(|group| group.name);
-        groups.dedup();
-        groups
-    }
+    /// The groups of stored kinds beside the core one, in the order of discovery.
+    pub const NAMED: [Group; 3] = [Group::CERTIFICATES, Group::DISCOVERY, Group::NETWORKING];
 
     /// Where its objects are: `/api/v1`, `/apis/networking.k8s.io/v1`.
     pub fn path(self) -> String {

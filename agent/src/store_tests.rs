@@ -137,3 +137,10 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_kind_is_of_a_group_that_is_served() {
+    let of_kinds: std::collections::BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.group().name).collect();
+    let served = std::iter::once(Group::CORE).chain(Group::NAMED).map(|group| group.name);
+    assert!(served.eq(of_kinds), "in the order of names, and none without a kind");
+}

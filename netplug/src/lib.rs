@@ -10,6 +10,7 @@
 //! * `ipam`: leases on disk, one file per pod, with address, interface name and host ports.
 //! * `bridge`, `veth`, `macvlan`: links, addresses and routes over rtnetlink.
 //! * `nft`: the ruleset as a pure function of config, leases and Services, and its encoding as nfnetlink messages.
+//! * `record`: JSON files that are whole, whenever they are read.
 //! * `conntrack`: forgets UDP flows whose host port or endpoint went away.
 //! * `shaping`: limits on a pod's traffic.
 //! * [`cni`]: all of this as a CNI plugin, one process per request, over the same files.
@@ -30,6 +31,7 @@ mod monitor;
 pub mod network;
 mod nft;
 pub mod policy;
+mod record;
 pub mod service;
 mod shaping;
 mod sys;

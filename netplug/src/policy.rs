@@ -2,16 +2,15 @@
 //! labels and addresses; this crate knows neither.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cidr::{Ipv4Cidr, Ipv6Cidr};
 use crate::config::Protocol;
 use crate::error::{Error, Result};
+use crate::record;
 
 /// Who may talk to whom. A pod whose address is not in here can talk to nobody but its node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,39 +148,27 @@ impl Rule {
     }
 }
 
-fn file(state_dir: &Path) -> PathBuf {
-    state_dir.join("policies.json")
-}
+/// Name of their record.
+const RECORD: &str = "policies";
 
 /// The policies as they were when they were last kept: they stay in force while the agent is being replaced.
 pub(crate) fn load(state_dir: &Path) -> Result<Option<Policies>> {
-    let path = file(state_dir);
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::file("read", path, e)),
-    };
     // Of what cannot be read it is only certain that there were policies: no pod reaches another until they are known again.
-    Ok(Some(serde_json::from_slice(&text).unwrap_or_else(|error| {
-        tracing::warn!(path = %path.display(), %error, "policies begin anew: their record cannot be read");
-        Policies::default()
-    })))
+    Ok(record::read(state_dir, RECORD)?.map(|read| {
+        read.unwrap_or_else(|error| {
+            let path = record::path(state_dir, RECORD);
+            tracing::warn!(path = %path.display(), %error, "policies begin anew: their record cannot be read");
+            Policies::default()
+        })
+    }))
 }
 
-/// Writes them beside their place and renames them into it. No fsync: after a crash of the machine the pods are others.
+/// Keeps them for the next agent.
 pub(crate) fn keep(state_dir: &Path, policies: &Policies) -> Result<()> {
-    let path = file(state_dir);
-    let text = serde_json::to_vec(policies).map_err(|e| Error::file("encode", &path, io::Error::from(e)))?;
-    let draft = state_dir.join(".policies.tmp");
-    fs::write(&draft, text).map_err(|e| Error::file("write", &draft, e))?;
-    fs::rename(&draft, &path).map_err(|e| Error::file("rename into place", &path, e))
+    record::write(state_dir, RECORD, policies)
 }
 
 /// Removes the record.
 pub(crate) fn forget(state_dir: &Path) -> Result<()> {
-    let path = file(state_dir);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::file("remove", path, e)),
-        _ => Ok(()),
-    }
+    record::remove(&record::path(state_dir, RECORD))
 }

@@ -134,13 +134,7 @@ async fn approve(
     let _guard = api.writes.lock().await;
     let current = target.find(api)?;
     let object = change(current.value())?;
-    if let Some(version) = object["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty())
-        && version != current.version.to_string()
-    {
-        let why =
-            "the object has been modified; please apply your changes to the latest version and try again";
-        return Err(ApiError::conflict(KIND, &target.name, why));
-    }
+    write::check_version(target, &current, &object["metadata"])?;
     let conditions = typed(&target.name, object)?.status.unwrap_or_default().conditions.unwrap_or_default();
     let mut request = typed(&target.name, current.value())?;
     let status = request.status.get_or_insert_default();
@@ -153,17 +147,6 @@ async fn approve(
     }
     api.store.put(KIND, "", &target.name, &request);
     Ok(json_response(StatusCode::OK, target.find(api)?.json.clone()))
-}
-
-/// `DELETE`.
-pub async fn delete(api: &Api, target: &Target) -> Result<Response, ApiError> {
-    let _guard = api.writes.lock().await;
-    let object = target.find(api)?;
-    api.store.delete(KIND, "", &target.name);
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-        "details": {"name": target.name, "group": KIND.group().name, "kind": KIND.plural(),
-            "uid": object.value()["metadata"]["uid"]}});
-    Ok(json_response(StatusCode::OK, status.to_string()))
 }
 
 fn now() -> Time {

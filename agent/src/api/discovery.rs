@@ -65,7 +65,7 @@ pub fn group(group: Group) -> Response {
 
 /// Every group but the core one.
 fn named() -> impl Iterator<Item = Group> {
-    Group::named().into_iter().chain([metrics::GROUP])
+    Group::NAMED.into_iter().chain([metrics::GROUP])
 }
 
 /// One group in the plain form.

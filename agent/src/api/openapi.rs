@@ -12,7 +12,7 @@ use crate::store::{Group, Kind};
 /// `/openapi/v3`: the documents there are.
 pub fn index() -> Response {
     let mut paths = Map::new();
-    for group in std::iter::once(Group::CORE).chain(Group::named()) {
+    for group in std::iter::once(Group::CORE).chain(Group::NAMED) {
         let path = group.path();
         let url = format!("/openapi/v3{path}?hash={}", env!("CARGO_PKG_VERSION"));
         paths.insert(path.trim_start_matches('/').to_owned(), json!({"serverRelativeURL": url}));

@@ -75,12 +75,19 @@ fn ports(params: &Params) -> Result<Vec<u16>, ApiError> {
 }
 
 /// A socket of the pod for tokio.
-pub fn stream_of(fd: OwnedFd) -> std::io::Result<TcpStream> {
+fn stream_of(fd: OwnedFd) -> std::io::Result<TcpStream> {
     let stream = std::net::TcpStream::from(fd);
     stream.set_nonblocking(true)?;
     // What a person types should not wait for more of it.
     stream.set_nodelay(true)?;
     TcpStream::from_std(stream)
+}
+
+/// A connection to a port of the pod, or what to tell the client of why there is none.
+pub async fn connect(backend: &dyn Backend, target: &Target, port: u16) -> Result<TcpStream, String> {
+    let dialed = backend.dial(&target.namespace, &target.name, port).await;
+    let connected = dialed.and_then(|fd| stream_of(fd).map_err(|e| e.to_string()));
+    connected.map_err(|why| format!("error forwarding port {port} to pod {}: {why}", target.name))
 }
 
 /// What is to be sent: bytes of a channel, or the end of one.
@@ -105,17 +112,13 @@ async fn forward(
                 return;
             }
         }
-        let dialed = backend.dial(&target.namespace, &target.name, *port).await;
-        match dialed.and_then(|fd| stream_of(fd).map_err(|e| e.to_string())) {
+        match connect(backend.as_ref(), &target, *port).await {
             Ok(socket) => {
                 let (reader, writer) = socket.into_split();
                 tokio::spawn(read(at, reader, sender.clone()));
                 writers.insert(at, writer);
             }
-            Err(why) => {
-                let text = format!("error forwarding port {port} to pod {}: {why}", target.name);
-                let _ = sink.send(frame(at + 1, text.as_bytes())).await;
-            }
+            Err(text) => drop(sink.send(frame(at + 1, text.as_bytes())).await),
         }
     }
     drop(sender);

@@ -74,9 +74,6 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
                 Method::GET => read::get(api, &object, read::Format::of(&parts.headers, &params)),
                 Method::PUT => write::replace(api, &object, Part::Whole, &params, &parts.headers, body).await,
                 Method::PATCH => write::patch(api, &object, Part::Whole, &params, &parts.headers, body).await,
-                Method::DELETE if kind == Kind::CertificateSigningRequest => {
-                    certificates::delete(api, &object).await
-                }
                 Method::DELETE => write::delete(api, &object, &params, &parts.headers, body).await,
                 _ => Err(ApiError::method_not_allowed()),
             }
@@ -171,7 +168,7 @@ fn about_group(path: &str) -> Option<Response> {
         return Some(openapi::document(group));
     }
     let name = path.strip_prefix("/apis/")?;
-    Group::named().into_iter().chain([metrics::GROUP]).find_map(|group| {
+    Group::NAMED.into_iter().chain([metrics::GROUP]).find_map(|group| {
         match name.strip_prefix(group.name)? {
             "" => Some(discovery::group(group)),
             version if version.strip_prefix('/') == Some(group.version) => Some(discovery::resources(group)),
@@ -181,12 +178,18 @@ fn about_group(path: &str) -> Option<Response> {
 }
 
 fn groups() -> impl Iterator<Item = Group> {
-    std::iter::once(Group::CORE).chain(Group::named())
+    std::iter::once(Group::CORE).chain(Group::NAMED)
 }
 
 /// The group of a path, and what comes after it.
 fn split(path: &str) -> Option<(Group, &str)> {
-    groups().find_map(|group| Some((group, path.strip_prefix(&group.path())?.strip_prefix('/')?)))
+    if let Some(rest) = path.strip_prefix("/api/v1/") {
+        return Some((Group::CORE, rest));
+    }
+    let (name, rest) = path.strip_prefix("/apis/")?.split_once('/')?;
+    let (version, rest) = rest.split_once('/')?;
+    let group = Group::NAMED.into_iter().find(|group| group.name == name && group.version == version)?;
+    Some((group, rest))
 }
 
 impl Route {

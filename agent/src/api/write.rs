@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::params::Params;
 use super::patch::{self, PatchType};
 use super::read::json_response;
-use super::{Api, ApiError, Part, protobuf, status};
+use super::{Api, ApiError, Part, discovery, protobuf, status};
 use crate::store::{Kind, Object};
 
 /// Bytes of a request's body that are accepted, as many as the API server takes.
@@ -40,23 +40,9 @@ impl Target {
             .ok_or_else(|| ApiError::not_found(self.kind, &self.name))
     }
 
-    /// Refuses kinds that the node alone writes.
-    fn must_be_writable(&self) -> Result<(), ApiError> {
-        match self.kind {
-            Kind::Pod
-            | Kind::ConfigMap
-            | Kind::Secret
-            | Kind::PersistentVolume
-            | Kind::PersistentVolumeClaim
-            | Kind::Service
-            | Kind::Namespace
-            | Kind::NetworkPolicy => Ok(()),
-            Kind::Endpoints
-            | Kind::EndpointSlice
-            | Kind::Event
-            | Kind::Node
-            | Kind::CertificateSigningRequest => Err(ApiError::method_not_allowed()),
-        }
+    /// Refuses what discovery does not offer: what the node alone writes, for instance.
+    fn must_offer(&self, verb: &str) -> Result<(), ApiError> {
+        if discovery::verbs(self.kind).contains(&verb) { Ok(()) } else { Err(ApiError::method_not_allowed()) }
     }
 
     /// Makes the path's name and namespace the object's, which must not have others.
@@ -90,7 +76,7 @@ pub async fn create(
     let namespace = if kind.namespaced() { namespace } else { Some(String::new()) };
     let Some(namespace) = namespace else { return Err(ApiError::method_not_allowed()) };
     let mut target = Target { kind, namespace, name: String::new() };
-    target.must_be_writable()?;
+    target.must_offer("create")?;
     let dry_run = params.dry_run()?;
     let mut object = read_object(headers, body).await?;
     target.name = claim_new(kind, &mut object)?;
@@ -138,7 +124,7 @@ pub async fn replace(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    target.must_be_writable()?;
+    target.must_offer("update")?;
     let dry_run = params.dry_run()?;
     let mut object = read_object(headers, body).await?;
     target.claim(&mut object)?;
@@ -157,7 +143,7 @@ pub async fn patch(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    target.must_be_writable()?;
+    target.must_offer("patch")?;
     let dry_run = params.dry_run()?;
     let kind = PatchType::of(content_type(headers))?;
     let bytes = read_body(body).await?;
@@ -189,13 +175,7 @@ async fn store_next(
 ) -> Result<Value, ApiError> {
     let old = current.value();
     let metadata = &object["metadata"];
-    if let Some(version) = metadata["resourceVersion"].as_str().filter(|v| !v.is_empty() && *v != "0")
-        && version != current.version.to_string()
-    {
-        let why =
-            "the object has been modified; please apply your changes to the latest version and try again";
-        return Err(ApiError::conflict(target.kind, &target.name, why));
-    }
+    check_version(target, current, metadata)?;
     if let (Some(asked), Some(has)) = (metadata["uid"].as_str(), old["metadata"]["uid"].as_str())
         && asked != has
     {
@@ -218,6 +198,18 @@ async fn store_next(
     Ok(newest(api, target, dry_run, &updated))
 }
 
+/// Refuses a change of an object that somebody else has changed since it was read.
+pub fn check_version(target: &Target, current: &Object, metadata: &Value) -> Result<(), ApiError> {
+    match metadata["resourceVersion"].as_str().filter(|version| !version.is_empty() && *version != "0") {
+        Some(version) if version != current.version.to_string() => {
+            let why =
+                "the object has been modified; please apply your changes to the latest version and try again";
+            Err(ApiError::conflict(target.kind, &target.name, why))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// `DELETE`, with options in the body or the query.
 pub async fn delete(
     api: &Api,
@@ -226,7 +218,7 @@ pub async fn delete(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    target.must_be_writable()?;
+    target.must_offer("delete")?;
     let bytes = read_body(body).await?;
     let options: DeleteOptions = if bytes.iter().all(u8::is_ascii_whitespace) {
         DeleteOptions::default()
@@ -265,13 +257,20 @@ pub async fn delete(
         let pod = api.backend.delete_pod(&target.namespace, &target.name, grace, expected.uid).await?;
         return Ok(json_response(StatusCode::OK, json!(pod).to_string()));
     }
-    api.backend.delete_config(target.kind, &target.namespace, &target.name).await?;
+    match target.kind {
+        // Nobody but the API has them.
+        Kind::CertificateSigningRequest => drop(api.store.delete(target.kind, "", &target.name)),
+        kind => api.backend.delete_config(kind, &target.namespace, &target.name).await?,
+    }
     // An object that is still in use goes later; whoever asked can wait for that.
     if let Ok(going) = target.find(api) {
         return Ok(json_response(StatusCode::OK, going.json.clone()));
     }
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+    let mut status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
         "details": {"name": target.name, "kind": target.kind.plural(), "uid": value["metadata"]["uid"]}});
+    if !target.kind.group().name.is_empty() {
+        status["details"]["group"] = json!(target.kind.group().name);
+    }
     Ok(json_response(StatusCode::OK, status.to_string()))
 }
 

@@ -23,7 +23,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::api::{ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource, Part};
 use crate::configs::{Object, ObjectKey, Owner};
-use crate::metrics::usage::{Meter, Usage};
+use crate::metrics::usage::Usage;
 use crate::node::{AgentNode, ExecSpec};
 use crate::store::Kind;
 
@@ -46,7 +46,6 @@ pub struct AgentBackend {
     node: Arc<AgentNode>,
     reconciler: Arc<Reconciler<AgentNode>>,
     context: manifest::Context,
-    meter: Meter,
 }
 
 fn refused(kind: Kind, name: &str, errors: Vec<ManifestError>) -> ApiError {
@@ -74,7 +73,7 @@ impl AgentBackend {
         reconciler: Arc<Reconciler<AgentNode>>,
         context: manifest::Context,
     ) -> Self {
-        Self { node, reconciler, context, meter: Meter::default() }
+        Self { node, reconciler, context }
     }
 
     fn view(&self, namespace: &str, name: &str) -> Option<PodView> {
@@ -453,7 +452,7 @@ impl Backend for AgentBackend {
     }
 
     async fn usage(&self) -> Usage {
-        self.meter.read(&self.node).await.0
+        self.node.meter.read(&self.node).await.0
     }
 
     async fn logs(

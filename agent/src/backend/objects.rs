@@ -1,7 +1,6 @@
 //! API objects on disk: `<root>/objects/<kind>/<namespace>_<name>.json`, so that they outlive the agent and a reboot.
 
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::configs::{Object, ObjectKey};
+use crate::durable;
 use crate::store::Kind;
 
 /// A pod of the API as it is stored.
@@ -146,7 +146,6 @@ fn remove(path: &Path) {
 
 /// Writes durably and atomically, readable by the owner only; nothing is written when the file says the same.
 fn write_if_new(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    use std::io::Write;
     let text = serde_json::to_vec(value).map_err(io::Error::other)?;
     if std::fs::read(path).is_ok_and(|old| old == text) {
         return Ok(());
@@ -154,10 +153,5 @@ fn write_if_new(path: &Path, value: &impl Serialize) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    let staged = path.with_extension("tmp");
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    std::fs::rename(&staged, path)
+    durable::write(path, &text, 0o600)
 }

@@ -8,12 +8,12 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 use serde_json::{Value, json};
 
 use super::containers::PodSample;
-use super::usage::{Meter, Usage};
+use super::usage::Usage;
 use crate::node::AgentNode;
 
-/// The summary. Who asks for the first time in a while waits a second, see [`Meter`].
-pub async fn summary(node: &AgentNode, meter: &Meter) -> Value {
-    let (usage, samples) = meter.read(node).await;
+/// The summary. Who asks for the first time in a while waits a second, see [`Meter`](super::usage::Meter).
+pub async fn summary(node: &AgentNode) -> Value {
+    let (usage, samples) = node.meter.read(node).await;
     let at = usage.at;
     let pods: Vec<Value> = samples.iter().map(|sample| pod(sample, &usage)).collect();
     let (memory, swap) = (node.facts.memory, node.facts.swap());

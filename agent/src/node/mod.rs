@@ -51,6 +51,7 @@ use crate::configs::Configs;
 use crate::events::Recorder;
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
+use crate::metrics::usage::Meter;
 use crate::policies::Policies;
 use crate::services::Services;
 use crate::store::{Kind, ObjectStore};
@@ -121,6 +122,8 @@ pub struct AgentNode {
     pub events: Arc<Recorder>,
     /// Figures of the agent.
     pub counters: Arc<Counters>,
+    /// What pods and the machine use.
+    pub meter: Meter,
     /// What is kept ready for the next pod.
     pub ahead: Arc<ahead::Ahead>,
     entries: Mutex<HashMap<String, Arc<Entry>>>,
@@ -171,6 +174,7 @@ impl AgentNode {
             store: parts.store,
             events: parts.events,
             counters: parts.counters,
+            meter: Meter::default(),
             ahead,
             entries: Mutex::default(),
             kubepods: Arc::new(kubepods),

@@ -7,10 +7,7 @@
 mod request;
 mod serving;
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -21,6 +18,8 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
+
+use crate::durable;
 
 pub use request::{Refused, Request, SIGNER};
 pub use serving::{Names, server_config};
@@ -129,21 +128,8 @@ fn make(dir: &Path, certificate: &Path, key_path: &Path, node: &str) -> anyhow::
     write(certificate, &pem, 0o644)
 }
 
-/// Writes durably and atomically.
 fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
-    let staged: PathBuf = path.with_extension("tmp");
-    let written = (|| {
-        // One that is left from before might have another mode.
-        match std::fs::remove_file(&staged) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&staged)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&staged, path)
-    })();
-    written.with_context(|| format!("write {}", path.display()))
+    durable::write(path, text.as_bytes(), mode).with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]

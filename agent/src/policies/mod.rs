@@ -254,6 +254,9 @@ impl Policies {
 
     /// A pod is this now; its labels may be others.
     pub fn pod_changed(&self, pod: &Arc<Pod>) {
+        if !self.0.on {
+            return;
+        }
         let before = self.lock().pods.insert(pod.uid().to_owned(), pod.clone());
         if before.is_none_or(|before| before.object.metadata.labels != pod.object.metadata.labels) {
             self.changed();
@@ -262,6 +265,9 @@ impl Policies {
 
     /// A pod is no more.
     pub fn pod_gone(&self, uid: &str) {
+        if !self.0.on {
+            return;
+        }
         self.lock().pods.remove(uid);
         self.changed();
     }

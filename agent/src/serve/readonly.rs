@@ -13,7 +13,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::metrics::usage::Meter;
 use crate::metrics::{self, Page};
 use crate::node::AgentNode;
 use crate::store::Kind;
@@ -22,7 +21,6 @@ use crate::store::Kind;
 struct Served {
     node: Arc<AgentNode>,
     ready: watch::Receiver<bool>,
-    meter: Arc<Meter>,
 }
 
 /// Listens and serves until the task is ended.
@@ -43,7 +41,7 @@ pub(super) async fn listen(
         .route("/metrics/resource", get(|State(s): State<Served>| page(s, Page::Resource)))
         .route("/stats/summary", get(summary))
         .route("/pods", get(pods))
-        .with_state(Served { node, ready, meter: Arc::default() });
+        .with_state(Served { node, ready });
     Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the read-only server ended");
@@ -67,7 +65,7 @@ async fn page(served: Served, page: Page) -> Response {
 }
 
 async fn summary(State(served): State<Served>) -> axum::Json<serde_json::Value> {
-    axum::Json(metrics::summary::summary(&served.node, &served.meter).await)
+    axum::Json(metrics::summary::summary(&served.node).await)
 }
 
 /// All pods, as kubelet's `/pods`.

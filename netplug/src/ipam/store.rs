@@ -5,7 +5,7 @@
 //! pods that it ended too.
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lease::Lease;
 use crate::error::{Error, Result};
+use crate::record;
 
 /// A released address.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -74,21 +75,21 @@ impl Store {
     }
 
     pub(super) fn keep(&self, lease: &Lease) -> Result<()> {
-        write(&self.leases, &lease.id, lease)
+        record::write(&self.leases, &lease.id, lease)
     }
 
     pub(super) fn forget(&self, id: &str) -> Result<()> {
-        remove(&self.leases.join(file_name(id)))
+        record::remove(&record::path(&self.leases, id))
     }
 
     /// Puts the address into quarantine before the lease goes, so that no crash can free it early.
     pub(super) fn release(&self, released: &Quarantined) -> Result<()> {
-        write(&self.quarantine, &released.ipv4.to_string(), released)?;
+        record::write(&self.quarantine, &released.ipv4.to_string(), released)?;
         self.forget(&released.id)
     }
 
     pub(super) fn end_quarantine(&self, address: Ipv4Addr) -> Result<()> {
-        remove(&self.quarantine.join(file_name(&address.to_string())))
+        record::remove(&record::path(&self.quarantine, &address.to_string()))
     }
 
     /// Removes the folders of leases and quarantine, and the folder above if nothing else is in it.
@@ -99,7 +100,7 @@ impl Store {
                 _ => {}
             }
         }
-        remove(&self.dir.join(LOCK))?;
+        record::remove(&self.dir.join(LOCK))?;
         match fs::remove_dir(&self.dir) {
             Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
                 Err(Error::file("remove", &self.dir, e))
@@ -109,33 +110,13 @@ impl Store {
     }
 }
 
-fn file_name(stem: &str) -> String {
-    format!("{stem}.json")
-}
-
-fn write<T: Serialize>(folder: &Path, stem: &str, value: &T) -> Result<()> {
-    let text = serde_json::to_vec(value).map_err(|e| Error::file("encode", folder, io::Error::from(e)))?;
-    // Ids never begin with a dot, so this name is nobody's.
-    let draft = folder.join(format!(".{stem}.tmp"));
-    let path = folder.join(file_name(stem));
-    fs::write(&draft, text).map_err(|e| Error::file("write", &draft, e))?;
-    fs::rename(&draft, &path).map_err(|e| Error::file("rename into place", &path, e))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::file("remove", path, e)),
-        _ => Ok(()),
-    }
-}
-
 /// Reads every record of a folder; drafts and files that make no sense are removed.
 fn read_all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
     let mut records = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| Error::file("list", folder, e))? {
         let path = entry.map_err(|e| Error::file("list", folder, e))?.path();
         if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
-            remove(&path)?;
+            record::remove(&path)?;
             continue;
         }
         let text = fs::read(&path).map_err(|e| Error::file("read", &path, e))?;
@@ -143,7 +124,7 @@ fn read_all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
             Ok(record) => records.push(record),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "removed a record that cannot be read");
-                remove(&path)?;
+                record::remove(&path)?;
             }
         }
     }

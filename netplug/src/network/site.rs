@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::{Config, PodNetwork};
 use crate::error::Result;
-use crate::ipam::{Claim, Guard, Shared};
+use crate::ipam::{Claim, Guard, Lease, Shared};
 use crate::network::services::Served;
 use crate::nft::policy::{gate, rules};
 use crate::nft::ruleset::{Ruleset, ruleset};
@@ -89,28 +89,27 @@ impl Site {
             policy::forget(&self.config.state_dir)?;
             return table.remove_policies();
         }
-        let guards = self.leases.iter().map(Shared::lock).collect::<Result<Vec<_>>>()?;
-        let leases = self
-            .config
-            .all()
-            .zip(&guards)
-            .filter(|(of, _)| of.parent.is_none())
-            .flat_map(|(of, some)| some.leases().map(move |one| (of, one)));
-        table.rebuild_policies(&gate(&self.config, leases))?;
+        let guards = self.all_leases()?;
+        table.rebuild_policies(&gate(&self.config, self.bridged(&guards)))?;
         match &*self.policies() {
             Some(policies) => table.rebuild_policies(&rules(&self.config, policies)),
             None => Ok(()),
         }
     }
 
+    /// The leases of all networks, which nobody changes meanwhile.
+    fn all_leases(&self) -> Result<Vec<Guard<'_>>> {
+        self.leases.iter().map(Shared::lock).collect()
+    }
+
+    /// Those of networks with a bridge, each with the settings of its own.
+    fn bridged<'a>(&'a self, leases: &'a [Guard<'_>]) -> impl Iterator<Item = (&'a Config, &'a Lease)> {
+        let networks = self.config.all().zip(leases).filter(|(of, _)| of.parent.is_none());
+        networks.flat_map(|(of, some)| some.leases().map(move |one| (of, one)))
+    }
+
     fn ruleset(&self) -> Result<Ruleset> {
-        let guards = self.leases.iter().map(Shared::lock).collect::<Result<Vec<_>>>()?;
-        let leases = self
-            .config
-            .all()
-            .zip(&guards)
-            .filter(|(of, _)| of.parent.is_none())
-            .flat_map(|(of, some)| some.leases().map(move |one| (of, one)));
-        Ok(ruleset(&self.config, leases, &self.services().services))
+        let guards = self.all_leases()?;
+        Ok(ruleset(&self.config, self.bridged(&guards), &self.services().services))
     }
 }

@@ -2,7 +2,7 @@
 //! that a network had before it got others. Each network has a record of those, written before they are made.
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -15,9 +15,9 @@ use crate::nft::admission;
 use crate::nft::table::Table;
 use crate::sys::netlink::{self, Socket};
 use crate::sys::netns::on_thread;
-use crate::{bridge, ipam, veth};
+use crate::{bridge, ipam, record, veth};
 
-/// `network.json`.
+/// `network.json`, which every network has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     bridge: String,
@@ -28,20 +28,17 @@ struct Record {
     gateways: Vec<(IpAddr, u8)>,
 }
 
-const FILE: &str = "network.json";
+/// Its name.
+const RECORD: &str = "network";
 
 impl Record {
     fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
+        record::read(folder, RECORD).ok()??.ok()
     }
 
     fn write(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).map_err(|e| Error::file("create", folder, e))?;
-        let path = folder.join(FILE);
-        let text = serde_json::to_vec(self).map_err(|e| Error::file("encode", &path, io::Error::from(e)))?;
-        let draft = folder.join(".network.tmp");
-        fs::write(&draft, text).map_err(|e| Error::file("write", &draft, e))?;
-        fs::rename(&draft, &path).map_err(|e| Error::file("rename into place", &path, e))
+        record::write(folder, RECORD, self)
     }
 }
 
@@ -134,9 +131,5 @@ fn remove_one(config: &Config, folder: &Path) -> Result<()> {
 
 /// Removes the record of a network.
 pub(super) fn forget(folder: &Path) -> Result<()> {
-    let path = folder.join(FILE);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::file("remove", path, e)),
-        _ => Ok(()),
-    }
+    record::remove(&record::path(folder, RECORD))
 }

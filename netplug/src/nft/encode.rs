@@ -266,12 +266,7 @@ pub(super) fn expression(a: &mut Attributes<'_>, name: &str, fill: impl FnOnce(&
 pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
     const INPUT_NAME: u32 = 6;
     const OUTPUT_NAME: u32 = 7;
-    const STATE: u32 = 0;
-    const ESTABLISHED_OR_RELATED: u32 = 0b110;
-    const NEW: u32 = 0b1000;
-    const INVALID: u32 = 0b1;
-    const STATUS: u32 = 2;
-    const DST_NAT: u32 = 0x20;
+    use tracking::{DST_NAT, ESTABLISHED, INVALID, NEW, RELATED, STATE, STATUS};
     match statement {
         Statement::InputIs(link) => link_name(a, INPUT_NAME, link, true),
         Statement::InputIsNot(link) => link_name(a, INPUT_NAME, link, false),
@@ -282,7 +277,7 @@ pub(crate) fn statement(a: &mut Attributes<'_>, statement: &Statement) {
         Statement::DestinationNot(net) => network(a, *net, true, false),
         Statement::DestinationIsLocal => destination_is_local(a),
         Statement::Redirected => connection(a, STATUS, DST_NAT),
-        Statement::Answers => connection(a, STATE, ESTABLISHED_OR_RELATED),
+        Statement::Answers => connection(a, STATE, ESTABLISHED | RELATED),
         Statement::AnswersOrRedirectedXt => xt_conntrack(a),
         Statement::Accept => verdict(a, 1, None),
         Statement::Drop => verdict(a, 0, None),
@@ -411,21 +406,43 @@ fn destination_is_local(a: &mut Attributes<'_>) {
     compare(a, true, &RTN_LOCAL.to_ne_bytes());
 }
 
-/// Matches if the connection has one of the bits of `mask` in what `key` names.
-pub(super) fn connection(a: &mut Attributes<'_>, key: u32, mask: u32) {
+/// What connection tracking can be asked (enum nft_ct_keys), and bits of the answers (linux/netfilter/nf_conntrack_common.h).
+pub(super) mod tracking {
+    pub(crate) const STATE: u32 = 0;
+    pub(crate) const INVALID: u32 = 0b1;
+    pub(crate) const ESTABLISHED: u32 = 0b10;
+    pub(crate) const RELATED: u32 = 0b100;
+    pub(crate) const NEW: u32 = 0b1000;
+    pub(crate) const DIRECTION: u32 = 1;
+    pub(crate) const STATUS: u32 = 2;
+    pub(crate) const DST_NAT: u32 = 0x20;
+}
+
+/// Loads what connection tracking says to `key`.
+pub(super) fn tracked(a: &mut Attributes<'_>, key: u32) {
     expression(a, "ct", |a| {
         a.number(1, REGISTER).number(2, key);
     });
+}
+
+/// Matches if the connection has one of `bits` in what `key` names.
+pub(super) fn connection(a: &mut Attributes<'_>, key: u32, bits: u32) {
+    tracked(a, key);
+    mask(a, &bits.to_ne_bytes());
+    compare(a, false, &[0; 4]);
+}
+
+/// Leaves these bits of what was loaded.
+pub(super) fn mask(a: &mut Attributes<'_>, bits: &[u8]) {
     expression(a, "bitwise", |a| {
-        a.number(1, REGISTER).number(2, REGISTER).number(3, 4);
+        a.number(1, REGISTER).number(2, REGISTER).number(3, bits.len() as u32);
         a.nest(4, |a| {
-            a.put(DATA_VALUE, &mask.to_ne_bytes());
+            a.put(DATA_VALUE, bits);
         });
         a.nest(5, |a| {
-            a.put(DATA_VALUE, &[0; 4]);
+            a.put(DATA_VALUE, &vec![0; bits.len()]);
         });
     });
-    compare(a, false, &[0; 4]);
 }
 
 /// `-m conntrack --ctstate RELATED,ESTABLISHED,DNAT` (struct xt_conntrack_mtinfo3 of linux/netfilter/xt_conntrack.h).

@@ -9,7 +9,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::{Connection, Incoming, Reader, Writer};
 use crate::api::Backend;
-use crate::api::portforward::stream_of;
+use crate::api::portforward::connect;
 use crate::api::write::Target;
 
 /// The protocol's name.
@@ -83,13 +83,9 @@ async fn refuse(mut errors: Writer, why: &str) {
 
 /// One connection, until both directions have ended or the client wants no more of it.
 async fn forward(backend: Arc<dyn Backend>, target: Target, port: u16, errors: Writer, data: Incoming) {
-    let dialed = backend.dial(&target.namespace, &target.name, port).await;
-    let socket = match dialed.and_then(|fd| stream_of(fd).map_err(|e| e.to_string())) {
+    let socket = match connect(backend.as_ref(), &target, port).await {
         Ok(socket) => socket,
-        Err(why) => {
-            let text = format!("error forwarding port {port} to pod {}: {why}", target.name);
-            return refuse(errors, &text).await;
-        }
+        Err(text) => return refuse(errors, &text).await,
     };
     let (from, to) = socket.into_split();
     tokio::join!(send(data.reader, to), receive(from, data.writer));

@@ -7,7 +7,7 @@ use crate::nft::encode::{
     APPEND, CHUNK, DATA_VALUE, DEL_CHAIN, DEL_ELEMENT, DEL_RULE, DEL_SET, GOTO, JUMP, LAYER4, LIST_ELEMENT,
     NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, REGISTER, TRANSPORT, TYPE_IPV4, TYPE_IPV6, TYPE_PORT,
     TYPE_PROTOCOL, VERDICT, add_table, address, connection, delete_table, expression, family, link_name,
-    meta, octets, payload, port, port_asked, reject, verdict, verdict_data,
+    mask, meta, octets, payload, port, port_asked, reject, tracked, tracking, verdict, verdict_data,
 };
 use crate::nft::set::Family;
 use crate::nft::wire::{Attributes, BRIDGE, Batch, INET};
@@ -224,7 +224,7 @@ fn statement(a: &mut Attributes<'_>, statement: &Statement) {
             link_name(a, OUTPUT_NAME, link, true);
         }
         Statement::NotRedirected | Statement::Reply | Statement::Related | Statement::Torn => {
-            tracked(a, statement)
+            of_connection(a, statement)
         }
         Statement::Judge(of, end, map) => {
             family(a, *of);
@@ -274,30 +274,20 @@ fn statement(a: &mut Attributes<'_>, statement: &Statement) {
 }
 
 /// What connection tracking knows of a packet.
-fn tracked(a: &mut Attributes<'_>, statement: &Statement) {
-    const STATE: u32 = 0;
-    const STATUS: u32 = 2;
-    const DST_NAT: u32 = 0x20;
-    const DIRECTION: u32 = 1;
-    const ESTABLISHED: u32 = 0b10;
-    const RELATED: u32 = 0b100;
-    const NEW: u32 = 0b1000;
+fn of_connection(a: &mut Attributes<'_>, statement: &Statement) {
+    use tracking::{DIRECTION, DST_NAT, ESTABLISHED, NEW, RELATED, STATE, STATUS};
     const TCP: u8 = 6;
     const SYN: u8 = 2;
     match statement {
         Statement::Reply => {
             const REPLY: u8 = 1;
-            expression(a, "ct", |a| {
-                a.number(1, REGISTER).number(2, DIRECTION);
-            });
+            tracked(a, DIRECTION);
             compare(a, EQUAL, &[REPLY]);
             connection(a, STATE, ESTABLISHED);
         }
         Statement::Related => connection(a, STATE, RELATED),
         Statement::NotRedirected => {
-            expression(a, "ct", |a| {
-                a.number(1, REGISTER).number(2, STATUS);
-            });
+            tracked(a, STATUS);
             mask(a, &DST_NAT.to_ne_bytes());
             compare(a, EQUAL, &[0; 4]);
         }
@@ -309,19 +299,6 @@ fn tracked(a: &mut Attributes<'_>, statement: &Statement) {
             compare(a, EQUAL, &[0]);
         }
     }
-}
-
-/// Leaves these bits of what was loaded.
-fn mask(a: &mut Attributes<'_>, bits: &[u8]) {
-    expression(a, "bitwise", |a| {
-        a.number(1, REGISTER).number(2, REGISTER).put(3, &(bits.len() as u32).to_be_bytes());
-        a.nest(4, |a| {
-            a.put(DATA_VALUE, bits);
-        });
-        a.nest(5, |a| {
-            a.put(DATA_VALUE, &vec![0; bits.len()]);
-        });
-    });
 }
 
 /// What a frame is, as the bridge sees it.
