@@ -4,7 +4,7 @@
 //! [`node`] (the reconciler's actions, carried out with shims, images and the pod network), the [`backend`] of the
 //! [`api`], manifest folders and [`metrics`]. [`oci`] turns a container of a pod into an OCI specification, [`oci_cli`] is the command line of an OCI runtime,
 //! [`volumes`] and [`etcfiles`] make what it mounts. [`store`] holds the objects that the API serves, [`configs`] the ConfigMaps and
-//! Secrets in use, [`events`] records what happened, [`facts`] is what there is to know of the machine,
+//! Secrets in use, [`hub`] what other nodes have here, [`events`] records what happened, [`facts`] is what there is to know of the machine,
 //! [`pki`] the certificates with which the API is served over TLS.
 
 pub mod api;
@@ -19,6 +19,7 @@ mod durable;
 pub mod etcfiles;
 pub mod events;
 pub mod facts;
+pub mod hub;
 pub mod metrics;
 pub mod node;
 pub mod oci;

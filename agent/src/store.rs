@@ -38,8 +38,24 @@ impl Group {
     /// Who may talk to whom.
     pub const NETWORKING: Group = Group { name: "networking.k8s.io", version: "v1" };
 
+    /// Who holds what for how long.
+    pub const COORDINATION: Group = Group { name: "coordination.k8s.io", version: "v1" };
+
+    /// What nodes can run pods with.
+    pub const NODE: Group = Group { name: "node.k8s.io", version: "v1" };
+
+    /// Which pods matter more.
+    pub const SCHEDULING: Group = Group { name: "scheduling.k8s.io", version: "v1" };
+
     /// The groups of stored kinds beside the core one, in the order of discovery.
-    pub const NAMED: [Group; 3] = [Group::CERTIFICATES, Group::DISCOVERY, Group::NETWORKING];
+    pub const NAMED: [Group; 6] = [
+        Group::CERTIFICATES,
+        Group::COORDINATION,
+        Group::DISCOVERY,
+        Group::NETWORKING,
+        Group::NODE,
+        Group::SCHEDULING,
+    ];
 
     /// Where its objects are: `/api/v1`, `/apis/networking.k8s.io/v1`.
     pub fn path(self) -> String {
@@ -86,11 +102,19 @@ pub enum Kind {
     CertificateSigningRequest,
     /// `networking.k8s.io/v1 NetworkPolicy`.
     NetworkPolicy,
+    /// `coordination.k8s.io/v1 Lease`.
+    Lease,
+    /// `v1 ServiceAccount`.
+    ServiceAccount,
+    /// `node.k8s.io/v1 RuntimeClass`, not in a namespace.
+    RuntimeClass,
+    /// `scheduling.k8s.io/v1 PriorityClass`, not in a namespace.
+    PriorityClass,
 }
 
 impl Kind {
     /// Every kind, in the order of discovery.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 17] = [
         Kind::ConfigMap,
         Kind::Endpoints,
         Kind::Event,
@@ -100,10 +124,14 @@ impl Kind {
         Kind::PersistentVolume,
         Kind::Pod,
         Kind::Secret,
+        Kind::ServiceAccount,
         Kind::Service,
         Kind::EndpointSlice,
         Kind::CertificateSigningRequest,
         Kind::NetworkPolicy,
+        Kind::Lease,
+        Kind::RuntimeClass,
+        Kind::PriorityClass,
     ];
 
     /// The `kind` field.
@@ -122,6 +150,10 @@ impl Kind {
             Kind::EndpointSlice => "EndpointSlice",
             Kind::CertificateSigningRequest => "CertificateSigningRequest",
             Kind::NetworkPolicy => "NetworkPolicy",
+            Kind::Lease => "Lease",
+            Kind::ServiceAccount => "ServiceAccount",
+            Kind::RuntimeClass => "RuntimeClass",
+            Kind::PriorityClass => "PriorityClass",
         }
     }
 
@@ -131,6 +163,9 @@ impl Kind {
             Kind::EndpointSlice => Group::DISCOVERY,
             Kind::CertificateSigningRequest => Group::CERTIFICATES,
             Kind::NetworkPolicy => Group::NETWORKING,
+            Kind::Lease => Group::COORDINATION,
+            Kind::RuntimeClass => Group::NODE,
+            Kind::PriorityClass => Group::SCHEDULING,
             _ => Group::CORE,
         }
     }
@@ -167,6 +202,10 @@ impl Kind {
             Kind::EndpointSlice => "endpointslices",
             Kind::CertificateSigningRequest => "certificatesigningrequests",
             Kind::NetworkPolicy => "networkpolicies",
+            Kind::Lease => "leases",
+            Kind::ServiceAccount => "serviceaccounts",
+            Kind::RuntimeClass => "runtimeclasses",
+            Kind::PriorityClass => "priorityclasses",
         }
     }
 
@@ -177,7 +216,9 @@ impl Kind {
             Kind::Event => &["ev"],
             Kind::Node => &["no"],
             Kind::ConfigMap => &["cm"],
-            Kind::Secret | Kind::EndpointSlice => &[],
+            Kind::Secret | Kind::EndpointSlice | Kind::Lease | Kind::RuntimeClass => &[],
+            Kind::ServiceAccount => &["sa"],
+            Kind::PriorityClass => &["pc"],
             Kind::CertificateSigningRequest => &["csr"],
             Kind::Namespace => &["ns"],
             Kind::NetworkPolicy => &["netpol"],
@@ -192,7 +233,12 @@ impl Kind {
     pub fn namespaced(self) -> bool {
         !matches!(
             self,
-            Kind::Node | Kind::Namespace | Kind::PersistentVolume | Kind::CertificateSigningRequest
+            Kind::Node
+                | Kind::Namespace
+                | Kind::PersistentVolume
+                | Kind::CertificateSigningRequest
+                | Kind::RuntimeClass
+                | Kind::PriorityClass
         )
     }
 

@@ -144,9 +144,14 @@ pub(super) fn verbs(kind: Kind) -> &'static [&'static str] {
         | Kind::PersistentVolumeClaim
         | Kind::Service
         | Kind::Namespace
-        | Kind::NetworkPolicy => &["create", "delete", "get", "list", "patch", "update", "watch"],
+        | Kind::NetworkPolicy
+        | Kind::Node
+        | Kind::Lease
+        | Kind::ServiceAccount
+        | Kind::RuntimeClass
+        | Kind::PriorityClass => &["create", "delete", "get", "list", "patch", "update", "watch"],
         Kind::CertificateSigningRequest => &["create", "delete", "get", "list", "watch"],
-        Kind::Endpoints | Kind::EndpointSlice | Kind::Event | Kind::Node => &["get", "list", "watch"],
+        Kind::Endpoints | Kind::EndpointSlice | Kind::Event => &["get", "list", "watch"],
     }
 }
 
@@ -169,7 +174,7 @@ fn subresources(kind: Kind) -> &'static [Subresource] {
             ("resume", "Pod", &["create"]),
             ("status", "Pod", &["get", "patch", "update"]),
         ],
-        Kind::Node => &[("status", "Node", &["get"])],
+        Kind::Node => &[("status", "Node", &["get", "patch", "update"])],
         Kind::CertificateSigningRequest => {
             &[("approval", "CertificateSigningRequest", &["get", "patch", "update"])]
         }

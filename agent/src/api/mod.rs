@@ -47,6 +47,7 @@ pub use caller::{ADMINS, Caller};
 pub use error::{ApiError, Cause};
 pub use secure::Secure;
 
+use crate::hub::Hub;
 use crate::pki::Authority;
 use crate::store::ObjectStore;
 
@@ -55,15 +56,23 @@ use crate::store::ObjectStore;
 struct Api {
     store: ObjectStore,
     backend: Arc<dyn Backend>,
+    /// The objects of other nodes.
+    hub: Arc<Hub>,
     /// Held from reading an object to writing its successor, so that two patches do not undo each other.
     writes: Arc<tokio::sync::Mutex<()>>,
     /// Who signs certificates, if anybody does.
     authority: Option<Arc<Authority>>,
 }
 
-/// The API over the objects of `store`, changed through `backend`; `authority` signs the certificates of its users.
-pub fn router(store: ObjectStore, backend: Arc<dyn Backend>, authority: Option<Arc<Authority>>) -> Router {
-    let api = Api { store, backend, writes: Arc::default(), authority };
+/// The API over the objects of `store`, changed through `backend`, those of other nodes in `hub`; `authority` signs the
+/// certificates of its users.
+pub fn router(
+    store: ObjectStore,
+    backend: Arc<dyn Backend>,
+    hub: Arc<Hub>,
+    authority: Option<Arc<Authority>>,
+) -> Router {
+    let api = Api { store, backend, hub, writes: Arc::default(), authority };
     Router::new().fallback(routes::handle).with_state(api)
 }
 

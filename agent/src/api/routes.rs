@@ -84,14 +84,16 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
                 (Kind::CertificateSigningRequest, _) if sub == "approval" => {
                     certificates::approval(api, &object, &params, &parts, body).await
                 }
-                (Kind::Pod, Some(part)) => pod_part(api, &object, part, &params, &parts, body).await,
+                (Kind::Pod, Some(part)) | (Kind::Node, Some(part @ Part::Status)) => {
+                    part_of(api, &object, part, &params, &parts, body).await
+                }
                 _ => subresource(api, &object, &sub, &params, parts).await,
             }
         }
     }
 }
 
-async fn pod_part(
+async fn part_of(
     api: &Api,
     object: &write::Target,
     part: Part,
@@ -127,9 +129,6 @@ async fn subresource(
     mut parts: Parts,
 ) -> Result<Response, ApiError> {
     match (object.kind, sub, &parts.method) {
-        (Kind::Node, "status", &Method::GET) => {
-            read::get(api, object, read::Format::of(&parts.headers, params))
-        }
         (Kind::Pod, "log", &Method::GET) => log::respond(api, object, params).await,
         // kubectl and the kube crate open a WebSocket with GET; POST is how SPDY begins.
         (Kind::Pod, "exec", &Method::GET | &Method::POST) => {
@@ -146,8 +145,7 @@ async fn subresource(
             let pod = api.backend.pause(&object.namespace, &object.name, sub == "pause").await?;
             Ok(axum::Json(pod).into_response())
         }
-        (Kind::Node, "status", _)
-        | (Kind::Pod, "log" | "exec" | "attach" | "portforward" | "pause" | "resume", _) => {
+        (Kind::Pod, "log" | "exec" | "attach" | "portforward" | "pause" | "resume", _) => {
             Err(ApiError::method_not_allowed())
         }
         _ => Err(ApiError::no_such_path()),

@@ -138,7 +138,11 @@ fn selectable(kind: Kind, path: &str) -> bool {
         | Kind::PersistentVolumeClaim
         | Kind::Endpoints
         | Kind::EndpointSlice
-        | Kind::NetworkPolicy => &[],
+        | Kind::NetworkPolicy
+        | Kind::Lease
+        | Kind::ServiceAccount
+        | Kind::RuntimeClass
+        | Kind::PriorityClass => &[],
         Kind::CertificateSigningRequest => &["spec.signerName"],
     };
     path == "metadata.name" || (path == "metadata.namespace" && kind.namespaced()) || own.contains(&path)

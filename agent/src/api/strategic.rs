@@ -24,6 +24,8 @@ fn rule(parent: &str, field: &str) -> ListRule {
         (_, "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env") => {
             ListRule::ByKey("name")
         }
+        // Those of a ServiceAccount lie at its top.
+        ("", "imagePullSecrets" | "secrets") => ListRule::ByKey("name"),
         ("spec", "imagePullSecrets" | "resourceClaims" | "schedulingGates") => ListRule::ByKey("name"),
         ("containers" | "initContainers" | "ephemeralContainers", "ports") => {
             ListRule::ByKey("containerPort")

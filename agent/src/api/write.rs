@@ -13,6 +13,7 @@ use super::params::Params;
 use super::patch::{self, PatchType};
 use super::read::json_response;
 use super::{Api, ApiError, Part, discovery, protobuf, status};
+use crate::hub::{self, How};
 use crate::store::{Kind, Object};
 
 /// Bytes of a request's body that are accepted, as many as the API server takes.
@@ -22,19 +23,11 @@ const MAX_BODY: usize = 3 << 20;
 const MAX_READ: usize = 8 * MAX_BODY;
 
 /// The object that a path names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Its kind.
-    pub kind: Kind,
-    /// Its namespace, empty for kinds without.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
+pub use crate::hub::Key as Target;
 
 impl Target {
     /// The object as it is now.
-    pub fn find(&self, api: &Api) -> Result<Arc<Object>, ApiError> {
+    pub(super) fn find(&self, api: &Api) -> Result<Arc<Object>, ApiError> {
         api.store
             .get(self.kind, &self.namespace, &self.name)
             .ok_or_else(|| ApiError::not_found(self.kind, &self.name))
@@ -77,7 +70,7 @@ pub async fn create(
     let Some(namespace) = namespace else { return Err(ApiError::method_not_allowed()) };
     let mut target = Target { kind, namespace, name: String::new() };
     target.must_offer("create")?;
-    let dry_run = params.dry_run()?;
+    let how = how(params, Part::Whole)?;
     let mut object = read_object(headers, body).await?;
     target.name = claim_new(kind, &mut object)?;
     claim_namespace(kind, metadata(&mut object)?, &target.namespace)?;
@@ -85,8 +78,14 @@ pub async fn create(
     if target.find(api).is_ok() {
         return Err(ApiError::already_exists(kind, &target.name));
     }
-    let created = store_new(api, &target, object, dry_run).await?;
+    let created = store_new(api, &target, object, how).await?;
     Ok(json_response(StatusCode::CREATED, created.to_string()))
+}
+
+/// How the parameters want a part of an object changed.
+fn how(params: &Params, part: Part) -> Result<How, ApiError> {
+    let strict = params.get("fieldValidation") == Some("Strict");
+    Ok(How { dry_run: params.dry_run()?, strict, status: part == Part::Status })
 }
 
 /// Makes sure that a new object is of the path's kind and has a name; gives that.
@@ -95,8 +94,10 @@ pub fn claim_new(kind: Kind, object: &mut Value) -> Result<String, ApiError> {
     name_for(kind, metadata(object)?)
 }
 
-async fn store_new(api: &Api, target: &Target, object: Value, dry_run: bool) -> Result<Value, ApiError> {
+async fn store_new(api: &Api, target: &Target, object: Value, how: How) -> Result<Value, ApiError> {
+    let dry_run = how.dry_run;
     match target.kind {
+        kind if hub::keeps(kind) => api.hub.create(target, object, how),
         Kind::Pod => {
             let pod = api.backend.create_pod(object, dry_run).await?;
             Ok(newest(api, target, dry_run, &json!(pod)))
@@ -125,12 +126,12 @@ pub async fn replace(
     body: Body,
 ) -> Result<Response, ApiError> {
     target.must_offer("update")?;
-    let dry_run = params.dry_run()?;
+    let how = how(params, part)?;
     let mut object = read_object(headers, body).await?;
     target.claim(&mut object)?;
     let _guard = api.writes.lock().await;
     let current = target.find(api)?;
-    let updated = store_next(api, target, part, &current, object, dry_run).await?;
+    let updated = store_next(api, target, part, &current, object, how).await?;
     Ok(json_response(StatusCode::OK, updated.to_string()))
 }
 
@@ -144,7 +145,7 @@ pub async fn patch(
     body: Body,
 ) -> Result<Response, ApiError> {
     target.must_offer("patch")?;
-    let dry_run = params.dry_run()?;
+    let how = how(params, part)?;
     let kind = PatchType::of(content_type(headers))?;
     let bytes = read_body(body).await?;
     let patch = patch::parse(kind, &bytes)?;
@@ -154,14 +155,14 @@ pub async fn patch(
         (Err(_), PatchType::Apply) if part == Part::Whole => {
             let mut object = patch;
             target.claim(&mut object)?;
-            let created = store_new(api, target, object, dry_run).await?;
+            let created = store_new(api, target, object, how).await?;
             return Ok(json_response(StatusCode::CREATED, created.to_string()));
         }
         (Err(error), _) => return Err(error),
     };
     let mut object = patch::apply(kind, current.value(), patch)?;
     target.claim(&mut object)?;
-    let updated = store_next(api, target, part, &current, object, dry_run).await?;
+    let updated = store_next(api, target, part, &current, object, how).await?;
     Ok(json_response(StatusCode::OK, updated.to_string()))
 }
 
@@ -171,8 +172,9 @@ async fn store_next(
     part: Part,
     current: &Object,
     object: Value,
-    dry_run: bool,
+    how: How,
 ) -> Result<Value, ApiError> {
+    let dry_run = how.dry_run;
     let old = current.value();
     let metadata = &object["metadata"];
     check_version(target, current, metadata)?;
@@ -185,6 +187,7 @@ async fn store_next(
         return Ok(old);
     }
     let updated = match target.kind {
+        kind if hub::keeps(kind) => api.hub.update(target, current, object, how)?,
         Kind::Pod if part == Part::Status => {
             let refused = |causes| ApiError::invalid(Kind::Pod, &target.name, causes);
             let conditions = status::conditions(&old, &object).map_err(refused)?;
@@ -260,6 +263,7 @@ pub async fn delete(
     match target.kind {
         // Nobody but the API has them.
         Kind::CertificateSigningRequest => drop(api.store.delete(target.kind, "", &target.name)),
+        kind if hub::keeps(kind) => api.hub.delete(target, &current)?,
         kind => api.backend.delete_config(kind, &target.namespace, &target.name).await?,
     }
     // An object that is still in use goes later; whoever asked can wait for that.

@@ -36,6 +36,11 @@ impl Objects {
         Self { dir: root.join("objects") }
     }
 
+    /// The objects of a folder.
+    pub fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
     fn path(&self, kind: Kind, namespace: &str, name: &str) -> PathBuf {
         // Neither part can hold an underscore (RFC 1123), so the name is unique.
         self.dir.join(kind.plural()).join(format!("{namespace}_{name}.json"))
@@ -110,6 +115,11 @@ impl Objects {
     /// What the file system says.
     pub fn save(&self, kind: Kind, namespace: &str, name: &str, value: &impl Serialize) -> io::Result<()> {
         write_if_new(&self.path(kind, namespace, name), value)
+    }
+
+    /// One stored object.
+    pub fn read<T: DeserializeOwned>(&self, kind: Kind, namespace: &str, name: &str) -> Option<T> {
+        read(&self.path(kind, namespace, name))
     }
 
     /// Removes any object.

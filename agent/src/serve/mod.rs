@@ -25,11 +25,12 @@ use crate::configs::Configs;
 use crate::dns::{self, server::Sockets};
 use crate::events::{Recorder, Regarding};
 use crate::facts::NodeFacts;
+use crate::hub::Hub;
 use crate::metrics::Counters;
 use crate::node::{AgentNode, Parts};
 use crate::policies::Policies;
 use crate::services::{Ranges, Services};
-use crate::store::{Kind, ObjectStore};
+use crate::store::ObjectStore;
 use crate::volumes::claims::Claims;
 
 /// Longest time that pods get to end when everything is removed on exit.
@@ -146,7 +147,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let ahead = node.ahead.clone();
     tokio::spawn(async move { ahead.prepare().await });
     desired.start().await;
-    show_node(&node);
+    announce_node(&node);
     let following = tokio::spawn(desired.follow(context, ready));
     notify_systemd(&config, readiness);
     tokio::spawn(give_memory_back(store));
@@ -195,7 +196,9 @@ async fn serve_api(
 ) -> anyhow::Result<tokio::task::JoinHandle<std::io::Result<()>>> {
     let tls = secure::listen(&node.config, &node.facts).await?;
     let authority = tls.as_ref().map(|tls| tls.authority.clone());
-    let router = crate::api::router(node.store.clone(), backend, authority);
+    let hub = Arc::new(Hub::new(&node.config.root, node.store.clone(), &node.facts.name));
+    hub.load(node.facts.node_object(&node.config));
+    let router = crate::api::router(node.store.clone(), backend, hub, authority);
     let closing = || {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|stopped| *stopped).await) }
@@ -331,9 +334,8 @@ async fn give_memory_back(store: ObjectStore) {
     }
 }
 
-fn show_node(node: &AgentNode) {
+fn announce_node(node: &AgentNode) {
     let name = &node.facts.name;
-    node.store.put(Kind::Node, "", name, &node.facts.node_object(&node.config));
     let about = Regarding {
         kind: "Node",
         namespace: "default".into(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth::api::{self, ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource, Part};
+use berth::hub::Hub;
 use berth::metrics::usage::{ContainerUsage, PodUsage, Usage};
 use berth::store::{Kind, ObjectStore};
 use jiff::Timestamp;
@@ -45,6 +46,9 @@ impl Fake {
         Ok(())
     }
 }
+
+/// The name of the node that serves.
+pub const OWN: &str = "node-1";
 
 pub fn ago(seconds: i64) -> String {
     Timestamp::from_second(Timestamp::now().as_second() - seconds).unwrap().to_string()
@@ -247,6 +251,7 @@ impl Backend for Fake {
 pub struct Server {
     pub store: ObjectStore,
     pub fake: Arc<Fake>,
+    pub hub: Arc<Hub>,
     pub dir: TempDir,
     runtime: tokio::runtime::Runtime,
 }
@@ -262,12 +267,13 @@ impl Server {
         });
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let router = api::router(store.clone(), fake.clone(), None);
+        let hub = Arc::new(Hub::new(dir.path(), store.clone(), OWN));
+        let router = api::router(store.clone(), fake.clone(), hub.clone(), None);
         let _guard = runtime.enter();
         let listener = tokio::net::UnixListener::bind(dir.path().join("s")).unwrap();
         runtime.spawn(api::serve(listener, router, std::future::pending()));
         drop(_guard);
-        Server { store, fake, dir, runtime }
+        Server { store, fake, hub, dir, runtime }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -276,7 +282,7 @@ impl Server {
 
     /// The same objects over TCP on loopback.
     pub fn tcp(&self) -> std::net::SocketAddr {
-        let router = api::router(self.store.clone(), self.fake.clone(), None);
+        let router = api::router(self.store.clone(), self.fake.clone(), self.hub.clone(), None);
         let listener = self.runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         self.runtime.spawn(api::serve(listener, router, std::future::pending()));

@@ -1,6 +1,7 @@
 //! Objects as rows of `meta.k8s.io/v1 Table`, with the columns and words of kubectl.
 
 mod certificate;
+mod cluster;
 mod duration;
 mod pod;
 mod policy;
@@ -63,6 +64,10 @@ fn columns_of(kind: Kind) -> &'static [Column] {
         Kind::EndpointSlice => service::SLICES,
         Kind::CertificateSigningRequest => certificate::COLUMNS,
         Kind::NetworkPolicy => policy::COLUMNS,
+        Kind::Lease => cluster::LEASE,
+        Kind::ServiceAccount => cluster::ACCOUNT,
+        Kind::RuntimeClass => cluster::RUNTIME,
+        Kind::PriorityClass => cluster::PRIORITY,
     }
 }
 
@@ -85,6 +90,10 @@ fn row(kind: Kind, object: &Object, include: Include) -> (String, Value) {
         Kind::EndpointSlice => (String::new(), parsed(object).map(|o| service::slice(&o))),
         Kind::CertificateSigningRequest => (String::new(), parsed(object).map(|o| certificate::cells(&o))),
         Kind::NetworkPolicy => (String::new(), parsed(object).map(|o| policy::cells(&o))),
+        Kind::Lease => (String::new(), parsed(object).map(|o| cluster::lease(&o))),
+        Kind::ServiceAccount => (String::new(), parsed(object).map(|o| cluster::account(&o))),
+        Kind::RuntimeClass => (String::new(), parsed(object).map(|o| cluster::runtime(&o))),
+        Kind::PriorityClass => (String::new(), parsed(object).map(|o| cluster::priority(&o))),
     };
     // An object that does not fit its own type, which only a bug could store, still shows its name.
     let cells = cells.unwrap_or_else(|| {
