@@ -3,64 +3,14 @@
 
 mod api_support;
 
-use api_support::{Server, ago, pod, running};
+use api_support::{Server, ago, call, get, names, open, pod, running, text};
 use berth::store::Kind;
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper_util::rt::TokioIo;
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
-
-/// One request; gives the response with its body still to come.
-async fn open(
-    server: &Server,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: String,
-) -> http::Response<Incoming> {
-    let stream = tokio::net::UnixStream::connect(server.socket()).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let mut request = Request::builder().method(method).uri(path).header(header::HOST, "test");
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()
-}
-
-async fn text(
-    server: &Server,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: String,
-) -> (StatusCode, String) {
-    let response = open(server, method, path, headers, body).await;
-    let status = response.status();
-    let bytes = response.into_body().collect().await.unwrap().to_bytes();
-    (status, String::from_utf8(bytes.to_vec()).unwrap())
-}
-
-async fn call(server: &Server, method: &str, path: &str, body: Value) -> (u16, Value) {
-    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    let (status, text) = text(server, method, path, &[("content-type", kind)], body).await;
-    (status.as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
-}
-
-async fn get(server: &Server, path: &str) -> Value {
-    let (code, value) = call(server, "GET", path, Value::Null).await;
-    assert_eq!(code, 200, "{path}: {value}");
-    value
-}
-
-fn names(list: &Value) -> Vec<String> {
-    let items = list["items"].as_array().unwrap();
-    items.iter().map(|o| o["metadata"]["name"].as_str().unwrap().to_owned()).collect()
-}
 
 #[test]
 fn a_pod_lives_and_dies() {
@@ -220,7 +170,7 @@ fn bad_requests_get_a_status() {
             ("GET", "/api/v1/namespaces/default/pods/web/portforward?ports=80", 400),
             ("GET", "/api/v1/namespaces/default/pods/web/pause", 405),
             ("POST", "/api/v1/namespaces/default/pods/nobody/pause", 404),
-            ("GET", "/api/v1/namespaces/default/pods/web/binding", 404),
+            ("GET", "/api/v1/namespaces/default/pods/web/bindings", 404),
         ] {
             let (got, value) = call(&server, method, path, Value::Null).await;
             assert_eq!(got, code, "{method} {path}: {value}");
@@ -516,53 +466,5 @@ fn events_come_in_the_order_of_time() {
         let list: Value = serde_json::from_str(&body).unwrap();
         let reasons: Vec<&Value> = list["rows"].as_array().unwrap().iter().map(|r| &r["cells"][2]).collect();
         assert_eq!(reasons, ["y", "z", "x"]);
-    });
-}
-
-/// What a kubelet does with its Node and its Lease.
-#[test]
-fn another_node_registers() {
-    let server = Server::start();
-    let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "other", "labels": {"a": "b"}},
-        "status": {"conditions": [{"type": "Ready", "status": "False"}]}});
-    server.block_on(async {
-        let (code, made) = call(&server, "POST", "/api/v1/nodes", node.clone()).await;
-        assert_eq!((code, made["status"]["conditions"][0]["status"].as_str()), (201, Some("False")));
-        assert_eq!(call(&server, "POST", "/api/v1/nodes", node).await.0, 409);
-        let strategic = [("content-type", "application/strategic-merge-patch+json")];
-        let patch = json!({"metadata": {"annotations": {"x": "y"}}, "spec": {"unschedulable": true},
-            "status": {"$setElementOrder/conditions": [{"type": "MemoryPressure"}, {"type": "Ready"}],
-                "conditions": [{"type": "Ready", "status": "True"}, {"type": "MemoryPressure", "status": "False"}]}});
-        let path = "/api/v1/nodes/other/status";
-        let (code, text) = text(&server, "PATCH", path, &strategic, patch.to_string()).await;
-        let patched: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(code, 200, "{text}");
-        let conditions = json!([{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": "True"}]);
-        assert_eq!(patched["status"]["conditions"], conditions);
-        assert_eq!((&patched["metadata"]["annotations"]["x"], patched.get("spec")), (&json!("y"), None));
-        let cordon = json!({"spec": {"unschedulable": true}});
-        let (_, cordoned) = call(&server, "PATCH", "/api/v1/nodes/other", cordon).await;
-        assert_eq!(cordoned["spec"]["taints"][0]["effect"], "NoSchedule");
-        let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json")];
-        let (_, shown) = self::text(&server, "GET", "/api/v1/nodes/other", &table, String::new()).await;
-        assert!(shown.contains("Ready,SchedulingDisabled"), "{shown}");
-
-        let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
-        let lease = json!({"metadata": {"name": "other"}, "spec": {"holderIdentity": "other",
-            "leaseDurationSeconds": 40, "renewTime": "2026-01-01T00:00:00.000000Z"}});
-        assert_eq!(call(&server, "POST", leases, lease).await.0, 201);
-        let path = format!("{leases}/other");
-        let mut lease = get(&server, &path).await;
-        lease["spec"]["renewTime"] = json!("2026-01-01T00:00:10.000000Z");
-        let (code, renewed) = call(&server, "PUT", &path, lease.clone()).await;
-        assert_eq!((code, &renewed["spec"]["renewTime"]), (200, &json!("2026-01-01T00:00:10.000000Z")));
-        assert_eq!(call(&server, "PUT", &path, lease).await.0, 409);
-
-        let strict = json!({"metadata": {"name": "third"}, "spec": {"taint": []}, "x": 1});
-        let (code, refused) = call(&server, "POST", "/api/v1/nodes?fieldValidation=Strict", strict).await;
-        let message = refused["message"].as_str().unwrap();
-        assert!(code == 400 && message.contains("unknown field \"x\""), "{message}");
-        assert_eq!(call(&server, "DELETE", "/api/v1/nodes/other", Value::Null).await.0, 200);
-        assert_eq!(call(&server, "GET", "/api/v1/nodes/other", Value::Null).await.0, 404);
     });
 }

@@ -264,3 +264,32 @@ fn restart_container_on_resize_needs_a_pod_that_restarts() {
     let errors = check_pod(&value, &Context::default()).unwrap_err();
     assert!(errors[0].reason.contains("must be 'NotRequired' when `restartPolicy` is 'Never'"), "{errors:?}");
 }
+
+#[test]
+fn a_pod_of_another_node_may_have_what_this_one_lacks() {
+    let mut pod = base();
+    pod["spec"]["schedulingGates"] = json!([{ "name": "example.org/a" }, { "name": "example.org/b" }]);
+    pod["spec"]["volumes"] = json!([
+        { "name": "n", "nfs": { "server": "s", "path": "/p" } },
+        { "name": "e" },
+        { "name": "t", "projected": { "sources": [{ "serviceAccountToken": { "path": "token" } }] } },
+    ]);
+    assert!(check_pod(&pod, &Context::default()).is_err());
+    let elsewhere = Context { elsewhere: true, running: true, ..Context::default() };
+    let old = check_pod(&pod, &elsewhere).unwrap();
+    let volumes = json!(old.spec.as_ref().unwrap().volumes);
+    assert_eq!(volumes[0], json!({ "name": "n", "nfs": { "server": "s", "path": "/p" } }));
+    assert_eq!(volumes[1], json!({ "name": "e", "emptyDir": {} }));
+    assert_eq!(volumes[2]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"], 3600);
+    let gated = |gates: Value| {
+        let mut pod = pod.clone();
+        pod["spec"]["schedulingGates"] = gates;
+        pod_update_allowed(&old, &check_pod(&pod, &elsewhere).unwrap())
+    };
+    assert!(gated(json!([{ "name": "example.org/b" }])).is_ok() && gated(json!([])).is_ok());
+    let errors = gated(json!([{ "name": "example.org/c" }])).unwrap_err();
+    assert_eq!(errors[0].field.as_deref(), Some("spec.schedulingGates"));
+    pod["spec"]["volumes"][0]["nfs"]["pth"] = json!(1);
+    let errors = check_pod(&pod, &elsewhere).unwrap_err();
+    assert_eq!((errors[0].cause, errors.len()), (Cause::FieldUnknown, 1));
+}

@@ -95,6 +95,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Checks a pod and begins to run it. `dry_run` only checks. The object has name and namespace.
     async fn create_pod(&self, pod: Value, dry_run: bool) -> Result<v1::Pod, ApiError>;
 
+    /// Begins to run a pod that waited for its node, which is this one; it keeps uid and age.
+    async fn take_pod(&self, pod: Value) -> Result<v1::Pod, ApiError>;
+
     /// Replaces what is wanted of a part of a pod. `pod` is the whole new object, which may differ in that part only.
     async fn update_pod(
         &self,

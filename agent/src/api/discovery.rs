@@ -165,6 +165,7 @@ fn subresources(kind: Kind) -> &'static [Subresource] {
     match kind {
         Kind::Pod => &[
             ("attach", "PodAttachOptions", &["create", "get"]),
+            ("binding", "Binding", &["create"]),
             ("ephemeralcontainers", "Pod", &["get", "patch", "update"]),
             ("exec", "PodExecOptions", &["create", "get"]),
             ("log", "Pod", &["get"]),

@@ -11,6 +11,7 @@ use super::{
     Api, ApiError, Part, attach, certificates, discovery, exec, log, metrics, openapi, portforward, read,
     review, watch, write,
 };
+use crate::hub;
 use crate::store::{Group, Kind};
 
 /// What a path names.
@@ -87,6 +88,10 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
                 (Kind::Pod, Some(part)) | (Kind::Node, Some(part @ Part::Status)) => {
                     part_of(api, &object, part, &params, &parts, body).await
                 }
+                (Kind::Pod, None) if sub == "binding" => match parts.method {
+                    Method::POST => write::bind(api, &object, &params, &parts.headers, body).await,
+                    _ => Err(ApiError::method_not_allowed()),
+                },
                 _ => subresource(api, &object, &sub, &params, parts).await,
             }
         }
@@ -128,6 +133,9 @@ async fn subresource(
     params: &Params,
     mut parts: Parts,
 ) -> Result<Response, ApiError> {
+    if matches!(sub, "log" | "exec" | "attach" | "portforward" | "pause" | "resume") {
+        elsewhere(api, object)?;
+    }
     match (object.kind, sub, &parts.method) {
         (Kind::Pod, "log", &Method::GET) => log::respond(api, object, params).await,
         // kubectl and the kube crate open a WebSocket with GET; POST is how SPDY begins.
@@ -150,6 +158,23 @@ async fn subresource(
         }
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// Refuses what only the node of a pod can do, if that is another one.
+fn elsewhere(api: &Api, object: &write::Target) -> Result<(), ApiError> {
+    let Ok(pod) = object.find(api) else { return Ok(()) };
+    if !api.hub.has(&pod) {
+        return Ok(());
+    }
+    let pod = pod.value();
+    Err(match hub::node_of(&pod) {
+        "" => ApiError::bad_request(format!("pod {} does not have a host assigned", object.name)),
+        node => ApiError::new(
+            503,
+            "ServiceUnavailable",
+            format!("pod {} runs on node {node:?}; ask there", object.name),
+        ),
+    })
 }
 
 fn health(api: &Api, path: &str) -> Response {

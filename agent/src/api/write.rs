@@ -13,7 +13,7 @@ use super::params::Params;
 use super::patch::{self, PatchType};
 use super::read::json_response;
 use super::{Api, ApiError, Part, discovery, protobuf, status};
-use crate::hub::{self, How};
+use crate::hub::{self, Deleted, How};
 use crate::store::{Kind, Object};
 
 /// Bytes of a request's body that are accepted, as many as the API server takes.
@@ -98,6 +98,7 @@ async fn store_new(api: &Api, target: &Target, object: Value, how: How) -> Resul
     let dry_run = how.dry_run;
     match target.kind {
         kind if hub::keeps(kind) => api.hub.create(target, object, how),
+        Kind::Pod if api.hub.takes(&object) => api.hub.create_pod(target, &object, how),
         Kind::Pod => {
             let pod = api.backend.create_pod(object, dry_run).await?;
             Ok(newest(api, target, dry_run, &json!(pod)))
@@ -188,6 +189,7 @@ async fn store_next(
     }
     let updated = match target.kind {
         kind if hub::keeps(kind) => api.hub.update(target, current, object, how)?,
+        Kind::Pod if api.hub.has(current) => api.hub.update_pod(target, part, current, &object, how)?,
         Kind::Pod if part == Part::Status => {
             let refused = |causes| ApiError::invalid(Kind::Pod, &target.name, causes);
             let conditions = status::conditions(&old, &object).map_err(refused)?;
@@ -199,6 +201,27 @@ async fn store_next(
         _ => api.backend.put_config(target.kind, object, false, dry_run).await?,
     };
     Ok(newest(api, target, dry_run, &updated))
+}
+
+/// `POST` to a pod's `binding`: gives it its node.
+pub async fn bind(
+    api: &Api,
+    target: &Target,
+    params: &Params,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let dry_run = params.dry_run()?;
+    let binding = read_object(headers, body).await?;
+    let _guard = api.writes.lock().await;
+    let current = target.find(api)?;
+    if let Some(pod) = api.hub.bind(target, &current, &binding, dry_run)? {
+        api.backend.take_pod(pod).await?;
+        api.hub.hand_over(target);
+    }
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    Ok(json_response(StatusCode::CREATED, status.to_string()))
 }
 
 /// Refuses a change of an object that somebody else has changed since it was read.
@@ -238,6 +261,7 @@ pub async fn delete(
     };
     // The API server takes a negative grace period for the shortest one that is not "at once".
     let grace = seconds.map(|seconds| u64::try_from(seconds).unwrap_or(1));
+    let _guard = api.writes.lock().await;
     let dry_run = params.dry_run()? || options.dry_run.iter().flatten().any(|word| word == "All");
     let current = target.find(api)?;
     let value = current.value();
@@ -255,6 +279,10 @@ pub async fn delete(
     }
     if dry_run {
         return Ok(json_response(StatusCode::OK, current.json.clone()));
+    }
+    if api.hub.has(&current) {
+        let (Deleted::Going(pod) | Deleted::Gone(pod)) = api.hub.delete_pod(target, &current, grace)?;
+        return Ok(json_response(StatusCode::OK, pod.to_string()));
     }
     if target.kind == Kind::Pod {
         let pod = api.backend.delete_pod(&target.namespace, &target.name, grace, expected.uid).await?;

@@ -155,6 +155,23 @@ impl Backend for AgentBackend {
         Ok(self.accept(pod, None, &pending))
     }
 
+    async fn take_pod(&self, pod: Value) -> Result<v1::Pod, ApiError> {
+        let name = name_of(&pod);
+        let checked =
+            manifest::check_pod(&pod, &self.context).map_err(|errors| refused(Kind::Pod, &name, errors))?;
+        let mut taken = manifest::admit(checked, Source::Api, &self.node.config.node_name);
+        let known: v1::Pod = serde_json::from_value(pod).map_err(ApiError::internal)?;
+        taken.object.metadata.uid = known.metadata.uid;
+        taken.object.metadata.creation_timestamp = known.metadata.creation_timestamp;
+        taken.object.metadata.generation = known.metadata.generation;
+        let taken = Arc::new(taken);
+        self.node
+            .objects
+            .create_pod(&taken)
+            .map_err(|e| ApiError::internal(format!("store the pod: {e}")))?;
+        Ok(self.accept(taken, None, &known.status.unwrap_or_default()))
+    }
+
     async fn update_pod(
         &self,
         namespace: &str,

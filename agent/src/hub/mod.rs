@@ -2,15 +2,18 @@
 //!
 //! Their Node objects, Leases and what else they need are kept here; on disk too, but for Leases, which are of no worth a
 //! minute later. Nothing of it is run by this agent. [`typed`] reads what clients send as the API server does, [`nodes`] has
-//! the rules for Node objects, this node's own among them.
+//! the rules for Node objects, this node's own among them, [`pods`] looks after the pods of others.
 
 mod nodes;
+mod pods;
 mod typed;
 
 use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+
+pub use pods::{Deleted, node_of};
 
 use crate::api::{ApiError, Cause};
 use crate::backend::objects::Objects;
@@ -71,6 +74,10 @@ impl Hub {
                     self.store.put(kind, &text("namespace"), &text("name"), &object);
                 }
             }
+        }
+        for pod in self.objects.all::<Value>(Kind::Pod) {
+            let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default().to_owned();
+            self.store.put(Kind::Pod, &text("namespace"), &text("name"), &pod);
         }
         let stored: Option<Value> = self.objects.read(Kind::Node, "", &self.own);
         let own = nodes::restarted(own_node, stored.as_ref());
@@ -173,6 +180,7 @@ impl Hub {
         for lease in self.store.list(Kind::Lease, None).0.iter().filter(|lease| owned(&lease.value())) {
             self.store.delete(Kind::Lease, &lease.namespace, &lease.name);
         }
+        self.pods_gone(node["metadata"]["name"].as_str().unwrap_or_default());
     }
 
     fn check(&self, key: &Key, old: Option<&Value>, object: &mut Value) -> Result<(), ApiError> {

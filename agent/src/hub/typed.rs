@@ -2,7 +2,7 @@
 
 use berth_reconciler::manifest;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, Node, ServiceAccount};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde::Serialize;
@@ -25,6 +25,7 @@ pub fn read(kind: Kind, mut object: Value, strict: bool) -> Result<Value, ApiErr
         Kind::ServiceAccount => through::<ServiceAccount>(&object),
         Kind::RuntimeClass => through::<RuntimeClass>(&object),
         Kind::PriorityClass => through::<PriorityClass>(&object),
+        Kind::Pod => through::<Pod>(&object),
         Kind::Event => through::<Event>(&object),
         _ => Ok(object.clone()),
     };

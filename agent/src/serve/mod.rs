@@ -133,6 +133,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         app_armor: Some(crate::apparmor::enabled()),
         selinux: Some(std::path::Path::new("/sys/fs/selinux/enforce").exists()),
         running: false,
+        elsewhere: false,
     };
 
     let (ready, readiness) = watch::channel(false);

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::hub::node_of;
 use crate::metrics::{self, Page};
 use crate::node::AgentNode;
 use crate::store::Kind;
@@ -70,7 +71,8 @@ async fn summary(State(served): State<Served>) -> axum::Json<serde_json::Value> 
 
 /// All pods, as kubelet's `/pods`.
 async fn pods(State(served): State<Served>) -> Response {
-    let (objects, _) = served.node.store.list(Kind::Pod, None);
+    let (mut objects, _) = served.node.store.list(Kind::Pod, None);
+    objects.retain(|pod| node_of(&pod.value()) == served.node.facts.name);
     let mut text = String::from(r#"{"kind":"PodList","apiVersion":"v1","metadata":{},"items":["#);
     for (i, object) in objects.iter().enumerate() {
         if i > 0 {

@@ -12,6 +12,10 @@ use berth::api::{self, ApiError, AttachRequest, Backend, Cause, ExecRequest, Exe
 use berth::hub::Hub;
 use berth::metrics::usage::{ContainerUsage, PodUsage, Usage};
 use berth::store::{Kind, ObjectStore};
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 use serde_json::{Value, json};
@@ -77,6 +81,12 @@ impl Backend for Fake {
         if dry_run {
             return Ok(serde_json::from_value(pod).unwrap());
         }
+        pod["status"] = running_status(&pod);
+        Ok(self.save(&pod))
+    }
+
+    async fn take_pod(&self, mut pod: Value) -> Result<v1::Pod, ApiError> {
+        self.checked(&pod)?;
         pod["status"] = running_status(&pod);
         Ok(self.save(&pod))
     }
@@ -318,4 +328,53 @@ pub fn path_of(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, text).unwrap();
     path
+}
+
+/// One request; gives the response with its body still to come.
+pub async fn open(
+    server: &Server,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: String,
+) -> http::Response<Incoming> {
+    let stream = tokio::net::UnixStream::connect(server.socket()).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path).header(header::HOST, "test");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()
+}
+
+pub async fn text(
+    server: &Server,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: String,
+) -> (StatusCode, String) {
+    let response = open(server, method, path, headers, body).await;
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+pub async fn call(server: &Server, method: &str, path: &str, body: Value) -> (u16, Value) {
+    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let (status, text) = text(server, method, path, &[("content-type", kind)], body).await;
+    (status.as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
+}
+
+pub async fn get(server: &Server, path: &str) -> Value {
+    let (code, value) = call(server, "GET", path, Value::Null).await;
+    assert_eq!(code, 200, "{path}: {value}");
+    value
+}
+
+pub fn names(list: &Value) -> Vec<String> {
+    let items = list["items"].as_array().unwrap();
+    items.iter().map(|o| o["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }

@@ -247,6 +247,8 @@ fn http_get(get: &mut v1::HTTPGetAction) {
 
 fn volume(volume: &mut v1::Volume) {
     const MODE: i32 = 0o644;
+    /// How long a token of a service account is good for where nothing is said.
+    const TOKEN_SECONDS: i64 = 3600;
     let any = volume.empty_dir.is_some()
         || volume.host_path.is_some()
         || volume.config_map.is_some()
@@ -256,7 +258,7 @@ fn volume(volume: &mut v1::Volume) {
         || volume.persistent_volume_claim.is_some()
         || volume.ephemeral.is_some()
         || volume.image.is_some();
-    if !any {
+    if !any && !is_of_other_type(volume) {
         volume.empty_dir = Some(v1::EmptyDirVolumeSource::default());
     }
     if let Some(host) = &mut volume.host_path {
@@ -286,7 +288,18 @@ fn volume(volume: &mut v1::Volume) {
         {
             downward.items.iter_mut().flatten().for_each(downward_file);
         }
+        for token in
+            projected.sources.iter_mut().flatten().filter_map(|source| source.service_account_token.as_mut())
+        {
+            token.expiration_seconds.get_or_insert(TOKEN_SECONDS);
+        }
     }
+}
+
+/// Whether a volume has a source that is not supported here, as one of another node may have.
+fn is_of_other_type(volume: &v1::Volume) -> bool {
+    let fields = serde_json::to_value(volume).unwrap_or_default();
+    fields.as_object().is_some_and(|fields| fields.keys().any(|field| field != "name"))
 }
 
 fn downward_file(file: &mut v1::DownwardAPIVolumeFile) {

@@ -103,6 +103,8 @@ pub struct Context {
     pub selinux: Option<bool>,
     /// The pod runs already: it may have ephemeral containers.
     pub running: bool,
+    /// The pod is another node's, which says itself what it supports: every field that Kubernetes knows is taken.
+    pub elsewhere: bool,
 }
 
 /// Reads YAML or JSON as Kubernetes does: any number of documents, Lists unrolled. Never panics, and takes time and memory in

@@ -199,7 +199,7 @@ fn is_consequence(issue: &Issue, unread: &FieldPath) -> bool {
 }
 
 fn pod(node: &Node, context: &Context, from_api: bool) -> (Option<Object>, Vec<Issue>) {
-    let (pod, read) = read::read::<v1::Pod>(node);
+    let (pod, read) = if context.elsewhere { read::read_all(node) } else { read::read::<v1::Pod>(node) };
     let Some(mut pod) = pod else { return (None, read) };
     let mut issues = Issues::default();
     if pod.spec.is_none() {

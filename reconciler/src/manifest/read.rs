@@ -16,8 +16,17 @@ use super::supported::{self, Support};
 
 /// Reads a value of type `T`. There may be issues beside the value; then it is only good for finding more of them.
 pub(crate) fn read<T: de::DeserializeOwned>(node: &Node) -> (Option<T>, Vec<Issue>) {
+    read_with(node, false)
+}
+
+/// [`read`] with the fields that Berth does not support.
+pub(crate) fn read_all<T: de::DeserializeOwned>(node: &Node) -> (Option<T>, Vec<Issue>) {
+    read_with(node, true)
+}
+
+fn read_with<T: de::DeserializeOwned>(node: &Node, all: bool) -> (Option<T>, Vec<Issue>) {
     let issues = RefCell::new(Vec::new());
-    let reader = Reader { node, trail: &Trail::Root, issues: &issues };
+    let reader = Reader { node, trail: &Trail::Root, issues: &issues, all };
     let value = match T::deserialize(reader) {
         Ok(value) => Some(value),
         Err(Abort { reason: Some(reason) }) => {
@@ -81,6 +90,8 @@ struct Reader<'a, 't> {
     node: &'a Node,
     trail: &'t Trail<'t>,
     issues: &'t RefCell<Vec<Issue>>,
+    /// Fields are read that are not supported.
+    all: bool,
 }
 
 impl<'a, 't> Reader<'a, 't> {
@@ -144,6 +155,7 @@ impl<'a, 't> Reader<'a, 't> {
         match supported::field(kind, &entry.key) {
             Support::Yes => true,
             Support::Dropped => false,
+            Support::Refused(_) if self.all => true,
             Support::Refused(refusal) => {
                 if !refusal.harmless(&entry.value) {
                     let mut issue = Issue::new(
@@ -308,7 +320,7 @@ impl<'de> MapAccess<'de> for Fields<'_, '_> {
             "" => Trail::Key(self.reader.trail, &entry.key),
             _ => Trail::Field(self.reader.trail, &entry.key),
         };
-        let reader = Reader { node: &entry.value, trail: &trail, issues: self.reader.issues };
+        let reader = Reader { node: &entry.value, trail: &trail, ..self.reader };
         seed.deserialize(reader).map_err(|abort| note_abort(abort, &reader))
     }
 }
@@ -324,7 +336,7 @@ impl<'de> SeqAccess<'de> for Items<'_, '_> {
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Abort> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
         let trail = Trail::Index(self.reader.trail, index);
-        let reader = Reader { node, trail: &trail, issues: self.reader.issues };
+        let reader = Reader { node, trail: &trail, ..self.reader };
         if node.value == Value::Null {
             reader.note(Issue::new(
                 trail.path(),

@@ -42,6 +42,13 @@ pub(crate) fn check(old: &v1::PodSpec, new: &v1::PodSpec, issues: &mut Issues) {
     masked.active_deadline_seconds = old.active_deadline_seconds;
     masked.tolerations = old.tolerations.clone();
     masked.node_name = old.node_name.clone();
+    let gates = |spec: &v1::PodSpec| spec.scheduling_gates.clone().unwrap_or_default();
+    let before = gates(old);
+    if gates(new).iter().all(|gate| before.contains(gate)) {
+        masked.scheduling_gates = old.scheduling_gates.clone();
+    } else {
+        issues.forbidden(&path.field("schedulingGates"), "only deletion is allowed");
+    }
     if old.termination_grace_period_seconds.is_some_and(|s| s < 0)
         && new.termination_grace_period_seconds == Some(1)
     {
