@@ -3,6 +3,7 @@
 //! The config file uses the field names of `KubeletConfiguration` where Kubernetes has one (a file of that kind is
 //! read as it is) and Berth's own names, documented in `docs/config.md`, for what a kubelet leaves to others.
 
+pub mod cluster;
 pub mod networks;
 mod services;
 mod shutdown;
@@ -19,6 +20,8 @@ use berth_reconciler::shutdown::Turn;
 use berth_runtime::cgroup::Driver;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use serde::Deserialize;
+
+use crate::pressure::Thresholds;
 
 /// Flags of `berth agent`.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -57,6 +60,21 @@ pub struct AgentArgs {
     /// [default: none]
     #[arg(long, value_name = "ADDR:PORT")]
     pub api_address: Option<String>,
+    /// Kubeconfig of a cluster's API server: the machine becomes a node of that cluster
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Kubeconfig with which the node asks for a certificate of its own, for --kubeconfig [default of that: <root>/kubeconfig]
+    #[arg(long, value_name = "FILE")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Labels that the node gives itself in the cluster: KEY=VALUE, with commas between
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Taints that the node has when it joins the cluster: KEY=VALUE:EFFECT, with commas between
+    #[arg(long, value_name = "TAINTS", value_delimiter = ',')]
+    pub register_with_taints: Vec<String>,
+    /// Unique name by which the provider of the machine knows it, for the cluster
+    #[arg(long, value_name = "ID")]
+    pub provider_id: Option<String>,
     /// Bridge of the pod network [default: berth0]
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
@@ -123,7 +141,27 @@ struct File {
     cpu_manager_policy: Option<String>,
     memory_manager_policy: Option<String>,
     topology_manager_policy: Option<String>,
+    register_node: Option<bool>,
+    register_with_taints: Option<Vec<k8s_openapi::api::core::v1::Taint>>,
+    #[serde(rename = "providerID")]
+    provider_id: Option<String>,
+    node_status_update_frequency: Option<String>,
+    node_status_report_frequency: Option<String>,
+    node_lease_duration_seconds: Option<u32>,
+    rotate_certificates: Option<bool>,
+    #[serde(rename = "serverTLSBootstrap")]
+    server_tls_bootstrap: Option<bool>,
+    tls_cert_file: Option<PathBuf>,
+    tls_private_key_file: Option<PathBuf>,
+    address: Option<IpAddr>,
+    port: Option<u16>,
+    authentication: Option<cluster::Authentication>,
+    authorization: Option<cluster::Authorization>,
+    eviction_hard: Option<BTreeMap<String, String>>,
     // Berth's own.
+    kubeconfig: Option<PathBuf>,
+    bootstrap_kubeconfig: Option<PathBuf>,
+    node_labels: Option<BTreeMap<String, String>>,
     seccomp_profile_root: Option<PathBuf>,
     manifests: Option<Vec<PathBuf>>,
     root: Option<PathBuf>,
@@ -414,6 +452,10 @@ pub struct Config {
     pub user_namespaces: UserNamespaces,
     /// Remove everything on exit.
     pub cleanup_on_exit: bool,
+    /// How little of memory, disk and processes may be left.
+    pub eviction_hard: Thresholds,
+    /// The cluster that the machine is a node of, if any.
+    pub cluster: Option<cluster::ClusterConfig>,
 }
 
 /// Where the config file is looked for when none is named.
@@ -442,6 +484,9 @@ impl Config {
         check_managers(&file)?;
         let (cfs, swap, memory_qos) = (Cfs::check(&file)?, check_swap(&file)?, check_memory_qos(&file)?);
         let shutdown = shutdown::check(&file)?;
+        let root =
+            absolute(args.root.clone().or(file.root.clone()).unwrap_or_else(|| "/var/lib/berth".into()))?;
+        let cluster = cluster::check(args, &file, &root)?;
         let manifests = manifest_folders(args, file.manifests, file.static_pod_path);
         let run = absolute(args.run.clone().or(file.run).unwrap_or_else(|| "/run/berth".into()))?;
         let log_dir =
@@ -454,7 +499,6 @@ impl Config {
         check_node_name(&node_name)?;
         let read_only = args.read_only_address.clone().or(file.read_only_address);
         let parent = args.cgroup_parent.clone().or(file.cgroup_root).unwrap_or_default();
-        let root = absolute(args.root.clone().or(file.root).unwrap_or_else(|| "/var/lib/berth".into()))?;
         let (pod_cidr, pod_cidr6) = pod_cidrs(args.pod_cidr.clone().or(file.pod_cidr))?;
         let config = Self {
             manifests: manifests.into_iter().map(absolute).collect::<anyhow::Result<_>>()?,
@@ -517,6 +561,8 @@ impl Config {
                 file.max_pods.unwrap_or(110),
             )?,
             cleanup_on_exit: args.cleanup_on_exit,
+            eviction_hard: Thresholds::parse(file.eviction_hard.as_ref())?,
+            cluster,
         };
         Ok(config)
     }

@@ -8,6 +8,7 @@ use berth_reconciler::env::Lookup;
 use berth_reconciler::pod::Pod;
 use k8s_openapi::api::core::v1;
 
+use crate::cluster::Tokens;
 use crate::store::{Kind, ObjectStore};
 
 /// Who put an object here.
@@ -19,6 +20,8 @@ pub enum Owner {
     Api,
     /// The agent itself.
     Agent,
+    /// The API server of the cluster.
+    Cluster,
 }
 
 /// A ConfigMap or a Secret.
@@ -58,12 +61,14 @@ impl Object {
 pub struct Configs {
     objects: Arc<RwLock<BTreeMap<ObjectKey, (Owner, Object)>>>,
     store: ObjectStore,
+    /// Tokens of service accounts, which a cluster gives.
+    pub tokens: Tokens,
 }
 
 impl Configs {
     /// None yet; what is put here is shown in `store`.
     pub fn new(store: ObjectStore) -> Self {
-        Self { objects: Arc::default(), store }
+        Self { objects: Arc::default(), store, tokens: Tokens::default() }
     }
 
     /// Puts an object in place of the one with its key; true if that changed anything.
@@ -150,6 +155,10 @@ impl Lookup for Configs {
             _ => None,
         }
     }
+
+    fn token(&self, pod: &Pod, source: &v1::ServiceAccountTokenProjection) -> Result<String, String> {
+        self.tokens.get(pod, source)
+    }
 }
 
 /// Whether the pod refers to that object anywhere.
@@ -157,32 +166,42 @@ pub fn uses(pod: &Pod, key: &ObjectKey) -> bool {
     if pod.namespace() != key.1 {
         return false;
     }
-    let (config_map, name) = (key.0 == Kind::ConfigMap, key.2.as_str());
-    let in_env = |c: &v1::Container| {
-        c.env_from.iter().flatten().any(|f| {
-            if config_map {
-                f.config_map_ref.as_ref().is_some_and(|r| r.name == name)
-            } else {
-                f.secret_ref.as_ref().is_some_and(|r| r.name == name)
-            }
-        }) || c.env.iter().flatten().filter_map(|e| e.value_from.as_ref()).any(|v| {
-            if config_map {
-                v.config_map_key_ref.as_ref().is_some_and(|r| r.name == name)
-            } else {
-                v.secret_key_ref.as_ref().is_some_and(|r| r.name == name)
-            }
-        })
-    };
-    let in_volume = |v: &v1::Volume| {
-        let projected = v.projected.iter().flat_map(|p| p.sources.iter().flatten());
-        if config_map {
-            v.config_map.as_ref().is_some_and(|s| s.name == name)
-                || projected.into_iter().any(|s| s.config_map.as_ref().is_some_and(|r| r.name == name))
-        } else {
-            v.secret.as_ref().is_some_and(|s| s.secret_name.as_deref() == Some(name))
-                || projected.into_iter().any(|s| s.secret.as_ref().is_some_and(|r| r.name == name))
+    let mut found = false;
+    each_reference(pod, |kind, name| found |= kind == key.0 && name == key.2);
+    found
+}
+
+/// The ConfigMaps and Secrets that a pod refers to.
+pub fn references(pod: &Pod) -> BTreeSet<ObjectKey> {
+    let mut keys = BTreeSet::new();
+    each_reference(pod, |kind, name| {
+        keys.insert((kind, pod.namespace().to_owned(), name.to_owned()));
+    });
+    keys
+}
+
+fn each_reference(pod: &Pod, mut visit: impl FnMut(Kind, &str)) {
+    for container in pod.all_containers() {
+        for from in container.env_from.iter().flatten() {
+            from.config_map_ref.iter().for_each(|r| visit(Kind::ConfigMap, &r.name));
+            from.secret_ref.iter().for_each(|r| visit(Kind::Secret, &r.name));
         }
-    };
-    let pull = !config_map && pod.spec().image_pull_secrets.iter().flatten().any(|r| r.name == name);
-    pull || pod.all_containers().any(in_env) || pod.spec().volumes.iter().flatten().any(in_volume)
+        for from in container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
+            from.config_map_key_ref.iter().for_each(|r| visit(Kind::ConfigMap, &r.name));
+            from.secret_key_ref.iter().for_each(|r| visit(Kind::Secret, &r.name));
+        }
+    }
+    for volume in pod.spec().volumes.iter().flatten() {
+        volume.config_map.iter().for_each(|s| visit(Kind::ConfigMap, &s.name));
+        volume
+            .secret
+            .iter()
+            .filter_map(|s| s.secret_name.as_deref())
+            .for_each(|name| visit(Kind::Secret, name));
+        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
+            source.config_map.iter().for_each(|s| visit(Kind::ConfigMap, &s.name));
+            source.secret.iter().for_each(|s| visit(Kind::Secret, &s.name));
+        }
+    }
+    pod.spec().image_pull_secrets.iter().flatten().for_each(|r| visit(Kind::Secret, &r.name));
 }

@@ -5,12 +5,13 @@
 //! [`api`], manifest folders and [`metrics`]. [`oci`] turns a container of a pod into an OCI specification, [`oci_cli`] is the command line of an OCI runtime,
 //! [`volumes`] and [`etcfiles`] make what it mounts. [`store`] holds the objects that the API serves, [`configs`] the ConfigMaps and
 //! Secrets in use, [`hub`] what other nodes have here, [`events`] records what happened, [`facts`] is what there is to know of the machine,
-//! [`pki`] the certificates with which the API is served over TLS.
+//! [`pki`] the certificates with which the API is served over TLS, [`cluster`] makes the machine a node of a cluster.
 
 pub mod api;
 pub mod apparmor;
 pub mod backend;
 pub mod cli;
+pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod configs;
@@ -26,6 +27,7 @@ pub mod oci;
 pub mod oci_cli;
 pub mod pki;
 pub mod policies;
+pub mod pressure;
 pub mod serve;
 pub mod services;
 mod shared;

@@ -26,6 +26,13 @@ pub trait Lookup: Send + Sync {
     fn services(&self, _pod: &Pod) -> Vec<Arc<v1::Service>> {
         Vec::new()
     }
+    /// A token of the pod's service account, for this source of a volume.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn token(&self, _pod: &Pod, _source: &v1::ServiceAccountTokenProjection) -> Result<String, String> {
+        Err("there are no service accounts without a cluster".to_owned())
+    }
     /// The text of a file in an emptyDir volume of the pod, none when it does not exist.
     ///
     /// # Errors

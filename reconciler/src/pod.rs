@@ -17,6 +17,8 @@ pub enum Source {
     File(PathBuf),
     /// The agent's own API.
     Api,
+    /// The API server of a cluster that the machine is a node of.
+    Cluster,
 }
 
 /// A pod whose manifest has been checked and whose defaults have been filled in.

@@ -41,6 +41,9 @@ pub fn shown_pod(pod: &Pod, deletion: Option<&Deletion>, status: &v1::PodStatus)
     shown
 }
 
+/// Why what the API server of a cluster has sent cannot be changed here.
+const OF_CLUSTER: &str = "it comes from the cluster; change or delete it there, by its API server";
+
 /// The agent behind its API.
 pub struct AgentBackend {
     node: Arc<AgentNode>,
@@ -100,6 +103,7 @@ impl AgentBackend {
                     format!("it comes from the manifest {}; change or remove that file", path.display());
                 Err(ApiError::forbidden(Kind::Pod, name, &why))
             }
+            Source::Cluster => Err(ApiError::forbidden(Kind::Pod, name, OF_CLUSTER)),
         }
     }
 
@@ -333,6 +337,7 @@ impl Backend for AgentBackend {
                 return Err(ApiError::forbidden(kind, &name, &why));
             }
             Some(Owner::Agent) => return Err(ApiError::forbidden(kind, &name, "it is the node's own")),
+            Some(Owner::Cluster) => return Err(ApiError::forbidden(kind, &name, OF_CLUSTER)),
             _ => {}
         }
         if let Some(field) = self.node.configs.frozen(&object) {
@@ -378,6 +383,7 @@ impl Backend for AgentBackend {
                 Err(ApiError::forbidden(kind, name, &why))
             }
             Some(Owner::Agent) => Err(ApiError::forbidden(kind, name, "it is the node's own")),
+            Some(Owner::Cluster) => Err(ApiError::forbidden(kind, name, OF_CLUSTER)),
             Some(Owner::Api) => {
                 self.node.objects.remove_config(&key);
                 if self.node.configs.remove(&Owner::Api, &key) {

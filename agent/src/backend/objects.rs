@@ -28,17 +28,24 @@ pub struct StoredPod {
 #[derive(Clone, Debug)]
 pub struct Objects {
     dir: PathBuf,
+    /// Whose pods are stored here.
+    source: Source,
 }
 
 impl Objects {
     /// The objects of a state folder.
     pub fn new(root: &Path) -> Self {
-        Self { dir: root.join("objects") }
+        Self { dir: root.join("objects"), source: Source::Api }
+    }
+
+    /// The last known objects of the cluster, `<root>/cluster`: with them a node goes on while its API server is away.
+    pub fn of_cluster(root: &Path) -> Self {
+        Self { dir: root.join("cluster"), source: Source::Cluster }
     }
 
     /// The objects of a folder.
     pub fn at(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, source: Source::Api }
     }
 
     fn path(&self, kind: Kind, namespace: &str, name: &str) -> PathBuf {
@@ -46,9 +53,9 @@ impl Objects {
         self.dir.join(kind.plural()).join(format!("{namespace}_{name}.json"))
     }
 
-    /// Writes an API pod; one of a manifest file is stored there already.
+    /// Writes a pod, if it is one of those that are stored here; one of a manifest file is stored there already.
     pub fn save_pod(&self, pod: &Arc<Pod>, deletion: Option<&Deletion>) {
-        if pod.source != Source::Api {
+        if pod.source != self.source {
             return;
         }
         let path = self.path(Kind::Pod, pod.namespace(), pod.name());
@@ -67,9 +74,9 @@ impl Objects {
         write_if_new(&path, &StoredPod { pod: pod.clone(), deletion: None })
     }
 
-    /// Removes an API pod that is gone, unless the name belongs to another pod by now.
+    /// Removes a pod that is gone, unless the name belongs to another pod by now.
     pub fn remove_pod(&self, pod: &Arc<Pod>) {
-        if pod.source != Source::Api {
+        if pod.source != self.source {
             return;
         }
         let path = self.path(Kind::Pod, pod.namespace(), pod.name());

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 
+use crate::cluster::ClusterServices;
 use crate::configs::Configs;
 use crate::services::Services;
 
@@ -25,6 +26,8 @@ pub(super) struct PodFiles<'a> {
     pub configs: &'a Configs,
     /// Services.
     pub services: &'a Services,
+    /// The cluster's.
+    pub cluster: &'a ClusterServices,
     /// Folder of the pod's emptyDir volumes.
     pub data: PathBuf,
 }
@@ -39,7 +42,12 @@ impl Lookup for PodFiles<'_> {
     }
 
     fn services(&self, pod: &Pod) -> Vec<Arc<v1::Service>> {
-        self.services.of(pod.namespace())
+        let mut services = self.services.of(pod.namespace());
+        let of_cluster = self.cluster.of(pod.namespace());
+        // The node's own come first, where both have one of a name.
+        let known: Vec<_> = services.iter().map(|service| service.metadata.name.clone()).collect();
+        services.extend(of_cluster.into_iter().filter(|service| !known.contains(&service.metadata.name)));
+        services
     }
 
     fn volume_file(&self, _: &Pod, volume: &str, path: &str) -> Result<Option<String>, String> {

@@ -45,6 +45,7 @@ use berth_reconciler::worker::Reconciler;
 use berth_runtime::cgroup::{Cgroups, Version};
 use k8s_openapi::api::core::v1;
 
+use crate::cluster::{Cluster, ClusterServices};
 use crate::cni::Cni;
 use crate::config::Config;
 use crate::configs::Configs;
@@ -137,6 +138,9 @@ pub struct AgentNode {
     places: Option<PathBuf>,
     /// Writes API objects so that they outlive the agent.
     pub objects: crate::backend::objects::Objects,
+    /// The Services of the cluster, if the machine is a node of one.
+    pub cluster_services: ClusterServices,
+    cluster: OnceLock<Arc<Cluster>>,
 }
 
 impl Pods for Reconciler<AgentNode> {
@@ -183,7 +187,19 @@ impl AgentNode {
             reconciler: OnceLock::new(),
             manifests: manifests::Manifests::default(),
             objects,
+            cluster_services: ClusterServices::default(),
+            cluster: OnceLock::new(),
         })
+    }
+
+    /// Makes the machine a node of a cluster. Called once, before any pod is given to the reconciler.
+    pub fn be_in(&self, cluster: Arc<Cluster>) {
+        let _ = self.cluster.set(cluster);
+    }
+
+    /// The cluster that the machine is a node of, if any.
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.get()
     }
 
     /// Checks `singleProcessOOMKill`, and the feature gate MemoryQoS, against the machine.
@@ -379,6 +395,9 @@ impl Node for AgentNode {
         self.show(pod, shown);
         self.services.pod_changed(pod, deletion.is_some(), status);
         self.policies.pod_changed(pod);
+        if let Some(cluster) = self.cluster() {
+            cluster.published(pod, deletion, status);
+        }
     }
 
     fn gone(&self, pod: &Arc<Pod>) {
@@ -386,6 +405,9 @@ impl Node for AgentNode {
         self.claims.pod_gone(pod);
         self.services.pod_gone(pod.uid());
         self.policies.pod_gone(pod.uid());
+        if let Some(cluster) = self.cluster() {
+            cluster.gone(pod);
+        }
         // A pod that only waited for its name must not take the one that has it out of sight.
         let others = self.reconciler.get().map(|r| r.pods()).unwrap_or_default();
         if !others.iter().any(|v| v.pod.uid() != pod.uid() && v.pod.full_name() == pod.full_name()) {

@@ -179,8 +179,12 @@ async fn prepare(
 ) -> Result<Prepared, Failure> {
     let ips = entry.ips();
     let facts = node.facts.for_pod(&ips);
-    let lookup =
-        PodFiles { configs: &node.configs, services: &node.services, data: node.folders(pod.uid()).data };
+    let lookup = PodFiles {
+        configs: &node.configs,
+        services: &node.services,
+        cluster: &node.cluster_services,
+        data: node.folders(pod.uid()).data,
+    };
     let env = env::container_env(pod, container, &facts, &lookup).map_err(|e| config_error(e.to_string()))?;
     let reference = container.image.clone().unwrap_or_default();
     let image = super::image::local(node, &reference).await?.ok_or_else(|| {

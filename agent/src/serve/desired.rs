@@ -11,6 +11,7 @@ use berth_reconciler::worker::{PodView, Reconciler};
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
+use crate::cluster::Cluster;
 use crate::configs::{Object, Owner};
 use crate::events::Regarding;
 use crate::node::AgentNode;
@@ -36,7 +37,11 @@ impl Desired {
 
     /// Takes over what an earlier agent left, and what the API has stored.
     pub async fn start(&self) -> Vec<Arc<Pod>> {
-        let stored = self.node.objects.pods();
+        let mut stored = self.node.objects.pods();
+        match self.node.cluster() {
+            Some(cluster) => stored.extend(cluster.recall()),
+            None => Cluster::forget(&self.node.config.root),
+        }
         for object in self.node.objects.configs() {
             self.node.configs.put(Owner::Api, object);
         }
@@ -53,6 +58,8 @@ impl Desired {
                     true
                 }
                 Source::Api => stored.iter().any(|s| s.pod.uid() == uid),
+                // Until its API server says something else.
+                Source::Cluster => self.node.cluster().is_some(),
             };
             tracing::info!(pod = pod.full_name(), uid, "took over a pod of an earlier agent");
             self.node.policies.pod_changed(&found.pod);

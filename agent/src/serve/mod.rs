@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::backend::AgentBackend;
+use crate::cluster::Cluster;
 use crate::cni::Cni;
 use crate::config::{AgentArgs, Config};
 use crate::configs::Configs;
@@ -134,9 +135,13 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         selinux: Some(std::path::Path::new("/sys/fs/selinux/enforce").exists()),
         running: false,
         elsewhere: false,
+        cluster: false,
     };
 
     let (ready, readiness) = watch::channel(false);
+    if let Some(settings) = config.cluster.clone() {
+        node.be_in(Cluster::new(node.clone(), reconciler.clone(), settings, &context, readiness.clone()));
+    }
     let desired = desired::Desired::new(node.clone(), reconciler.clone());
     let (stop, stopped) = watch::channel(false);
     let read_only = match config.read_only {
@@ -150,6 +155,9 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     desired.start().await;
     announce_node(&node);
     let following = tokio::spawn(desired.follow(context, ready));
+    if let Some(cluster) = node.cluster().cloned() {
+        tokio::spawn(cluster.run());
+    }
     notify_systemd(&config, readiness);
     tokio::spawn(give_memory_back(store));
     tokio::spawn(crate::node::ephemeral::watch(node.clone()));

@@ -13,6 +13,14 @@ pub struct File {
     pub data: Vec<u8>,
     /// Its permission bits.
     pub mode: u32,
+    /// Its owner, if that is not root.
+    pub owner: Option<u32>,
+}
+
+impl File {
+    fn of_root(data: Vec<u8>, mode: i32) -> Self {
+        File { data, mode: bits(mode), owner: None }
+    }
 }
 
 /// Files by their path in the volume.
@@ -55,12 +63,28 @@ pub fn collect(
                 secret(pod, &source.name, source.items.as_deref(), optional, mode, lookup, &mut payload)?;
             } else if let Some(source) = &source.downward_api {
                 downward(pod, source.items.as_deref().unwrap_or_default(), mode, facts, &mut payload)?;
+            } else if let Some(source) = &source.service_account_token {
+                let data = lookup.token(pod, source)?.into_bytes();
+                payload.insert(source.path.clone(), token_file(pod, data, mode));
             }
         }
     } else {
         return Err("this kind of volume is not supported".into());
     }
     Ok(payload)
+}
+
+/// A token is for nobody else on the node to read, as a kubelet has it: with an fsGroup that group may, with one user for
+/// all containers it is that user's; only where neither is known it has the volume's mode.
+fn token_file(pod: &Pod, data: Vec<u8>, mode: i32) -> File {
+    let security = pod.spec().security_context.as_ref();
+    let of_pod = security.and_then(|s| s.run_as_user);
+    let mut users =
+        pod.all_containers().map(|c| c.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod));
+    let first = users.next().flatten().filter(|first| users.all(|user| user == Some(*first)));
+    let owner = first.and_then(|user| u32::try_from(user).ok());
+    let private = owner.is_some() || security.is_some_and(|s| s.fs_group.is_some());
+    File { data, mode: if private { 0o600 } else { bits(mode) }, owner }
 }
 
 /// Puts the chosen keys (all of them when none is chosen) into the payload.
@@ -73,13 +97,13 @@ fn select(
     payload: &mut Payload,
 ) -> Result<(), String> {
     let Some(items) = items.filter(|i| !i.is_empty()) else {
-        payload.extend(data.iter().map(|(k, v)| (k.clone(), File { data: v.clone(), mode: bits(mode) })));
+        payload.extend(data.iter().map(|(k, v)| (k.clone(), File::of_root(v.clone(), mode))));
         return Ok(());
     };
     for item in items {
         match data.get(&item.key) {
             Some(bytes) => {
-                let file = File { data: bytes.clone(), mode: bits(item.mode.unwrap_or(mode)) };
+                let file = File::of_root(bytes.clone(), item.mode.unwrap_or(mode));
                 payload.insert(item.path.clone(), file);
             }
             None if optional => {}
@@ -132,7 +156,7 @@ fn downward(
 ) -> Result<(), String> {
     for item in items {
         let text = env::volume_file(pod, facts, item).map_err(|e| e.to_string())?;
-        let file = File { data: text.into_bytes(), mode: bits(item.mode.unwrap_or(mode)) };
+        let file = File::of_root(text.into_bytes(), item.mode.unwrap_or(mode));
         payload.insert(item.path.clone(), file);
     }
     Ok(())

@@ -64,8 +64,8 @@ fn write_all(base: &Path, payload: &Payload, group: Option<u32>) -> io::Result<(
         let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
         let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         io::Write::write_all(&mut out, &file.data)?;
-        if group.is_some() {
-            chown(&path, None, group)?;
+        if group.is_some() || file.owner.is_some() {
+            chown(&path, file.owner, group)?;
         }
         out.set_permissions(fs::Permissions::from_mode(mode))?;
     }
@@ -115,7 +115,10 @@ mod tests {
     use super::*;
 
     fn payload(files: &[(&str, &str)]) -> Payload {
-        files.iter().map(|(n, d)| ((*n).into(), File { data: (*d).into(), mode: 0o640 })).collect()
+        files
+            .iter()
+            .map(|(n, d)| ((*n).into(), File { data: (*d).into(), mode: 0o640, owner: None }))
+            .collect()
     }
 
     #[test]

@@ -18,7 +18,8 @@ pub const SEEN_ANNOTATION: &str = "kubernetes.io/config.seen";
 /// Gives a checked pod its identity on this node.
 ///
 /// A pod from a file gets the suffix `-<node>` to its name and a uid that is a hash of its manifest, the file's path and
-/// the node, so that a changed manifest is another pod. A pod from the API keeps its name and gets a random uid.
+/// the node, so that a changed manifest is another pod. A pod from the API keeps its name and gets a random uid; one of a
+/// cluster has both already.
 pub fn admit(mut pod: v1::Pod, source: Source, node_name: &str) -> Pod {
     let now = Timestamp::now();
     pod.metadata.namespace.get_or_insert_with(|| "default".to_owned());
@@ -35,11 +36,12 @@ pub fn admit(mut pod: v1::Pod, source: Source, node_name: &str) -> Pod {
             }
             uuid::Uuid::new_v4().to_string()
         }
+        Source::Cluster => pod.metadata.uid.take().unwrap_or_default(),
     };
     let annotations = pod.metadata.annotations.get_or_insert_default();
     let kind = match &source {
         Source::File(_) => "file",
-        Source::Api => "api",
+        Source::Api | Source::Cluster => "api",
     };
     annotations.insert(SOURCE_ANNOTATION.to_owned(), kind.to_owned());
     annotations.insert(SEEN_ANNOTATION.to_owned(), now.to_string());
@@ -47,7 +49,9 @@ pub fn admit(mut pod: v1::Pod, source: Source, node_name: &str) -> Pod {
         annotations.insert(HASH_ANNOTATION.to_owned(), uid.clone());
     }
     pod.metadata.uid = Some(uid);
-    pod.metadata.creation_timestamp = Some(Time(whole_seconds(now)));
+    if source != Source::Cluster {
+        pod.metadata.creation_timestamp = Some(Time(whole_seconds(now)));
+    }
     pod.spec.get_or_insert_default().node_name = Some(node_name.to_owned());
     pod.status = None;
     Pod::new(pod, source)

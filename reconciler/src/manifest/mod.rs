@@ -105,6 +105,8 @@ pub struct Context {
     pub running: bool,
     /// The pod is another node's, which says itself what it supports: every field that Kubernetes knows is taken.
     pub elsewhere: bool,
+    /// The pod comes from a cluster's API server: it may have tokens of its service account.
+    pub cluster: bool,
 }
 
 /// Reads YAML or JSON as Kubernetes does: any number of documents, Lists unrolled. Never panics, and takes time and memory in

@@ -180,7 +180,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("EmptyDirVolumeSource", &["medium", "sizeLimit"]),
     ("HostPathVolumeSource", &[ALL]),
     ("ProjectedVolumeSource", &["defaultMode", "sources"]),
-    ("VolumeProjection", &["configMap", "downwardAPI", "secret"]),
+    // serviceAccountToken: only for pods of a cluster, see the rules of volumes.
+    ("VolumeProjection", &["configMap", "downwardAPI", "secret", "serviceAccountToken"]),
+    ("ServiceAccountTokenProjection", &[ALL]),
     ("ConfigMapProjection", &[ALL]),
     ("SecretProjection", &[ALL]),
     ("DownwardAPIProjection", &[ALL]),
@@ -298,14 +300,8 @@ const REFUSED: &[Refused] = &[
     ),
     refused(
         "VolumeProjection",
-        "serviceAccountToken",
-        "there are no service accounts without a cluster",
-        Some("remove the source; with it also a kube-api-access volume that a cluster has added"),
-    ),
-    refused(
-        "VolumeProjection",
         "",
         "the source is not supported",
-        Some("supported: configMap, downwardAPI, secret"),
+        Some("supported: configMap, downwardAPI, secret, in a cluster serviceAccountToken"),
     ),
 ];

@@ -16,6 +16,7 @@ const MAX_HOSTNAME: usize = 64;
 pub(crate) fn check(spec: &v1::PodSpec, context: &Context, issues: &mut Issues) {
     let path = FieldPath::of("spec");
     volume::check_all(spec, &container::all_names(spec), &path.field("volumes"), issues);
+    volume::check_tokens(spec, context.cluster || context.elsewhere, issues);
     container::check_all(spec, context, issues);
     ephemeral::check_all(spec, context, issues);
     issues.one_of(

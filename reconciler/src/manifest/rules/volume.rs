@@ -220,6 +220,25 @@ fn check_downward(
     }
 }
 
+/// Tokens of service accounts, which only a cluster can give: `cluster` says that the pod comes from one.
+pub(crate) fn check_tokens(spec: &v1::PodSpec, cluster: bool, issues: &mut Issues) {
+    for (i, volume) in spec.volumes.iter().flatten().enumerate() {
+        let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        for (j, source) in sources.enumerate() {
+            let Some(token) = &source.service_account_token else { continue };
+            let path = FieldPath::of("spec").field("volumes").index(i).field("projected");
+            let path = path.field("sources").index(j).field("serviceAccountToken");
+            if !cluster {
+                issues.forbidden(&path, "there are no service accounts without a cluster").hint(
+                    "remove the source; with it also a kube-api-access volume that a cluster has added",
+                );
+            } else if token.path.is_empty() {
+                issues.required(&path.field("path"), "");
+            }
+        }
+    }
+}
+
 fn check_projected(
     projected: &v1::ProjectedVolumeSource,
     known: &[&str],
@@ -230,7 +249,12 @@ fn check_projected(
     let mut seen = HashSet::new();
     for (i, source) in projected.sources.iter().flatten().enumerate() {
         let path = path.field("sources").index(i);
-        let sources = [source.config_map.is_some(), source.secret.is_some(), source.downward_api.is_some()];
+        let sources = [
+            source.config_map.is_some(),
+            source.secret.is_some(),
+            source.downward_api.is_some(),
+            source.service_account_token.is_some(),
+        ];
         if sources.iter().filter(|set| **set).count() > 1 {
             issues.forbidden(&path, "may not specify more than 1 volume type");
         }
@@ -252,6 +276,9 @@ fn check_projected(
             check_downward(downward.items.as_deref(), known, &path, issues);
             let items = downward.items.iter().flatten().enumerate();
             files.extend(items.map(|(i, item)| (item.path.as_str(), path.index(i).field("path"))));
+        }
+        if let Some(token) = &source.service_account_token {
+            files.push((token.path.as_str(), path.field("serviceAccountToken").field("path")));
         }
         for (file, path) in files {
             if !seen.insert(file) && !file.is_empty() {

@@ -1,0 +1,240 @@
+//! A node of a cluster: the machine's pods come from an API server too, and it is told how they are.
+//!
+//! [`join`] gets the node a certificate and [`client`] a way to the server; [`registration`] makes the Node and [`lease`]
+//! says that it lives. [`pods`] follows the pods that are bound to this node: what they need comes first ([`objects`],
+//! [`tokens`], [`services`]), then the reconciler gets them like those of any other source. [`status`] tells the server
+//! how pods are and deletes them at their end, [`mirror`] shows it the pods of manifest files, [`events`] what happened.
+//!
+//! Everything here may fail for as long as it likes: nothing that runs waits for the server, what is known of it lies in
+//! `<root>/cluster`, and every loop goes on where it was, after a pause that grows and that no two nodes share.
+
+mod client;
+mod events;
+mod join;
+mod lease;
+mod mirror;
+mod objects;
+mod pods;
+mod registration;
+mod rotation;
+mod services;
+mod status;
+mod tokens;
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use berth_reconciler::manifest;
+use berth_reconciler::node::Deletion;
+use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::worker::Reconciler;
+use k8s_openapi::api::core::v1;
+use kube::Client;
+use tokio::sync::{Notify, watch};
+
+use crate::backend::objects::{Objects, StoredPod};
+use crate::config::cluster::ClusterConfig;
+use crate::configs::Owner;
+use crate::node::AgentNode;
+
+pub use client::Access;
+pub use services::ClusterServices;
+pub use tokens::Tokens;
+
+/// A machine that is a node of a cluster.
+pub struct Cluster {
+    node: Arc<AgentNode>,
+    reconciler: Arc<Reconciler<AgentNode>>,
+    config: ClusterConfig,
+    /// What pods are checked against; the labels are the Node's own.
+    context: manifest::Context,
+    /// The last known pods, ConfigMaps, Secrets and Services.
+    saved: Objects,
+    /// The Node as the server has it.
+    registered: Mutex<Option<Arc<v1::Node>>>,
+    pods: pods::Known,
+    statuses: status::Statuses,
+    objects: objects::Watched,
+    /// Told when mirrors may have to be made or removed.
+    mirrors: Notify,
+    /// Whether every manifest has been read.
+    manifests_read: watch::Receiver<bool>,
+    /// There once the node has joined.
+    access: OnceLock<Arc<Access>>,
+}
+
+/// How long something that failed is left alone: it grows from try to try, and is never the same for two nodes.
+#[derive(Debug)]
+struct Pause {
+    next: Duration,
+}
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(500);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    fn new() -> Self {
+        Self { next: Self::FIRST }
+    }
+
+    /// It worked.
+    fn reset(&mut self) {
+        self.next = Self::FIRST;
+    }
+
+    /// It failed: between half of the time and all of it.
+    fn take(&mut self) -> Duration {
+        let longest = self.next;
+        self.next = (longest * 2).min(Self::LONGEST);
+        longest / 2 + (longest / 2).mul_f64(chance())
+    }
+}
+
+/// A number from 0 to 1 that nobody can foresee.
+fn chance() -> f64 {
+    let bytes = uuid::Uuid::new_v4().into_bytes();
+    f64::from(u16::from_le_bytes([bytes[0], bytes[1]])) / f64::from(u16::MAX)
+}
+
+/// The status code of the server's refusal; none for an error on the way to it.
+fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+impl Cluster {
+    /// The node's part in a cluster. Nothing happens before [`Self::run`].
+    pub fn new(
+        node: Arc<AgentNode>,
+        reconciler: Arc<Reconciler<AgentNode>>,
+        config: ClusterConfig,
+        context: &manifest::Context,
+        manifests_read: watch::Receiver<bool>,
+    ) -> Arc<Self> {
+        let saved = Objects::of_cluster(&node.config.root);
+        let context = manifest::Context { cluster: true, ..context.clone() };
+        Arc::new(Self {
+            objects: objects::Watched::new(),
+            node,
+            reconciler,
+            config,
+            context,
+            saved,
+            registered: Mutex::default(),
+            pods: pods::Known::default(),
+            statuses: status::Statuses::default(),
+            mirrors: Notify::new(),
+            manifests_read,
+            access: OnceLock::new(),
+        })
+    }
+
+    /// Puts the last known ConfigMaps, Secrets and Services in place and gives the last known pods: what the node goes on
+    /// with until the server says something else.
+    pub fn recall(&self) -> Vec<StoredPod> {
+        for object in self.saved.configs() {
+            if self.node.configs.owner(&object.key()).is_none() {
+                self.node.configs.put(Owner::Cluster, object);
+            }
+        }
+        self.recall_services();
+        self.node.configs.tokens.recall(&self.node.config.root);
+        self.saved.pods()
+    }
+
+    /// Forgets the last known state of a cluster that the machine is a node of no more.
+    pub fn forget(root: &std::path::Path) {
+        let dir = root.join("cluster");
+        if let Err(error) = std::fs::remove_dir_all(&dir)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(dir = %dir.display(), %error, "cannot remove what is left of a cluster");
+        }
+    }
+
+    /// Joins the cluster and is its node, for ever.
+    pub async fn run(self: Arc<Self>) {
+        let access = self.join().await;
+        let _ = self.access.set(access.clone());
+        let client = access.client.clone();
+        tracing::info!(
+            server = access.server,
+            node = self.node.facts.name,
+            "this machine is a node of a cluster"
+        );
+        tokio::spawn(self.clone().keep_certificate(access));
+        tokio::spawn(self.clone().renew_lease(client.clone()));
+        tokio::spawn(self.clone().send_events(client.clone()));
+        if self.config.register {
+            self.register(&client).await;
+            tokio::spawn(self.clone().report_node(client.clone()));
+        }
+        tokio::spawn(self.clone().follow_node(client.clone()));
+        tokio::spawn(self.clone().follow_services(client.clone()));
+        tokio::spawn(self.clone().send_statuses(client.clone()));
+        tokio::spawn(self.clone().keep_mirrors(client.clone()));
+        tokio::spawn(self.clone().look_for_strays());
+        tokio::spawn(self.clone().keep_tokens(client.clone()));
+        self.follow_pods(client).await;
+    }
+
+    /// Once all manifests have been read, mirrors of pods that no file wants any more can be told.
+    async fn look_for_strays(self: Arc<Self>) {
+        let mut read = self.manifests_read.clone();
+        if read.wait_for(|read| *read).await.is_ok() {
+            self.mirrors.notify_one();
+        }
+    }
+
+    /// The way to the server, once the node has joined.
+    pub fn access(&self) -> Option<Arc<Access>> {
+        self.access.get().cloned()
+    }
+
+    fn client(&self) -> Option<Client> {
+        self.access.get().map(|access| access.client.clone())
+    }
+
+    fn registered(&self) -> MutexGuard<'_, Option<Arc<v1::Node>>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pod's status has been published.
+    pub fn published(&self, pod: &Arc<Pod>, deletion: Option<&Deletion>, status: &Arc<v1::PodStatus>) {
+        if pod.source == Source::Api {
+            return;
+        }
+        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        if pod.source == Source::Cluster && (ended || deletion.is_some()) {
+            // What has ended must not begin again because the server cannot be asked after a reboot.
+            self.saved.remove_pod(pod);
+        }
+        self.statuses.published(pod, status);
+        if pod.source != Source::Cluster && self.pods.mirror(pod.namespace(), pod.name()).is_none() {
+            self.mirrors.notify_one();
+        }
+    }
+
+    /// Nothing of a pod is left on this machine.
+    pub fn gone(&self, pod: &Arc<Pod>) {
+        if pod.source == Source::Api {
+            return;
+        }
+        self.saved.remove_pod(pod);
+        self.release(pod.uid());
+        self.statuses.gone(pod);
+        if pod.source != Source::Cluster {
+            self.mirrors.notify_one();
+        }
+    }
+
+    /// Lets go of what a pod has needed.
+    fn release(&self, uid: &str) {
+        for key in self.objects.release(uid) {
+            self.object_gone(&key);
+        }
+        self.node.configs.tokens.release(uid);
+    }
+}
