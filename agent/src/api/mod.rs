@@ -14,6 +14,7 @@ mod certificates;
 mod discovery;
 mod error;
 mod exec;
+mod kubelet;
 mod log;
 mod metrics;
 mod openapi;
@@ -45,6 +46,7 @@ use axum::serve::Listener;
 pub use backend::{AttachRequest, Backend, ExecRequest, ExecStreams, LogSource, Part};
 pub use caller::{ADMINS, Caller};
 pub use error::{ApiError, Cause};
+pub use kubelet::kubelet_router;
 pub use secure::Secure;
 
 use crate::hub::Hub;

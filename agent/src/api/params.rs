@@ -19,6 +19,19 @@ impl Params {
         Ok(Params(query.0))
     }
 
+    /// The query with other names, for a container, if there is one.
+    pub fn with(self, names: &[(&str, &str)], container: &str) -> Params {
+        let renamed = |name: String| {
+            names.iter().find(|(from, _)| *from == name).map_or(name, |(_, to)| (*to).to_owned())
+        };
+        let mut all: Vec<_> = self.0.into_iter().map(|(name, value)| (renamed(name), value)).collect();
+        if !container.is_empty() {
+            all.retain(|(name, _)| name != "container");
+            all.push(("container".to_owned(), container.to_owned()));
+        }
+        Params(all)
+    }
+
     /// The first value of a name, if it is not empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         let first = self.0.iter().find(|(n, _)| n == name)?;

@@ -86,11 +86,7 @@ impl Access {
     /// The file cannot be read or says something that cannot be done; the text names it and what to do.
     pub async fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        let kubeconfig =
-            Kubeconfig::read_from(path).with_context(|| format!("read the kubeconfig {shown}"))?;
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-            .await
-            .with_context(|| format!("the kubeconfig {shown}"))?;
+        let config = config(path).await?;
         if config.accept_invalid_certs {
             bail!(
                 "the kubeconfig {shown}: insecure-skip-tls-verify would hand the node to whoever answers; \
@@ -112,6 +108,16 @@ impl Access {
         Ok(Self { client, server, identity, tls, transport })
     }
 
+    /// Whom a kubeconfig trusts to sign the server's certificate; nobody for a server without TLS.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub async fn authorities(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+        let config = config(path).await?;
+        let given = config.root_cert.unwrap_or_default();
+        Ok(given.into_iter().map(CertificateDer::from).collect())
+    }
+
     /// When the certificate that the client shows begins and ends to be good, in seconds since 1970; none without one.
     pub fn validity(&self) -> Option<(i64, i64)> {
         let key = self.identity.get()?;
@@ -131,6 +137,14 @@ impl Access {
         *self.transport.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }
+}
+
+async fn config(path: &Path) -> anyhow::Result<Config> {
+    let shown = path.display();
+    let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("read the kubeconfig {shown}"))?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("the kubeconfig {shown}"))
 }
 
 /// The client's certificate and key in PEM, from the kubeconfig itself or from files, relative to it.

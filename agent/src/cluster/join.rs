@@ -23,7 +23,7 @@ use crate::durable;
 /// Who signs the certificates with which nodes speak to the server.
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 /// Who signs those with which they serve their own API.
-pub(super) const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
+const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 /// How long a request may stay undecided before another is made.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 

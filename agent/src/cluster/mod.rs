@@ -3,11 +3,12 @@
 //! [`join`] gets the node a certificate and [`client`] a way to the server; [`registration`] makes the Node and [`lease`]
 //! says that it lives. [`pods`] follows the pods that are bound to this node: what they need comes first ([`objects`],
 //! [`tokens`], [`services`]), then the reconciler gets them like those of any other source. [`status`] tells the server
-//! how pods are and deletes them at their end, [`mirror`] shows it the pods of manifest files, [`events`] what happened.
+//! how pods are and deletes them at their end, [`callers`] asks it who may use the node's own API, [`mirror`] shows it the pods of manifest files, [`events`] what happened.
 //!
 //! Everything here may fail for as long as it likes: nothing that runs waits for the server, what is known of it lies in
 //! `<root>/cluster`, and every loop goes on where it was, after a pause that grows and that no two nodes share.
 
+mod callers;
 mod client;
 mod events;
 mod join;
@@ -59,6 +60,8 @@ pub struct Cluster {
     mirrors: Notify,
     /// Whether every manifest has been read.
     manifests_read: watch::Receiver<bool>,
+    /// Who calls the node's own API, and what they may do.
+    answers: callers::Answers,
     /// There once the node has joined.
     access: OnceLock<Arc<Access>>,
 }
@@ -126,6 +129,7 @@ impl Cluster {
             pods: pods::Known::default(),
             statuses: status::Statuses::default(),
             mirrors: Notify::new(),
+            answers: callers::Answers::new(),
             manifests_read,
             access: OnceLock::new(),
         })

@@ -300,15 +300,21 @@ fn kind(condition: &Value) -> &str {
 /// The conditions that differ, of those that are the node's own; the server merges them by type.
 fn conditions(theirs: &[Value], ours: &[Value]) -> Vec<Value> {
     let of = |list: &[Value], type_: &str| list.iter().find(|c| kind(c) == type_).cloned();
-    let mut changed: Vec<Value> = ours
-        .iter()
-        .filter(|condition| is_own_condition(kind(condition)))
-        .filter(|condition| match of(theirs, kind(condition)) {
-            None => true,
-            Some(known) => kind(condition) != SCHEDULED && known != **condition,
-        })
-        .cloned()
-        .collect();
+    let mut changed = Vec::new();
+    for condition in ours.iter().filter(|condition| is_own_condition(kind(condition))) {
+        let known = of(theirs, kind(condition));
+        if known.as_ref() == Some(condition) || (known.is_some() && kind(condition) == SCHEDULED) {
+            continue;
+        }
+        let mut condition = condition.clone();
+        // Merged field by field: what is no more has to be said.
+        for field in known.iter().filter_map(Value::as_object).flat_map(Map::keys) {
+            if condition.get(field).is_none() {
+                condition[field] = Value::Null;
+            }
+        }
+        changed.push(condition);
+    }
     let left_out = theirs
         .iter()
         .map(kind)
@@ -366,7 +372,7 @@ mod tests {
         let theirs = json!({"nominatedNodeName": "n", "conditions": [
             {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"},
             {"type": "example.com/gate", "status": "True"},
-            {"type": "Ready", "status": "False"},
+            {"type": "Ready", "status": "False", "reason": "ContainersNotReady"},
             {"type": "PodResizeInProgress", "status": "True"}]});
         let ours = json!({"conditions": [
             {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-02-02T00:00:00Z"},
@@ -374,7 +380,7 @@ mod tests {
         assert_eq!(
             difference(theirs, ours).unwrap(),
             json!({"conditions": [
-                {"type": "Ready", "status": "True"},
+                {"type": "Ready", "status": "True", "reason": null},
                 {"$patch": "delete", "type": "PodResizeInProgress"}]})
         );
     }

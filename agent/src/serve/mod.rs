@@ -1,6 +1,7 @@
 //! `berth agent`: puts the parts together, runs them, and takes them apart again.
 
 mod desired;
+mod kubelet;
 mod readonly;
 mod secure;
 
@@ -149,7 +150,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         None => None,
     };
     let backend = Arc::new(AgentBackend::new(node.clone(), reconciler.clone(), context.clone()));
-    let api = serve_api(&node, backend, &stopped).await?;
+    let api = serve_api(&node, backend, &readiness, &stopped).await?;
     let ahead = node.ahead.clone();
     tokio::spawn(async move { ahead.prepare().await });
     desired.start().await;
@@ -197,16 +198,23 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves the API on its socket, and over TLS where that is asked for. Ends once it is told to.
+/// Serves the API on its socket, over TLS where that is asked for, and in a cluster what its API server asks of nodes. Ends
+/// once it is told to.
 async fn serve_api(
     node: &Arc<AgentNode>,
     backend: Arc<AgentBackend>,
+    readiness: &watch::Receiver<bool>,
     stopped: &watch::Receiver<bool>,
 ) -> anyhow::Result<tokio::task::JoinHandle<std::io::Result<()>>> {
     let tls = secure::listen(&node.config, &node.facts).await?;
     let authority = tls.as_ref().map(|tls| tls.authority.clone());
     let hub = Arc::new(Hub::new(&node.config.root, node.store.clone(), &node.facts.name));
     hub.load(node.facts.node_object(&node.config));
+    if let Some(cluster) = node.cluster().cloned() {
+        let pages = readonly::pages(node.clone(), readiness.clone());
+        let streams = crate::api::kubelet_router(node.store.clone(), backend.clone(), hub.clone());
+        kubelet::listen(cluster, node, pages, streams).await?;
+    }
     let router = crate::api::router(node.store.clone(), backend, hub, authority);
     let closing = || {
         let mut stopped = stopped.clone();

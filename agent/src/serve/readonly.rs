@@ -33,7 +33,17 @@ pub(super) async fn listen(
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("listen on {address}; choose another with --read-only-address, or none"))?;
-    let router = Router::new()
+    let router = pages(node, ready);
+    Ok(tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the read-only server ended");
+        }
+    }))
+}
+
+/// What there is to read, for everybody who gets as far as this.
+pub(super) fn pages(node: Arc<AgentNode>, ready: watch::Receiver<bool>) -> Router {
+    Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
@@ -42,12 +52,7 @@ pub(super) async fn listen(
         .route("/metrics/resource", get(|State(s): State<Served>| page(s, Page::Resource)))
         .route("/stats/summary", get(summary))
         .route("/pods", get(pods))
-        .with_state(Served { node, ready });
-    Ok(tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the read-only server ended");
-        }
-    }))
+        .with_state(Served { node, ready })
 }
 
 async fn readyz(State(served): State<Served>) -> Response {

@@ -1,0 +1,299 @@
+//! The node's own API, as a kubelet has it: what API servers, metrics collectors and people with a token ask the node.
+//!
+//! Every request is somebody's: of the owner of a client certificate, or of a bearer token that the API server knows. What
+//! they may do the API server says, too.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{Method, StatusCode, header};
+use jiff::Timestamp;
+use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, SanType};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig as Tls};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::api::{Caller, Secure};
+use crate::cluster::Cluster;
+use crate::config::cluster::ServerConfig;
+use crate::facts::NodeFacts;
+use crate::node::AgentNode;
+
+/// How long a certificate lasts that the node has signed itself: as a kubelet's.
+const SELF_SIGNED: Duration = Duration::from_secs(365 * 86_400);
+/// How often certificate files are looked at.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// The server's certificate, which may be exchanged while connections are open.
+#[derive(Debug)]
+struct Serving(RwLock<Arc<CertifiedKey>>);
+
+impl Serving {
+    fn set(&self, key: CertifiedKey) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+/// Listens, if the settings say so, and serves until the agent ends; `pages` is what there is to read without a pod's name,
+/// `streams` the rest.
+///
+/// # Errors
+/// The address is taken, or a certificate of the settings cannot be used.
+pub(super) async fn listen(
+    cluster: Arc<Cluster>,
+    node: &Arc<AgentNode>,
+    pages: Router,
+    streams: Router,
+) -> anyhow::Result<()> {
+    let config = cluster.server_config().clone();
+    let Some(address) = config.address else { return Ok(()) };
+    let serving = Arc::new(Serving(RwLock::new(Arc::new(first_key(&config, &node.facts)?))));
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address}; choose another with `port` in the config"))?;
+    let listener = Secure::new(listener, tls(&cluster, &config, serving.clone()).await?)?;
+    tracing::info!(address = %listener.address(), "the node's own API is served");
+    tokio::spawn(keep_serving(cluster.clone(), config, serving));
+    let settings = node.config.clone();
+    let router = pages
+        .route("/configz", get(async move || axum::Json(configz(&settings))))
+        .fallback_service(streams)
+        .layer(axum::middleware::from_fn_with_state(cluster, admit));
+    tokio::spawn(async move {
+        if let Err(error) = crate::api::serve_secure(listener, router, std::future::pending()).await {
+            tracing::error!(%error, "the node's own API ended");
+        }
+    });
+    Ok(())
+}
+
+async fn tls(cluster: &Cluster, config: &ServerConfig, serving: Arc<Serving>) -> anyhow::Result<Tls> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = Tls::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .context("set up TLS")?;
+    let mut roots = RootCertStore::empty();
+    for certificate in cluster.client_authorities(config).await? {
+        roots.add(certificate).context("the authority of clients")?;
+    }
+    let mut tls = match roots.is_empty() {
+        true => builder.with_no_client_auth(),
+        false => {
+            let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build()
+                .context("the authority of clients")?;
+            builder.with_client_cert_verifier(clients)
+        }
+    }
+    .with_cert_resolver(serving);
+    // WebSockets and SPDY begin with an upgrade, which HTTP/2 does not have.
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+fn first_key(config: &ServerConfig, facts: &NodeFacts) -> anyhow::Result<CertifiedKey> {
+    match &config.certificate {
+        Some((certificate, key)) => {
+            let read = |path: &std::path::Path| {
+                std::fs::read(path).with_context(|| format!("read {}", path.display()))
+            };
+            certified(&read(certificate)?, &read(key)?)
+                .with_context(|| format!("tlsCertFile {}", certificate.display()))
+        }
+        None => self_signed(facts),
+    }
+}
+
+fn certified(certificate: &[u8], key: &[u8]) -> anyhow::Result<CertifiedKey> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(key).context("no private key in PEM")?;
+    let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
+    anyhow::ensure!(!chain.is_empty(), "no certificate in PEM");
+    let certified = CertifiedKey::new(chain, key);
+    certified.keys_match().context("the key is not that of the certificate")?;
+    Ok(certified)
+}
+
+/// What a kubelet serves with that nobody has given a certificate: callers can only believe it.
+fn self_signed(facts: &NodeFacts) -> anyhow::Result<CertifiedKey> {
+    let key = KeyPair::generate().context("make a key")?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("{}@{}", facts.name, Timestamp::now().as_second()));
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.subject_alt_names.push(SanType::DnsName(facts.name.clone().try_into()?));
+    params.subject_alt_names.extend(facts.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+    params.not_before = time::OffsetDateTime::now_utc() - Duration::from_secs(300);
+    params.not_after = time::OffsetDateTime::now_utc() + SELF_SIGNED;
+    let certificate = params.self_signed(&key).context("make the server's certificate")?;
+    certified(certificate.pem().as_bytes(), key.serialize_pem().as_bytes())
+}
+
+/// Keeps the certificate good: files are read again when they change, what the API server signs is renewed in time.
+async fn keep_serving(cluster: Arc<Cluster>, config: ServerConfig, serving: Arc<Serving>) {
+    if let Some((certificate, key)) = &config.certificate {
+        let mut before = std::fs::read(certificate).unwrap_or_default();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let (Ok(now), Ok(secret)) = (std::fs::read(certificate), std::fs::read(key)) else { continue };
+            if now == before {
+                continue;
+            }
+            match certified(&now, &secret) {
+                Ok(key) => serving.set(key),
+                // Perhaps only one of the two is written yet.
+                Err(error) => {
+                    tracing::warn!("tlsCertFile {}: {error:#}; the old one goes on", certificate.display());
+                    continue;
+                }
+            }
+            before = now;
+        }
+    }
+    if config.bootstrap {
+        cluster
+            .keep_serving_certificate(|certificate, key| {
+                serving.set(certified(certificate.as_bytes(), key.as_bytes())?);
+                Ok(())
+            })
+            .await;
+    }
+}
+
+/// Lets a request through that its caller may make.
+async fn admit(State(cluster): State<Arc<Cluster>>, mut request: Request, next: Next) -> Response {
+    let of_certificate = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Anonymous);
+    let caller = match (of_certificate, bearer(&request)) {
+        (Caller::Anonymous, Some(token)) => match cluster.who_has(&token).await {
+            Ok(caller) => caller,
+            Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        },
+        (caller, _) => caller,
+    };
+    if caller == Caller::Anonymous {
+        return refuse(StatusCode::UNAUTHORIZED, "Unauthorized");
+    }
+    let verb = verb(request.method(), request.uri().path());
+    let subresource = subresource(request.uri().path());
+    match cluster.may(&caller, verb, subresource).await {
+        Ok(true) => {}
+        Ok(false) => {
+            let (user, node) = (caller.name(), cluster.node_name());
+            let why = format!(
+                "Forbidden (user={user}, verb={verb}, resource=nodes, subresource={subresource}) on node {node}"
+            );
+            return refuse(StatusCode::FORBIDDEN, &why);
+        }
+        Err(error) => {
+            let why = format!("Authorization error (user={}, verb={verb}): {error}", caller.name());
+            return refuse(StatusCode::INTERNAL_SERVER_ERROR, &why);
+        }
+    }
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
+fn refuse(code: StatusCode, why: &str) -> Response {
+    (code, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], why.to_owned()).into_response()
+}
+
+fn bearer(request: &Request) -> Option<String> {
+    let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned())
+}
+
+/// What a request does, in the words of RBAC. A command is created, however its connection begins: who may only read must not
+/// run one by a WebSocket's GET.
+fn verb(method: &Method, path: &str) -> &'static str {
+    let runs = ["/exec/", "/attach/", "/portForward/"].iter().any(|start| path.starts_with(start));
+    match *method {
+        _ if runs => "create",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "get",
+    }
+}
+
+/// The part of `nodes` that a path belongs to (Kubernetes documentation, "Kubelet authentication/authorization").
+fn subresource(path: &str) -> &'static str {
+    let within =
+        |prefix: &str| path == prefix || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
+    match () {
+        () if within("/stats") => "stats",
+        () if within("/metrics") => "metrics",
+        () if within("/logs") => "log",
+        () if within("/configz") => "configz",
+        () if within("/healthz") => "healthz",
+        () if path == "/pods" || path == "/runningpods" => "pods",
+        () => "proxy",
+    }
+}
+
+/// `/configz`: the settings of the node in the form of a KubeletConfiguration, as far as tools ask for them.
+fn configz(config: &crate::config::Config) -> serde_json::Value {
+    json!({"kubeletconfig": {
+        "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "maxPods": config.max_pods,
+        "podPidsLimit": config.pod_pids_limit.unwrap_or(-1),
+        "clusterDomain": config.cluster_domain,
+        "clusterDNS": config.cluster_dns,
+        "resolvConf": config.resolv_conf,
+        "containerLogMaxSize": config.log_max_size.to_string(),
+        "containerLogMaxFiles": config.log_max_files,
+        "seccompDefault": config.seccomp_default,
+        "allowedUnsafeSysctls": config.unsafe_sysctls,
+        "cpuCFSQuota": config.cfs.quota,
+        "cpuManagerPolicy": "none", "memoryManagerPolicy": "None", "topologyManagerPolicy": "none",
+    }})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_belong_to_the_parts_that_kubelets_have() {
+        for (path, part) in [
+            ("/stats/summary", "stats"),
+            ("/metrics/cadvisor", "metrics"),
+            ("/metricsx", "proxy"),
+            ("/pods", "pods"),
+            ("/healthz", "healthz"),
+            ("/exec/a/b/c", "proxy"),
+            ("/containerLogs/a/b/c", "proxy"),
+        ] {
+            assert_eq!(subresource(path), part, "{path}");
+        }
+    }
+
+    /// Reading rights must not be enough for a command, whose WebSocket begins with GET.
+    #[test]
+    fn a_command_is_created_however_it_begins() {
+        assert_eq!(verb(&Method::GET, "/exec/a/b/c"), "create");
+        assert_eq!(verb(&Method::GET, "/containerLogs/a/b/c"), "get");
+        assert_eq!(verb(&Method::POST, "/attach/a/b/c"), "create");
+    }
+}
