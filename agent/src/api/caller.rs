@@ -1,9 +1,8 @@
-//! Who calls, and whether they may.
+//! Who calls.
 
-use http::Method;
 use http::request::Parts;
 
-use super::ApiError;
+use crate::hub::node_user;
 
 /// Members may do everything, as in Kubernetes.
 pub const ADMINS: &str = "system:masters";
@@ -13,11 +12,11 @@ pub const ADMINS: &str = "system:masters";
 pub enum Caller {
     /// Root on this machine: nobody else can open the socket.
     Owner,
-    /// Whoever has the key of a certificate that the node's authority has signed.
+    /// Whoever has the key of a certificate that the node's authority has signed, or a token.
     User {
-        /// The certificate's common name.
+        /// The certificate's common name, or the token's user.
         name: String,
-        /// Its organizations.
+        /// Its organizations, or the token's groups.
         groups: Vec<String>,
     },
     /// Somebody without a certificate.
@@ -59,27 +58,11 @@ impl Caller {
         }
     }
 
-    /// Lets the caller do something, or says why not.
-    ///
-    /// # Errors
-    /// 401 without a certificate, 403 with one of another group.
-    pub fn may(&self, method: &Method, path: &str) -> Result<(), ApiError> {
-        let harmless = matches!(path, "/healthz" | "/livez" | "/readyz" | "/version");
-        if self.is_admin() || (harmless && method == Method::GET) {
-            return Ok(());
-        }
+    /// The node that the caller is, if it is one.
+    pub fn node(&self) -> Option<&str> {
         match self {
-            Caller::Anonymous => Err(ApiError::new(401, "Unauthorized", "Unauthorized")),
-            // What everybody may ask who is known: who they are and what they may do.
-            _ if method == Method::POST && ASKING.contains(&path) => Ok(()),
-            _ => {
-                let verb = method.as_str().to_lowercase();
-                let name = self.name();
-                let why = format!(
-                    "forbidden: User {name:?} cannot {verb} path {path:?}: this node is for members of the group {ADMINS}"
-                );
-                Err(ApiError::new(403, "Forbidden", why))
-            }
+            Caller::User { name, groups } => node_user(name, groups),
+            _ => None,
         }
     }
 }
@@ -90,27 +73,3 @@ pub const ASKING: [&str; 3] = [
     "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
     "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
 ];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn code(caller: &Caller, method: &Method, path: &str) -> u16 {
-        caller.may(method, path).map_or_else(|error| error.code, |()| 200)
-    }
-
-    #[test]
-    fn only_admins_pass_but_everybody_may_ask_for_health() {
-        let user = |group: &str| Caller::User { name: "jane".into(), groups: vec![group.into()] };
-        let pods = "/api/v1/pods";
-        assert_eq!(code(&Caller::Owner, &Method::DELETE, pods), 200);
-        assert_eq!(code(&user(ADMINS), &Method::DELETE, pods), 200);
-        assert_eq!(code(&user("system:masters2"), &Method::GET, pods), 403);
-        assert_eq!(code(&Caller::Anonymous, &Method::GET, pods), 401);
-        assert_eq!(code(&Caller::Anonymous, &Method::GET, "/healthz"), 200);
-        assert_eq!(code(&Caller::Anonymous, &Method::POST, "/healthz"), 401);
-        assert_eq!(code(&user("x"), &Method::POST, ASKING[0]), 200);
-        assert_eq!(code(&Caller::Anonymous, &Method::POST, ASKING[0]), 401);
-        assert_eq!(code(&user("x"), &Method::GET, "/api/v1/pods/../../healthz"), 403);
-    }
-}

@@ -3,11 +3,12 @@
 //! The tour: [`routes`] maps paths to handlers; [`read`] serves objects and lists, [`watch`] their changes, both as JSON
 //! or as the tables that [`table`] makes; [`write`] creates, replaces, patches ([`patch`]) and deletes through the
 //! [`Backend`]; [`log`], [`exec`], [`attach`] ([`remote`] is their protocol) and [`portforward`] stream, also in [`spdy`];
-//! [`caller`] says who may, [`secure`] finds out who calls over TLS, [`certificates`] signs who shall, [`review`] answers what
+//! [`caller`] says who calls, [`authorize`] whether they may, [`secure`] finds out who it is over TLS, [`certificates`] signs who shall, [`review`] answers what
 //! somebody may, [`metrics`] what pods use; [`discovery`] and [`openapi`] tell clients what there is. Errors are
 //! [`ApiError`]s.
 
 mod attach;
+mod authorize;
 mod backend;
 mod caller;
 mod certificates;

@@ -8,8 +8,8 @@ use http::{Method, StatusCode};
 use super::caller::Caller;
 use super::params::Params;
 use super::{
-    Api, ApiError, Part, attach, certificates, discovery, exec, log, metrics, openapi, portforward, read,
-    review, watch, write,
+    Api, ApiError, Part, attach, authorize, certificates, discovery, exec, log, metrics, openapi,
+    portforward, read, review, watch, write,
 };
 use crate::hub;
 use crate::store::{Group, Kind};
@@ -31,8 +31,9 @@ pub async fn handle(State(api): State<Api>, request: Request) -> Response {
 
 async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Response, ApiError> {
     let path = parts.uri.path().trim_end_matches('/').to_owned();
-    let caller = Caller::of(&parts);
-    caller.may(&parts.method, &path)?;
+    let caller = authorize::identify(api, &parts)?;
+    let params = Params::of(&parts.uri)?;
+    authorize::check(api, &caller, &parts.method, &path, &params)?;
     match path.as_str() {
         "/healthz" | "/livez" | "/readyz" => return Ok(health(api, &path)),
         "/version" => return Ok(discovery::version()),
@@ -53,7 +54,6 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
         return answer;
     }
     let route = Route::parse(&path).ok_or_else(ApiError::no_such_path)?;
-    let params = Params::of(&parts.uri)?;
     match route {
         Route::Collection { kind, namespace } => match parts.method {
             Method::GET if params.flag("watch") => {
@@ -65,7 +65,7 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
             Method::POST if kind == Kind::CertificateSigningRequest => {
                 certificates::create(api, &caller, &params, &parts.headers, body).await
             }
-            Method::POST => write::create(api, kind, namespace, &params, &parts.headers, body).await,
+            Method::POST => write::create(api, &caller, kind, namespace, &params, &parts.headers, body).await,
             _ => Err(ApiError::method_not_allowed()),
         },
         Route::Object { kind, namespace, name, sub: None } => {
@@ -73,9 +73,13 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
             match parts.method {
                 Method::GET if params.flag("watch") => Err(ApiError::method_not_allowed()),
                 Method::GET => read::get(api, &object, read::Format::of(&parts.headers, &params)),
-                Method::PUT => write::replace(api, &object, Part::Whole, &params, &parts.headers, body).await,
-                Method::PATCH => write::patch(api, &object, Part::Whole, &params, &parts.headers, body).await,
-                Method::DELETE => write::delete(api, &object, &params, &parts.headers, body).await,
+                Method::PUT => {
+                    write::replace(api, &caller, &object, Part::Whole, &params, &parts.headers, body).await
+                }
+                Method::PATCH => {
+                    write::patch(api, &caller, &object, Part::Whole, &params, &parts.headers, body).await
+                }
+                Method::DELETE => write::delete(api, &caller, &object, &params, &parts.headers, body).await,
                 _ => Err(ApiError::method_not_allowed()),
             }
         }
@@ -86,7 +90,7 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
                     certificates::approval(api, &object, &params, &parts, body).await
                 }
                 (Kind::Pod, Some(part)) | (Kind::Node, Some(part @ Part::Status)) => {
-                    part_of(api, &object, part, &params, &parts, body).await
+                    part_of(api, &caller, &object, part, &params, &parts, body).await
                 }
                 (Kind::Pod, None) if sub == "binding" => match parts.method {
                     Method::POST => write::bind(api, &object, &params, &parts.headers, body).await,
@@ -100,6 +104,7 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
 
 async fn part_of(
     api: &Api,
+    caller: &Caller,
     object: &write::Target,
     part: Part,
     params: &Params,
@@ -108,8 +113,8 @@ async fn part_of(
 ) -> Result<Response, ApiError> {
     match parts.method {
         Method::GET => read::get(api, object, read::Format::of(&parts.headers, params)),
-        Method::PUT => write::replace(api, object, part, params, &parts.headers, body).await,
-        Method::PATCH => write::patch(api, object, part, params, &parts.headers, body).await,
+        Method::PUT => write::replace(api, caller, object, part, params, &parts.headers, body).await,
+        Method::PATCH => write::patch(api, caller, object, part, params, &parts.headers, body).await,
         _ => Err(ApiError::method_not_allowed()),
     }
 }

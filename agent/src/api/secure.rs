@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::Request;
@@ -40,8 +40,17 @@ pub struct Secure {
 #[derive(Clone, Debug)]
 pub struct Peer {
     caller: Caller,
-    /// A stranger's place, given back with the connection.
-    _place: Option<Arc<OwnedSemaphorePermit>>,
+    /// A stranger's place, given back with the connection, or once it is no stranger any more.
+    place: Option<Arc<Mutex<Option<OwnedSemaphorePermit>>>>,
+}
+
+impl Peer {
+    /// Whoever it is has shown a token.
+    pub fn is_known(&self) {
+        if let Some(place) = &self.place {
+            drop(place.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+    }
 }
 
 impl Secure {
@@ -86,12 +95,12 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, ready: mpsc::Sender<(Tl
                     let caller = caller(stream.get_ref().1.peer_certificates());
                     let place = match caller {
                         Caller::Anonymous => match strangers.try_acquire_owned() {
-                            Ok(place) => Some(Arc::new(place)),
+                            Ok(place) => Some(Arc::new(Mutex::new(Some(place)))),
                             Err(_) => return tracing::debug!("too many clients without a certificate"),
                         },
                         _ => None,
                     };
-                    let _ = ready.send((stream, Peer { caller, _place: place })).await;
+                    let _ = ready.send((stream, Peer { caller, place })).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "a client of the API failed at TLS"),
                 Err(_) => tracing::debug!("a client of the API took too long for TLS"),
@@ -130,7 +139,7 @@ impl Listener for Secure {
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(Peer { caller: Caller::Anonymous, _place: None })
+        Ok(Peer { caller: Caller::Anonymous, place: None })
     }
 }
 

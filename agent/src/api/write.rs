@@ -9,6 +9,7 @@ use http::{HeaderMap, StatusCode, header};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::{Value, json};
 
+use super::caller::Caller;
 use super::params::Params;
 use super::patch::{self, PatchType};
 use super::read::json_response;
@@ -60,6 +61,7 @@ impl Target {
 /// `POST` to a collection.
 pub async fn create(
     api: &Api,
+    caller: &Caller,
     kind: Kind,
     namespace: Option<String>,
     params: &Params,
@@ -78,8 +80,25 @@ pub async fn create(
     if target.find(api).is_ok() {
         return Err(ApiError::already_exists(kind, &target.name));
     }
+    restrict(api, caller, &target, how, None, Some(&object))?;
     let created = store_new(api, &target, object, how).await?;
     Ok(json_response(StatusCode::CREATED, created.to_string()))
+}
+
+/// Refuses what a node may not write, if the caller is one.
+fn restrict(
+    api: &Api,
+    caller: &Caller,
+    target: &Target,
+    how: How,
+    old: Option<&Arc<Object>>,
+    new: Option<&Value>,
+) -> Result<(), ApiError> {
+    let Some(node) = caller.node() else { return Ok(()) };
+    let old = old.map(|old| old.value());
+    api.hub
+        .restrict(node, target, how.status, old.as_ref(), new)
+        .map_err(|why| ApiError::forbidden(target.kind, &target.name, &why))
 }
 
 /// How the parameters want a part of an object changed.
@@ -120,6 +139,7 @@ fn newest(api: &Api, target: &Target, dry_run: bool, given: &Value) -> Value {
 /// `PUT` to an object, or to a part of a pod.
 pub async fn replace(
     api: &Api,
+    caller: &Caller,
     target: &Target,
     part: Part,
     params: &Params,
@@ -132,6 +152,7 @@ pub async fn replace(
     target.claim(&mut object)?;
     let _guard = api.writes.lock().await;
     let current = target.find(api)?;
+    restrict(api, caller, target, how, Some(&current), Some(&object))?;
     let updated = store_next(api, target, part, &current, object, how).await?;
     Ok(json_response(StatusCode::OK, updated.to_string()))
 }
@@ -139,6 +160,7 @@ pub async fn replace(
 /// `PATCH` of an object, or of a part of a pod.
 pub async fn patch(
     api: &Api,
+    caller: &Caller,
     target: &Target,
     part: Part,
     params: &Params,
@@ -156,6 +178,7 @@ pub async fn patch(
         (Err(_), PatchType::Apply) if part == Part::Whole => {
             let mut object = patch;
             target.claim(&mut object)?;
+            restrict(api, caller, target, how, None, Some(&object))?;
             let created = store_new(api, target, object, how).await?;
             return Ok(json_response(StatusCode::CREATED, created.to_string()));
         }
@@ -163,6 +186,7 @@ pub async fn patch(
     };
     let mut object = patch::apply(kind, current.value(), patch)?;
     target.claim(&mut object)?;
+    restrict(api, caller, target, how, Some(&current), Some(&object))?;
     let updated = store_next(api, target, part, &current, object, how).await?;
     Ok(json_response(StatusCode::OK, updated.to_string()))
 }
@@ -239,6 +263,7 @@ pub fn check_version(target: &Target, current: &Object, metadata: &Value) -> Res
 /// `DELETE`, with options in the body or the query.
 pub async fn delete(
     api: &Api,
+    caller: &Caller,
     target: &Target,
     params: &Params,
     headers: &HeaderMap,
@@ -264,6 +289,7 @@ pub async fn delete(
     let _guard = api.writes.lock().await;
     let dry_run = params.dry_run()? || options.dry_run.iter().flatten().any(|word| word == "All");
     let current = target.find(api)?;
+    restrict(api, caller, target, How::default(), Some(&current), None)?;
     let value = current.value();
     let expected = options.preconditions.unwrap_or_default();
     let has = value["metadata"]["uid"].as_str().unwrap_or_default();

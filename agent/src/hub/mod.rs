@@ -2,21 +2,28 @@
 //!
 //! Their Node objects, Leases and what else they need are kept here; on disk too, but for Leases, which are of no worth a
 //! minute later. Nothing of it is run by this agent. [`typed`] reads what clients send as the API server does, [`nodes`] has
-//! the rules for Node objects, this node's own among them, [`pods`] looks after the pods of others.
+//! the rules for Node objects, this node's own among them, [`pods`] looks after the pods of others,
+//! [`tokens`] says whose a token is.
 
 mod nodes;
 mod pods;
+mod rights;
+mod tokens;
 mod typed;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 pub use pods::{Deleted, node_of};
+pub use rights::{Attributes, node_user};
+pub use tokens::{BOOTSTRAPPERS, User, account_of};
 
 use crate::api::{ApiError, Cause};
 use crate::backend::objects::Objects;
+use crate::pki::Signer;
 use crate::store::{Kind, Object, ObjectStore};
 
 /// Names an object: kind, namespace (empty for kinds that have none), name.
@@ -47,6 +54,10 @@ pub struct Hub {
     objects: Objects,
     /// This node's name.
     own: String,
+    /// Where the key of tokens lies.
+    pki: PathBuf,
+    /// Signs tokens, from the first on.
+    signer: Mutex<Option<Arc<Signer>>>,
 }
 
 /// Whether objects of a kind are kept here.
@@ -62,7 +73,22 @@ fn durable(kind: Kind) -> bool {
 impl Hub {
     /// The hub of the node of that name, which keeps objects below `<root>/objects/cluster`.
     pub fn new(root: &Path, store: ObjectStore, own: &str) -> Self {
-        Self { store, objects: Objects::at(root.join("objects/cluster")), own: own.to_owned() }
+        Self {
+            store,
+            objects: Objects::at(root.join("objects/cluster")),
+            own: own.to_owned(),
+            pki: root.join("pki"),
+            signer: Mutex::default(),
+        }
+    }
+
+    fn signer(&self) -> Result<Arc<Signer>, ApiError> {
+        let mut signer = self.signer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(signer) = signer.as_ref() {
+            return Ok(signer.clone());
+        }
+        let made = Signer::open(&self.pki).map_err(|error| ApiError::internal(format!("{error:#}")))?;
+        Ok(signer.insert(Arc::new(made)).clone())
     }
 
     /// Shows what an earlier agent has stored, and this node's own object with what others have written into it.

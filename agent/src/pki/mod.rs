@@ -2,10 +2,11 @@
 //!
 //! The authority lies in `<root>/pki` under the names that kubeadm gives it, `ca.crt` and `ca.key`; an owner may put one of
 //! their own there. The server's own certificate is made at every start and is never on disk. Clients get theirs by
-//! a CertificateSigningRequest.
+//! a CertificateSigningRequest. [`Signer`] makes the tokens of service accounts.
 
 mod request;
 mod serving;
+mod token;
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::durable;
 
 pub use request::{Refused, Request, SIGNER};
 pub use serving::{Names, server_config};
+pub use token::Signer;
 
 /// How long the authority is good for: as kubeadm's.
 const AUTHORITY_LIFE: Duration = days(3650);
