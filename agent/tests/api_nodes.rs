@@ -208,3 +208,141 @@ fn a_pod_waits_for_whoever_binds_it() {
         assert_eq!(call(&server, "POST", PODS, pod("both", both)).await.0, 422);
     });
 }
+
+#[test]
+fn the_server_completes_pods_of_others() {
+    let server = Server::start();
+    server.block_on(async {
+        node(&server, "other").await;
+        let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
+        call(&server, "POST", classes, json!({"metadata": {"name": "high"}, "value": 7, "preemptionPolicy": "Never"})).await;
+        let runtimes = "/apis/node.k8s.io/v1/runtimeclasses";
+        let runtime = json!({"metadata": {"name": "vm"}, "handler": "vm", "overhead": {"podFixed": {"memory": "64Mi"}},
+            "scheduling": {"nodeSelector": {"vm": "yes"}}});
+        assert_eq!(call(&server, "POST", runtimes, runtime).await.0, 201);
+        let spec = json!({"nodeName": "other", "priorityClassName": "high", "runtimeClassName": "vm"});
+        let (code, made) = call(&server, "POST", PODS, pod("a", spec)).await;
+        assert_eq!(code, 201, "{made}");
+        let spec = &made["spec"];
+        assert_eq!((&spec["priority"], &spec["preemptionPolicy"]), (&json!(7), &json!("Never")));
+        assert_eq!((&spec["overhead"], &spec["nodeSelector"]), (&json!({"memory": "64Mi"}), &json!({"vm": "yes"})));
+        assert_eq!((&spec["serviceAccountName"], &spec["tolerations"][1]["tolerationSeconds"]), (&json!("default"), &json!(300)));
+        let mount = &spec["containers"][0]["volumeMounts"][0];
+        assert_eq!((&mount["mountPath"], &mount["name"]), (&json!("/var/run/secrets/kubernetes.io/serviceaccount"), &spec["volumes"][0]["name"]));
+        let sources = spec["volumes"][0]["projected"]["sources"].as_array().unwrap();
+        assert_eq!((sources.len(), &sources[0]["serviceAccountToken"]["expirationSeconds"]), (3, &json!(3607)));
+
+        let without = json!({"nodeName": "other", "automountServiceAccountToken": false});
+        let (_, made) = call(&server, "POST", PODS, pod("b", without)).await;
+        assert_eq!((made["spec"].get("volumes"), &made["spec"]["priority"]), (None, &json!(0)));
+        for (name, bad) in [
+            ("c", json!({"nodeName": "other", "priorityClassName": "none"})),
+            ("d", json!({"nodeName": "other", "runtimeClassName": "none"})),
+            ("e", json!({"nodeName": "other", "serviceAccountName": "none"})),
+            ("f", json!({"nodeName": "other", "priority": 9})),
+        ] {
+            let (code, refused) = call(&server, "POST", PODS, pod(name, bad)).await;
+            assert_eq!((code, refused["reason"].as_str()), (403, Some("Forbidden")), "{refused}");
+        }
+        // This node's own get their priority, and nothing else.
+        let (_, own) = call(&server, "POST", PODS, pod("own", json!({"priorityClassName": "high"}))).await;
+        assert_eq!((&own["spec"]["priority"], own["spec"].get("volumes")), (&json!(7), None));
+    });
+}
+
+#[test]
+fn a_token_is_bound_to_its_pod() {
+    let server = Server::start();
+    server.block_on(async {
+        node(&server, "other").await;
+        let accounts = "/api/v1/namespaces/default/serviceaccounts";
+        let (_, account) = call(&server, "POST", accounts, json!({"metadata": {"name": "robot"}})).await;
+        let spec = json!({"nodeName": "other", "serviceAccountName": "robot"});
+        let (_, made) = call(&server, "POST", PODS, pod("web", spec)).await;
+        let uid = made["metadata"]["uid"].clone();
+        let path = format!("{accounts}/robot/token");
+        let ask = |uid: &Value, seconds: i64| {
+            json!({"spec": {"audiences": ["vault"], "expirationSeconds": seconds,
+                "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web", "uid": uid}}})
+        };
+        assert_eq!(call(&server, "POST", &path, ask(&uid, 599)).await.0, 422);
+        assert_eq!(call(&server, "POST", &path, ask(&json!("x"), 600)).await.0, 409);
+        let other = format!("{accounts}/default/token");
+        assert_eq!(call(&server, "POST", &other, ask(&uid, 600)).await.0, 404);
+        let (code, given) = call(&server, "POST", &path, ask(&uid, 600)).await;
+        assert_eq!(code, 201, "{given}");
+        let token = given["status"]["token"].as_str().unwrap();
+        let claims: Value = {
+            use base64::Engine as _;
+            let part = token.split('.').nth(1).unwrap();
+            serde_json::from_slice(&base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part).unwrap())
+                .unwrap()
+        };
+        assert_eq!(claims["sub"], "system:serviceaccount:default:robot");
+        let about = &claims["kubernetes.io"];
+        assert_eq!(
+            (&about["pod"]["uid"], &about["serviceaccount"]["uid"]),
+            (&uid, &account["metadata"]["uid"])
+        );
+        assert_eq!((&about["node"]["name"], &about["namespace"]), (&json!("other"), &json!("default")));
+        let exp = claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap();
+        assert_eq!((exp, &claims["aud"]), (600, &json!(["vault"])));
+
+        let reviews = "/apis/authentication.k8s.io/v1/tokenreviews";
+        let review = async |audience: &str| {
+            let asked = json!({"spec": {"token": token, "audiences": [audience]}});
+            call(&server, "POST", reviews, asked).await.1["status"].clone()
+        };
+        let status = review("vault").await;
+        assert_eq!((&status["authenticated"], &status["audiences"]), (&json!(true), &json!(["vault"])));
+        let groups =
+            json!(["system:serviceaccounts", "system:serviceaccounts:default", "system:authenticated"]);
+        assert_eq!((&status["user"]["username"], &status["user"]["groups"]), (&claims["sub"], &groups));
+        assert_eq!(status["user"]["extra"]["authentication.kubernetes.io/pod-name"], json!(["web"]));
+        assert!(review("other").await["error"].is_string());
+        call(&server, "DELETE", &format!("{PODS}/web?gracePeriodSeconds=0"), Value::Null).await;
+        let gone = review("vault").await;
+        assert!(gone["error"].as_str().unwrap().contains("pod default/web is gone"), "{gone}");
+
+        let access = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        let may = async |user: &str, group: &str| {
+            let asked = json!({"spec": {"user": user, "groups": [group], "resourceAttributes":
+                {"verb": "get", "resource": "nodes", "subresource": "proxy", "name": "other"}}});
+            call(&server, "POST", access, asked).await.1["status"]["allowed"].clone()
+        };
+        assert_eq!(
+            (may("jane", "system:masters").await, may("jane", "dev").await),
+            (json!(true), json!(false))
+        );
+    });
+}
+
+#[test]
+fn evictions_and_events_come_from_others() {
+    let server = Server::start();
+    server.block_on(async {
+        node(&server, "other").await;
+        let (_, made) = call(&server, "POST", PODS, pod("web", json!({"nodeName": "other"}))).await;
+        let path = format!("{PODS}/web/eviction");
+        let evict = |uid: &Value| {
+            json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "web"},
+            "deleteOptions": {"gracePeriodSeconds": 3, "preconditions": {"uid": uid}}})
+        };
+        assert_eq!(call(&server, "POST", &path, evict(&json!("x"))).await.0, 409);
+        assert_eq!(call(&server, "POST", &path, evict(&made["metadata"]["uid"])).await.0, 201);
+        let going = get(&server, &format!("{PODS}/web")).await;
+        assert_eq!(going["metadata"]["deletionGracePeriodSeconds"], 3);
+
+        let events = "/api/v1/namespaces/default/events";
+        let event = |namespace: &str| {
+            json!({"metadata": {"name": "web.1"}, "reason": "Pulled", "count": 1,
+            "involvedObject": {"kind": "Pod", "namespace": namespace, "name": "web"}})
+        };
+        assert_eq!(call(&server, "POST", events, event("other")).await.0, 422);
+        assert_eq!(call(&server, "POST", events, event("default")).await.0, 201);
+        let (code, counted) = strategic(&server, &format!("{events}/web.1"), json!({"count": 2})).await;
+        assert_eq!((code, &counted["count"]), (200, &json!(2)));
+        let about = get(&server, &format!("{events}?fieldSelector=involvedObject.name%3Dweb")).await;
+        assert_eq!(names(&about), ["web.1"]);
+    });
+}

@@ -66,10 +66,3 @@ impl Caller {
         }
     }
 }
-
-/// Paths of the questions that a caller may ask about itself.
-pub const ASKING: [&str; 3] = [
-    "/apis/authentication.k8s.io/v1/selfsubjectreviews",
-    "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
-    "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
-];

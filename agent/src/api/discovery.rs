@@ -4,8 +4,8 @@ use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::metrics;
 use super::read::json_response;
+use super::{metrics, review};
 use crate::store::{Group, Kind};
 
 /// Version of the Kubernetes API whose objects are understood.
@@ -64,8 +64,13 @@ pub fn group(group: Group) -> Response {
 }
 
 /// Every group but the core one.
-fn named() -> impl Iterator<Item = Group> {
-    Group::NAMED.into_iter().chain([metrics::GROUP])
+pub(super) fn named() -> impl Iterator<Item = Group> {
+    Group::NAMED.into_iter().chain(review::GROUPS).chain([metrics::GROUP])
+}
+
+/// The questions of a group.
+fn questions(group: Group) -> impl Iterator<Item = review::Question> {
+    review::QUESTIONS.into_iter().filter(move |question| question.0 == group)
 }
 
 /// One group in the plain form.
@@ -77,6 +82,11 @@ fn listed_group(group: Group) -> Value {
 /// One group in the aggregated form.
 fn described_group(group: Group) -> Value {
     let mut resources: Vec<Value> = kinds(group).map(described).collect();
+    resources.extend(questions(group).map(|(_, plural, kind, namespaced)| {
+        json!({"resource": plural, "singularResource": kind.to_lowercase(), "verbs": ["create"],
+            "responseKind": {"group": group.name, "version": group.version, "kind": kind},
+            "scope": if namespaced { "Namespaced" } else { "Cluster" }})
+    }));
     if group == metrics::GROUP {
         resources.extend(metrics::RESOURCES.map(|(plural, name, about)| {
             json!({"resource": plural, "singularResource": "", "verbs": ["get", "list"],
@@ -102,10 +112,17 @@ pub fn resources(group: Group) -> Response {
             "categories": categories(kind),
         }));
         for (sub, sub_kind, verbs) in subresources(kind) {
-            resources.push(json!({"name": format!("{}/{sub}", kind.plural()), "singularName": "",
-                "namespaced": kind.namespaced(), "kind": sub_kind, "verbs": verbs}));
+            let mut resource = json!({"name": format!("{}/{sub}", kind.plural()), "singularName": "",
+                "namespaced": kind.namespaced(), "kind": sub_kind, "verbs": verbs});
+            if let Some(other) = foreign(sub_kind) {
+                (resource["group"], resource["version"]) = (json!(other.name), json!(other.version));
+            }
+            resources.push(resource);
         }
     }
+    resources.extend(questions(group).map(|(_, plural, kind, namespaced)| {
+        json!({"name": plural, "singularName": kind.to_lowercase(), "namespaced": namespaced, "kind": kind, "verbs": ["create"]})
+    }));
     if group == metrics::GROUP {
         resources.extend(metrics::RESOURCES.map(|(plural, name, about)| {
             json!({"name": plural, "singularName": "", "namespaced": about.namespaced(), "kind": name,
@@ -124,7 +141,11 @@ fn described(kind: Kind) -> Value {
     let subresources: Vec<Value> = subresources(kind)
         .iter()
         .map(|(sub, sub_kind, verbs)| {
-            json!({"subresource": sub, "responseKind": group_version_kind(sub_kind), "verbs": verbs})
+            let mut kind = group_version_kind(sub_kind);
+            if let Some(other) = foreign(sub_kind) {
+                (kind["group"], kind["version"]) = (json!(other.name), json!(other.version));
+            }
+            json!({"subresource": sub, "responseKind": kind, "verbs": verbs})
         })
         .collect();
     json!({
@@ -149,9 +170,20 @@ pub(super) fn verbs(kind: Kind) -> &'static [&'static str] {
         | Kind::Lease
         | Kind::ServiceAccount
         | Kind::RuntimeClass
-        | Kind::PriorityClass => &["create", "delete", "get", "list", "patch", "update", "watch"],
+        | Kind::PriorityClass
+        | Kind::Event => &["create", "delete", "get", "list", "patch", "update", "watch"],
         Kind::CertificateSigningRequest => &["create", "delete", "get", "list", "watch"],
-        Kind::Endpoints | Kind::EndpointSlice | Kind::Event => &["get", "list", "watch"],
+        Kind::Endpoints | Kind::EndpointSlice => &["get", "list", "watch"],
+    }
+}
+
+/// The group of a subresource's kind, if it is not the object's.
+fn foreign(kind: &str) -> Option<Group> {
+    match kind {
+        // By this kubectl drain knows that it can evict.
+        "Eviction" => Some(Group { name: "policy", version: "v1" }),
+        "TokenRequest" => Some(review::GROUPS[0]),
+        _ => None,
     }
 }
 
@@ -167,6 +199,7 @@ fn subresources(kind: Kind) -> &'static [Subresource] {
             ("attach", "PodAttachOptions", &["create", "get"]),
             ("binding", "Binding", &["create"]),
             ("ephemeralcontainers", "Pod", &["get", "patch", "update"]),
+            ("eviction", "Eviction", &["create"]),
             ("exec", "PodExecOptions", &["create", "get"]),
             ("log", "Pod", &["get"]),
             ("pause", "Pod", &["create"]),
@@ -176,6 +209,7 @@ fn subresources(kind: Kind) -> &'static [Subresource] {
             ("status", "Pod", &["get", "patch", "update"]),
         ],
         Kind::Node => &[("status", "Node", &["get", "patch", "update"])],
+        Kind::ServiceAccount => &[("token", "TokenRequest", &["create"])],
         Kind::CertificateSigningRequest => {
             &[("approval", "CertificateSigningRequest", &["get", "patch", "update"])]
         }

@@ -46,9 +46,12 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
     if let Some(response) = about_group(&path) {
         return Ok(response);
     }
-    if parts.method == Method::POST && review::is_asked(&path) {
+    if let Some(question) = review::asked_at(&path) {
+        if parts.method != Method::POST {
+            return Err(ApiError::method_not_allowed());
+        }
         let asked = write::read_object(&parts.headers, body).await?;
-        return review::answer(&path, &caller, &asked).ok_or_else(ApiError::no_such_path);
+        return review::answer(api, question, &caller, &asked);
     }
     if let Some(answer) = metrics::answer(api, &path, &parts).await {
         return answer;
@@ -85,20 +88,41 @@ async fn answer(api: &Api, parts: Parts, body: axum::body::Body) -> Result<Respo
         }
         Route::Object { kind, namespace, name, sub: Some(sub) } => {
             let object = write::Target { kind, namespace, name };
-            match (kind, Part::of(&sub)) {
-                (Kind::CertificateSigningRequest, _) if sub == "approval" => {
-                    certificates::approval(api, &object, &params, &parts, body).await
-                }
-                (Kind::Pod, Some(part)) | (Kind::Node, Some(part @ Part::Status)) => {
-                    part_of(api, &caller, &object, part, &params, &parts, body).await
-                }
-                (Kind::Pod, None) if sub == "binding" => match parts.method {
-                    Method::POST => write::bind(api, &object, &params, &parts.headers, body).await,
-                    _ => Err(ApiError::method_not_allowed()),
-                },
-                _ => subresource(api, &object, &sub, &params, parts).await,
-            }
+            part(api, &caller, &object, &sub, &params, parts, body).await
         }
+    }
+}
+
+/// What has a path below an object's.
+async fn part(
+    api: &Api,
+    caller: &Caller,
+    object: &write::Target,
+    sub: &str,
+    params: &Params,
+    parts: Parts,
+    body: axum::body::Body,
+) -> Result<Response, ApiError> {
+    if let (Kind::Pod, "binding" | "eviction") | (Kind::ServiceAccount, "token") = (object.kind, sub)
+        && parts.method != Method::POST
+    {
+        return Err(ApiError::method_not_allowed());
+    }
+    match (object.kind, Part::of(sub)) {
+        (Kind::CertificateSigningRequest, _) if sub == "approval" => {
+            certificates::approval(api, object, params, &parts, body).await
+        }
+        (Kind::Pod, Some(part)) | (Kind::Node, Some(part @ Part::Status)) => {
+            part_of(api, caller, object, part, params, &parts, body).await
+        }
+        (Kind::Pod, None) if sub == "binding" => write::bind(api, object, params, &parts.headers, body).await,
+        (Kind::Pod, None) if sub == "eviction" => {
+            write::evict(api, caller, object, params, &parts.headers, body).await
+        }
+        (Kind::ServiceAccount, _) if sub == "token" => {
+            write::token(api, caller, object, &parts.headers, body).await
+        }
+        _ => subresource(api, object, sub, params, parts).await,
     }
 }
 
@@ -196,12 +220,10 @@ fn about_group(path: &str) -> Option<Response> {
         return Some(openapi::document(group));
     }
     let name = path.strip_prefix("/apis/")?;
-    Group::NAMED.into_iter().chain([metrics::GROUP]).find_map(|group| {
-        match name.strip_prefix(group.name)? {
-            "" => Some(discovery::group(group)),
-            version if version.strip_prefix('/') == Some(group.version) => Some(discovery::resources(group)),
-            _ => None,
-        }
+    discovery::named().find_map(|group| match name.strip_prefix(group.name)? {
+        "" => Some(discovery::group(group)),
+        version if version.strip_prefix('/') == Some(group.version) => Some(discovery::resources(group)),
+        _ => None,
     })
 }
 

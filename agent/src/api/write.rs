@@ -119,6 +119,8 @@ async fn store_new(api: &Api, target: &Target, object: Value, how: How) -> Resul
         kind if hub::keeps(kind) => api.hub.create(target, object, how),
         Kind::Pod if api.hub.takes(&object) => api.hub.create_pod(target, &object, how),
         Kind::Pod => {
+            let mut object = object;
+            api.hub.priority(&mut object, false).map_err(ApiError::bad_request)?;
             let pod = api.backend.create_pod(object, dry_run).await?;
             Ok(newest(api, target, dry_run, &json!(pod)))
         }
@@ -225,6 +227,47 @@ async fn store_next(
         _ => api.backend.put_config(target.kind, object, false, dry_run).await?,
     };
     Ok(newest(api, target, dry_run, &updated))
+}
+
+/// `POST` to a pod's `eviction`: deletes it as the eviction's options say.
+pub async fn evict(
+    api: &Api,
+    caller: &Caller,
+    target: &Target,
+    params: &Params,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let eviction = read_object(headers, body).await?;
+    if eviction["kind"].as_str().is_some_and(|kind| kind != "Eviction") {
+        return Err(ApiError::bad_request("the object provided is no Eviction"));
+    }
+    let options = eviction.get("deleteOptions").filter(|options| options.is_object());
+    let options = options.map_or_else(String::new, Value::to_string);
+    delete(api, caller, target, params, &HeaderMap::new(), options.into()).await?;
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    Ok(json_response(StatusCode::CREATED, status.to_string()))
+}
+
+/// `POST` to a service account's `token`.
+pub async fn token(
+    api: &Api,
+    caller: &Caller,
+    target: &Target,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let request = read_object(headers, body).await?;
+    if request["kind"].as_str().is_some_and(|kind| kind != "TokenRequest") {
+        return Err(ApiError::bad_request("the object provided is no TokenRequest"));
+    }
+    if let Some(node) = caller.node() {
+        let refused = api.hub.restrict_token(node, target, &request);
+        refused.map_err(|why| ApiError::forbidden(target.kind, &target.name, &why))?;
+    }
+    let answer = api.hub.request_token(target, &request)?;
+    Ok(json_response(StatusCode::CREATED, answer.to_string()))
 }
 
 /// `POST` to a pod's `binding`: gives it its node.

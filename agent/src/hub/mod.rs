@@ -3,8 +3,10 @@
 //! Their Node objects, Leases and what else they need are kept here; on disk too, but for Leases, which are of no worth a
 //! minute later. Nothing of it is run by this agent. [`typed`] reads what clients send as the API server does, [`nodes`] has
 //! the rules for Node objects, this node's own among them, [`pods`] looks after the pods of others,
-//! [`tokens`] says whose a token is.
+//! [`admission`] completes them, [`tokens`] says whose a token is, [`rights`] what somebody may, [`events`] keeps what is reported.
 
+mod admission;
+mod events;
 mod nodes;
 mod pods;
 mod rights;
@@ -12,17 +14,19 @@ mod tokens;
 mod typed;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+pub use admission::is_provided;
 pub use pods::{Deleted, node_of};
 pub use rights::{Attributes, node_user};
 pub use tokens::{BOOTSTRAPPERS, User, account_of};
 
 use crate::api::{ApiError, Cause};
 use crate::backend::objects::Objects;
+use crate::configs::Configs;
 use crate::pki::Signer;
 use crate::store::{Kind, Object, ObjectStore};
 
@@ -54,6 +58,10 @@ pub struct Hub {
     objects: Objects,
     /// This node's name.
     own: String,
+    /// The events of others.
+    reported: events::Reported,
+    /// Who signs certificates, for those who must know this server.
+    root: OnceLock<(Configs, String)>,
     /// Where the key of tokens lies.
     pki: PathBuf,
     /// Signs tokens, from the first on.
@@ -62,12 +70,20 @@ pub struct Hub {
 
 /// Whether objects of a kind are kept here.
 pub fn keeps(kind: Kind) -> bool {
-    matches!(kind, Kind::Node | Kind::Lease | Kind::ServiceAccount | Kind::RuntimeClass | Kind::PriorityClass)
+    matches!(
+        kind,
+        Kind::Node
+            | Kind::Lease
+            | Kind::ServiceAccount
+            | Kind::RuntimeClass
+            | Kind::PriorityClass
+            | Kind::Event
+    )
 }
 
 /// Whether objects of a kind are written to the disk.
 fn durable(kind: Kind) -> bool {
-    kind != Kind::Lease
+    !matches!(kind, Kind::Lease | Kind::Event)
 }
 
 impl Hub {
@@ -77,9 +93,22 @@ impl Hub {
             store,
             objects: Objects::at(root.join("objects/cluster")),
             own: own.to_owned(),
+            reported: events::Reported::default(),
+            root: OnceLock::new(),
             pki: root.join("pki"),
             signer: Mutex::default(),
         }
+    }
+
+    /// Has every namespace tell by which certificate this server is known.
+    pub fn announce(&self, configs: Configs, pem: &str) {
+        // There is one authority for as long as the agent runs.
+        let _ = self.root.set((configs, pem.to_owned()));
+    }
+
+    /// This node's name.
+    pub fn own(&self) -> &str {
+        &self.own
     }
 
     fn signer(&self) -> Result<Arc<Signer>, ApiError> {
@@ -93,6 +122,7 @@ impl Hub {
 
     /// Shows what an earlier agent has stored, and this node's own object with what others have written into it.
     pub fn load(&self, own_node: Value) {
+        self.show_classes();
         for kind in Kind::ALL.into_iter().filter(|kind| keeps(*kind) && durable(*kind)) {
             for object in self.objects.all::<Value>(kind) {
                 let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
@@ -181,6 +211,13 @@ impl Hub {
             let why = "it is the node that serves this API; its agent writes it";
             return Err(ApiError::forbidden(key.kind, &key.name, why));
         }
+        if Self::is_built_in(key) {
+            return Err(ApiError::forbidden(
+                key.kind,
+                &key.name,
+                "this is a system priority class and cannot be deleted",
+            ));
+        }
         let mut object = old.value();
         if object["metadata"]["finalizers"].as_array().is_some_and(|all| !all.is_empty()) {
             if object["metadata"].get("deletionTimestamp").is_none() {
@@ -213,6 +250,7 @@ impl Hub {
         typed::check_metadata(key.kind, &key.name, object)?;
         let causes = match key.kind {
             Kind::Node => nodes::check(old, object, key.name == self.own),
+            Kind::Event => events::check(key, object),
             Kind::RuntimeClass => immutable(old, object, "handler"),
             Kind::PriorityClass => immutable(old, object, "value"),
             _ => Vec::new(),
@@ -229,6 +267,9 @@ impl Hub {
             stored.map_err(|error| ApiError::internal(format!("store the {}: {error}", key.kind)))?;
         }
         self.store.put(key.kind, &key.namespace, &key.name, object);
+        if key.kind == Kind::Event {
+            self.event_reported(key);
+        }
         let kept = self.store.get(key.kind, &key.namespace, &key.name);
         Ok(kept.map_or_else(|| object.clone(), |kept| kept.value()))
     }

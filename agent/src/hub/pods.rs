@@ -17,7 +17,7 @@ const DEFAULT_SCHEDULER: &str = "default-scheduler";
 const GRACE_SECONDS: i64 = 30;
 
 /// What marks a pod as the picture of one that its node has from a file.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What a deletion leaves.
 pub enum Deleted {
@@ -51,7 +51,10 @@ impl Hub {
     /// # Errors
     /// 422 when it breaks a rule, 500 when it cannot be stored.
     pub fn create_pod(&self, key: &Key, given: &Value, how: How) -> Result<Value, ApiError> {
-        let pod = self.checked(key, given, false)?;
+        let mirror = given["metadata"]["annotations"].get(MIRROR).is_some();
+        let mut completed = given.clone();
+        self.admit(key, &mut completed, mirror)?;
+        let pod = self.checked(key, &completed, false)?;
         let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).is_some_and(|n| !n.is_empty());
         let gated = pod.spec.as_ref().is_some_and(|spec| spec.scheduling_gates.iter().flatten().count() > 0);
         if bound && gated {
@@ -147,7 +150,11 @@ impl Hub {
     fn checked(&self, key: &Key, given: &Value, running: bool) -> Result<v1::Pod, ApiError> {
         let mut bare = given.clone();
         typed::remove(&mut bare["metadata"], "finalizers");
-        let context = Context { running, elsewhere: true, ..Context::default() };
+        let mut context = Context { running, elsewhere: true, ..Context::default() };
+        if let Some(class) = bare["spec"]["runtimeClassName"].as_str() {
+            let overhead = serde_json::from_value(bare["spec"]["overhead"].clone()).unwrap_or_default();
+            context.overheads.insert(class.to_owned(), overhead);
+        }
         manifest::check_pod(&bare, &context)
             .map_err(|errors| ApiError::from_manifest(Kind::Pod, &key.name, &errors))
     }
@@ -231,6 +238,7 @@ impl Hub {
             return Ok(None);
         }
         if node == self.own {
+            super::admission::unmount_token(&mut pod);
             return Ok(Some(pod));
         }
         self.keep(key, &pod, false).map(|_| None)

@@ -6,6 +6,7 @@
 use berth_reconciler::pod::{Pod, Source};
 use serde_json::Value;
 
+use super::pods::MIRROR;
 use super::{BOOTSTRAPPERS, Hub, Key, account_of, node_of};
 use crate::api::ADMINS;
 use crate::configs::uses;
@@ -14,8 +15,6 @@ use crate::store::Kind;
 /// The group of nodes, and what their names begin with.
 const NODES: &str = "system:nodes";
 const NODE: &str = "system:node:";
-/// What marks a pod as the picture of one that its node has from a file.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Labels with this prefix are never a node's own to set.
 const RESTRICTED: &str = "node-restriction.kubernetes.io/";
 
@@ -73,6 +72,9 @@ impl Hub {
     }
 
     fn node_may(&self, node: &str, asked: &Attributes) -> Result<(), String> {
+        if node == self.own {
+            return Err(format!("node '{node}' is the one that serves this API, and needs no rights here"));
+        }
         let unknown = || Err(format!("no relationship found between node '{node}' and this object"));
         let read = one_of(&asked.verb, &["get", "list", "watch"]);
         let own = asked.name == node;

@@ -30,6 +30,8 @@ fn hub(dir: &std::path::Path) -> Hub {
         let key = Key { kind: Kind::Node, namespace: String::new(), name: name.into() };
         hub.create(&key, json!({}), How::default()).unwrap();
     }
+    let account = Key { kind: Kind::ServiceAccount, namespace: "x".into(), name: "robot".into() };
+    hub.create(&account, json!({}), How::default()).unwrap();
     let key = Key { kind: Kind::Pod, namespace: "x".into(), name: "web".into() };
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "x"}, "spec": {"nodeName": "b",
         "serviceAccountName": "robot", "volumes": [{"name": "s", "secret": {"secretName": "token"}}],

@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 
 use crate::durable;
 
-pub use request::{Refused, Request, SIGNER};
+pub use request::{NODE_CLIENT, NODE_SERVING, Refused, Request, SIGNER};
 pub use serving::{Names, server_config};
 pub use token::Signer;
 

@@ -1,25 +1,35 @@
-//! Requests for certificates: what a CertificateSigningRequest may ask of the signer
-//! `kubernetes.io/kube-apiserver-client` (Kubernetes documentation, "Certificates and Certificate Signing Requests").
+//! Requests for certificates: what a CertificateSigningRequest may ask of the signers `kubernetes.io/kube-apiserver-client`,
+//! `kubernetes.io/kube-apiserver-client-kubelet` and `kubernetes.io/kubelet-serving` (Kubernetes documentation, "Certificates
+//! and Certificate Signing Requests").
 
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rcgen::{CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
+use rcgen::{
+    CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
+};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
 use super::{Authority, days};
 
-/// The signer whose certificates the API believes.
+/// The signer for users of the API.
 pub const SIGNER: &str = "kubernetes.io/kube-apiserver-client";
+/// The signer for nodes as users of the API.
+pub const NODE_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+/// The signer for the APIs of nodes.
+pub const NODE_SERVING: &str = "kubernetes.io/kubelet-serving";
+/// The group of nodes, and what their names begin with.
+const NODES: &str = "system:nodes";
+const NODE: &str = "system:node:";
 /// The longest that a certificate is good for, and how long where nothing is asked: as the controller manager's
 /// `--cluster-signing-duration`.
 const LONGEST: Duration = days(365);
 /// The shortest that may be asked.
 const SHORTEST: i32 = 600;
-/// What such a certificate may be used for.
-const USAGES: [&str; 3] = ["client auth", "digital signature", "key encipherment"];
+/// What a certificate may be used for besides being a client or a server.
+const USAGES: [&str; 2] = ["digital signature", "key encipherment"];
 
 /// Why a request is not signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +49,8 @@ fn refused<T>(field: &'static str, why: impl Into<String>) -> Result<T, Refused>
 pub struct Request {
     params: CertificateSigningRequestParams,
     life: Duration,
+    usage: ExtendedKeyUsagePurpose,
+    name: String,
 }
 
 impl Request {
@@ -52,14 +64,19 @@ impl Request {
         usages: &[String],
         expiration_seconds: Option<i32>,
     ) -> Result<Request, Refused> {
-        if signer != SIGNER {
-            return refused("spec.signerName", format!("no signer {signer:?} here, only {SIGNER}"));
+        let (word, usage) = match signer {
+            SIGNER | NODE_CLIENT => ("client auth", ExtendedKeyUsagePurpose::ClientAuth),
+            NODE_SERVING => ("server auth", ExtendedKeyUsagePurpose::ServerAuth),
+            _ => {
+                let why = format!("no signer {signer:?} here, only {SIGNER}, {NODE_CLIENT}, {NODE_SERVING}");
+                return refused("spec.signerName", why);
+            }
+        };
+        if let Some(other) = usages.iter().find(|usage| *usage != word && !USAGES.contains(&usage.as_str())) {
+            return refused("spec.usages", format!("{other:?} is not one of {word}, {}", USAGES.join(", ")));
         }
-        if let Some(other) = usages.iter().find(|usage| !USAGES.contains(&usage.as_str())) {
-            return refused("spec.usages", format!("{other:?} is not one of {}", USAGES.join(", ")));
-        }
-        if !usages.iter().any(|usage| usage == "client auth") {
-            return refused("spec.usages", "must contain \"client auth\"");
+        if !usages.iter().any(|usage| usage == word) {
+            return refused("spec.usages", format!("must contain {word:?}"));
         }
         let life = match expiration_seconds {
             None => LONGEST,
@@ -71,11 +88,27 @@ impl Request {
             }
             Some(seconds) => Duration::from_secs(seconds.unsigned_abs().into()).min(LONGEST),
         };
-        Ok(Request { params: parse(request)?, life })
+        let (params, name) = parse(signer, request)?;
+        Ok(Request { params, life, usage, name })
+    }
+
+    /// The common name that the certificate is for.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The names and addresses that the certificate is for, as texts.
+    pub fn hosts(&self) -> Vec<String> {
+        let text = |name: &SanType| match name {
+            SanType::DnsName(name) => name.to_string(),
+            SanType::IpAddress(address) => address.to_string(),
+            other => format!("{other:?}"),
+        };
+        self.params.params.subject_alt_names.iter().map(text).collect()
     }
 }
 
-fn parse(text: &str) -> Result<CertificateSigningRequestParams, Refused> {
+fn parse(signer: &str, text: &str) -> Result<(CertificateSigningRequestParams, String), Refused> {
     const FIELD: &str = "spec.request";
     let pem = STANDARD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let Some(pem) = pem else { return refused(FIELD, "not PEM in base64") };
@@ -95,12 +128,24 @@ fn parse(text: &str) -> Result<CertificateSigningRequestParams, Refused> {
     if subject.iter_organization().count() > 1 {
         return refused(FIELD, "the subject may have one organization (O), the user's group");
     }
+    let text =
+        |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
+    let name = subject.iter_common_name().next().and_then(text).unwrap_or_default();
+    let group = subject.iter_organization().next().and_then(text).unwrap_or_default();
+    if signer != SIGNER && (group != NODES || name.len() <= NODE.len() || !name.starts_with(NODE)) {
+        return refused(FIELD, format!("the subject must be O={NODES}, CN={NODE}<the node's name>"));
+    }
     let params = CertificateSigningRequestParams::from_der(&pem.contents.as_slice().into());
     let params = params.or_else(|error| refused(FIELD, error.to_string()))?;
-    if !params.params.subject_alt_names.is_empty() || params.params.is_ca != IsCa::NoCa {
+    let names = &params.params.subject_alt_names;
+    if params.params.is_ca != IsCa::NoCa || (signer != NODE_SERVING && !names.is_empty()) {
         return refused(FIELD, "a client's certificate has no other names and signs nothing");
     }
-    Ok(params)
+    let host = |name: &SanType| matches!(name, SanType::DnsName(_) | SanType::IpAddress(_));
+    if signer == NODE_SERVING && (names.is_empty() || !names.iter().all(host)) {
+        return refused(FIELD, "a node's certificate must have names in DNS or addresses, and no others");
+    }
+    Ok((params, name))
 }
 
 impl Authority {
@@ -109,10 +154,10 @@ impl Authority {
     /// # Errors
     /// What the cryptographic library says.
     pub fn sign(&self, request: Request) -> Result<String, String> {
-        let Request { mut params, life } = request;
+        let Request { mut params, life, usage, .. } = request;
         let subject = &mut params.params;
         subject.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        subject.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        subject.extended_key_usages = vec![usage];
         subject.is_ca = IsCa::ExplicitNoCa;
         subject.use_authority_key_identifier_extension = true;
         // Nothing of the subject but the name and the group means anything here.

@@ -7,7 +7,6 @@ use base64::engine::general_purpose::STANDARD;
 use rcgen::SanType;
 use x509_parser::extensions::ParsedExtension;
 
-use super::request::SIGNER;
 use super::*;
 
 fn authority() -> (tempfile::TempDir, Authority) {
@@ -108,7 +107,7 @@ fn what_is_not_a_clients_is_refused() {
     let middle = broken.len() / 2;
     broken[middle] = if broken[middle] == b'A' { b'B' } else { b'A' };
     assert!(check(&STANDARD.encode(broken), &["client auth"], None).is_err(), "its signature is wrong");
-    let other = Request::check("kubernetes.io/kubelet-serving", &good, &["client auth".to_owned()], None);
+    let other = Request::check("kubernetes.io/legacy-unknown", &good, &["client auth".to_owned()], None);
     assert!(other.err().unwrap().to_string().starts_with("spec.signerName"));
 }
 
@@ -127,4 +126,40 @@ fn the_servers_certificate_has_its_names() {
         _ => None,
     });
     assert_eq!(constraint.unwrap().path_len_constraint, Some(0));
+}
+
+#[test]
+fn nodes_get_certificates_for_both_sides() {
+    let (_dir, authority) = authority();
+    let node = |name: &'static str, hosts: bool| {
+        request(move |params| {
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+            if hosts {
+                let name = SanType::DnsName("b".to_owned().try_into().unwrap());
+                params.subject_alt_names = vec![name, SanType::IpAddress([10, 0, 0, 2].into())];
+            }
+        })
+    };
+    let check = |signer: &str, text: &str, usage: &str| {
+        Request::check(signer, text, &[usage.to_owned(), "digital signature".to_owned()], None)
+    };
+    let client = check(NODE_CLIENT, &node("system:node:b", false), "client auth").unwrap();
+    assert_eq!((client.name(), client.hosts()), ("system:node:b", vec![]));
+    let serving = check(NODE_SERVING, &node("system:node:b", true), "server auth").unwrap();
+    assert_eq!(serving.hosts(), ["b", "10.0.0.2"]);
+    let pem = authority.sign(serving).unwrap();
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+    let certificate = pem.parse_x509().unwrap();
+    let usage = certificate.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.server_auth && !usage.client_auth);
+    let names = certificate.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(names.value.general_names.len(), 2);
+    let refused = |signer: &str, text: String, usage: &str| check(signer, &text, usage).err().unwrap().field;
+    assert_eq!(refused(NODE_CLIENT, request(|_| ()), "client auth"), "spec.request");
+    assert_eq!(refused(NODE_CLIENT, node("system:node:", false), "client auth"), "spec.request");
+    assert_eq!(refused(NODE_CLIENT, node("system:node:b", true), "client auth"), "spec.request");
+    assert_eq!(refused(NODE_SERVING, node("system:node:b", false), "server auth"), "spec.request");
+    assert_eq!(refused(NODE_SERVING, node("system:node:b", true), "client auth"), "spec.usages");
 }

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 pub use kept::Refusal;
 
 use crate::events::{Recorder, Regarding};
+use crate::hub::is_provided;
 use crate::store::{Kind, ObjectStore};
 use derive::Member;
 use kept::{Kept, Object};
@@ -241,7 +242,9 @@ impl Policies {
         }
         let of_users = |kind: &Kind| kind.namespaced() && *kind != Kind::Event;
         let mut inside = Kind::ALL.into_iter().filter(of_users);
-        if let Some(kind) = inside.find(|kind| !self.0.store.list(*kind, Some(name)).0.is_empty()) {
+        if let Some(kind) =
+            inside.find(|kind| !self.0.store.list(*kind, Some(name)).0.iter().all(|one| is_provided(one)))
+        {
             let plural = kind.plural();
             return Err(Refusal::Forbidden(format!(
                 "it has {plural} in it; delete them first: `berth get {plural} -n {name}` lists them"

@@ -215,7 +215,7 @@ async fn serve_api(
         let streams = crate::api::kubelet_router(node.store.clone(), backend.clone(), hub.clone());
         kubelet::listen(cluster, node, pages, streams).await?;
     }
-    let router = crate::api::router(node.store.clone(), backend, hub, authority);
+    let router = crate::api::router(node.store.clone(), backend, hub.clone(), authority);
     let closing = || {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|stopped| *stopped).await) }
@@ -223,6 +223,8 @@ async fn serve_api(
     let listener = socket(&node.config)?;
     if let Some(tls) = tls {
         tls.announce(&node.configs)?;
+        hub.announce(node.configs.clone(), tls.authority.pem());
+        tokio::spawn(hub.clone().follow_namespaces());
         tokio::spawn(crate::api::serve_secure(tls.listener, router.clone(), closing()));
     }
     Ok(tokio::spawn(crate::api::serve(listener, router, closing())))
