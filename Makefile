@@ -12,13 +12,18 @@ NEXTEST_PROFILE ?= default
 test: export PATH := $(abspath $(TARGET_DIR))/tools/bin:$(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-v2 bench lint lint-deny install-deps-run install-deps-test clean
+.PHONY: help build image run test test-v2 bench lint lint-deny install-deps-run install-deps-test clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
 
 build: ## Build the release binary, target/release/berth
 	$(CARGO) build --release --locked -p berth
+
+image: install-deps-run build ## Build the image of charts/berth as a root file system, target/berth-image.tar
+	scripts/image $(TARGET_DIR)/release/berth >$(TARGET_DIR)/berth-image.tar.new
+	mv $(TARGET_DIR)/berth-image.tar.new $(TARGET_DIR)/berth-image.tar
+	@ls -lh $(TARGET_DIR)/berth-image.tar
 
 run: install-deps-run build ## Run the demo: a node with manifests/demo/ in folders of its own; Ctrl-C removes it all
 	@$(SUDO) scripts/demo $(TARGET_DIR)/release/berth

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod changes;
+mod chart;
 mod claims;
 mod cni_node;
 mod cni_plugin;
