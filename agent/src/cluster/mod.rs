@@ -74,7 +74,7 @@ struct Pause {
 
 impl Pause {
     const FIRST: Duration = Duration::from_millis(500);
-    const LONGEST: Duration = Duration::from_secs(30);
+    const LONGEST: Duration = Duration::from_secs(10);
 
     fn new() -> Self {
         Self { next: Self::FIRST }

@@ -76,8 +76,11 @@ fn keep_private(dir: &std::path::Path) -> std::io::Result<()> {
 
 fn log_to_stderr() {
     use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,netlink_proto=warn,hyper=warn"));
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new(
+            "info,netlink_proto=warn,hyper=warn,kube_client=error,kube_runtime=error",
+        )
+    });
     // A second agent in one process (a test) keeps the first one's log.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -4,6 +4,7 @@
 mod changes;
 mod chart;
 mod claims;
+mod cluster;
 mod cni_node;
 mod cni_plugin;
 mod commands;

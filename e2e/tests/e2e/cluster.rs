@@ -1,0 +1,355 @@
+//! A node of a cluster, whose API server is another Berth on the other end of the machine's link.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use berth_e2e::leftovers;
+use berth_e2e::machine::OUTSIDE;
+use berth_e2e::manifest::Builder;
+use berth_e2e::node::{NAME, Node};
+use berth_e2e::poll;
+use berth_e2e::tools::{self, Ran};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const SECONDS_30: Duration = Duration::from_secs(30);
+
+/// A node whose pods come from a server, the server, and kubectl for it.
+struct Cluster {
+    node: Node,
+    dir: TempDir,
+    server: Option<Child>,
+}
+
+impl Cluster {
+    /// A server, and a node with these further settings that has joined it.
+    fn with(settings: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("berth-e2e-server-").tempdir_in("/var/tmp").unwrap();
+        let kubeconfig = dir.path().join("kubeconfig");
+        let words = ["--kubeconfig", kubeconfig.to_str().unwrap()];
+        let config = format!(
+            "crashLoopBackOff:\n  maxContainerRestartPeriod: 1s\nevictionHard: {{memory.available: 1Mi}}\n{settings}"
+        );
+        let node = Node::prepare(&config, &words).unwrap();
+        let mut cluster = Self { node, dir, server: None };
+        cluster.start_server();
+        let made = tools::run(cluster.server_command(&["kubeconfig"])).unwrap().ok().unwrap();
+        std::fs::write(kubeconfig, made).unwrap();
+        cluster.node.start_agent().unwrap();
+        cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("node/{NAME}")]);
+        cluster
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A berth that talks to the server as its owner.
+    fn server_command(&self, words: &[&str]) -> Command {
+        let mut command = self.node.machine().outside(tools::berth());
+        command.arg("--socket").arg(self.path("berth.sock")).args(words);
+        command
+    }
+
+    fn start_server(&mut self) {
+        std::fs::create_dir_all(self.path("manifests")).unwrap();
+        std::fs::write(self.path("config.yaml"), "evictionHard: {memory.available: 1Mi}\nlocalDNS: false\n")
+            .unwrap();
+        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let mut command = self.node.machine().outside("sh");
+        // Its PID on its own machine is what ends it.
+        command
+            .args(["-c", "echo $$ > $0/pid; exec \"$@\""])
+            .arg(self.dir.path())
+            .arg(tools::berth())
+            .arg("agent");
+        for (flag, name) in [
+            ("--config", "config.yaml"),
+            ("--manifests", "manifests"),
+            ("--root", "root"),
+            ("--run", "run"),
+            ("--log-dir", "logs"),
+            ("--socket", "berth.sock"),
+        ] {
+            command.arg(flag).arg(self.path(name));
+        }
+        command.args(["--cgroup-parent", &self.cgroup(), "--node-name", "server", "--node-ip", OUTSIDE]);
+        command.args(["--bridge", "brserver0", "--nft-table", "berth_server", "--read-only-address", "none"]);
+        command.args(["--pod-cidr", "10.99.0.0/16", "--api-address", &format!("{OUTSIDE}:6443")]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.server = Some(command.spawn().unwrap());
+        let ready = poll::until_true("the server answers", SECONDS_30, || {
+            tools::run(self.server_command(&["get", "nodes"])).is_ok_and(|ran| ran.ok().is_ok())
+        });
+        ready.unwrap_or_else(|error| panic!("{error}\n{}", self.server_log()));
+    }
+
+    fn server_log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    fn cgroup(&self) -> String {
+        format!("{}-server", self.node.cgroup_parent())
+    }
+
+    /// `kill -9` of the server.
+    fn kill_server(&mut self) {
+        let Some(mut child) = self.server.take() else { return };
+        let mut command = self.node.machine().outside("sh");
+        command.args(["-c", "kill -9 $(cat $0/pid)"]).arg(self.dir.path());
+        let _ = tools::run(command);
+        let _ = child.wait();
+    }
+
+    fn run(&self, words: &[&str]) -> Ran {
+        let mut command = self.node.machine().outside(tools::unpacked("kubectl").unwrap());
+        command.env("HOME", self.dir.path()).env("KUBECONFIG", self.path("kubeconfig")).args(words);
+        tools::run(command).unwrap()
+    }
+
+    fn kubectl(&self, words: &[&str]) -> String {
+        match self.run(words).ok() {
+            Ok(text) => text,
+            Err(error) => panic!("{words:?}: {error}\nthe server's log:\n{}", self.server_log()),
+        }
+    }
+
+    fn apply(&self, yaml: &str) {
+        let file = self.path("applied.yaml");
+        std::fs::write(&file, yaml).unwrap();
+        self.kubectl(&["apply", "-f", file.to_str().unwrap()]);
+    }
+
+    /// A pod for the node, ready there.
+    fn ready(&self, name: &str, builder: &Builder) {
+        self.apply(&bound(builder));
+        self.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("pod/{name}")]);
+    }
+
+    fn get(&self, what: &[&str]) -> Value {
+        let words = [&["get", "-o", "json"], what].concat();
+        serde_json::from_str(&self.kubectl(&words)).unwrap()
+    }
+
+    fn delete(&self, pods: &[&str]) {
+        for pod in pods {
+            self.kubectl(&["delete", "pod", pod, "--timeout=30s"]);
+            self.node.wait_gone(pod).unwrap();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill_server();
+        if std::thread::panicking() {
+            eprintln!("the server's log:\n{}", self.server_log());
+        }
+        leftovers::remove_cgroups(&self.cgroup());
+    }
+}
+
+/// The pod's manifest, bound to the node.
+fn bound(builder: &Builder) -> String {
+    builder.clone().with_pod(&format!("nodeName: {NAME}")).yaml()
+}
+
+fn config_map(text: &str) -> String {
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{text: {text}}}\n")
+}
+
+/// Waits until a file of a container says something.
+fn wait_file(node: &Node, pod: &str, path: &str, text: &str) {
+    let seen = poll::until(&format!("{path} in {pod} says {text:?}"), SECONDS_30, || {
+        let ran = node.berth(&["exec", pod, "--", "cat", path]).map_err(|error| error.to_string())?;
+        if ran.stdout == text { Ok(Some(())) } else { Err(format!("{ran:?}")) }
+    });
+    seen.unwrap();
+}
+
+#[test]
+fn pods_of_a_cluster_run_here_and_the_cluster_sees_how_they_are() {
+    let cluster = Cluster::with("");
+    let node = cluster.get(&["node", NAME]);
+    assert_eq!(node["status"]["nodeInfo"]["operatingSystem"], "linux");
+    assert_eq!(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
+    let lease = cluster.get(&["lease", NAME, "-n", "kube-node-lease"]);
+    assert_eq!(lease["spec"]["holderIdentity"], NAME);
+    assert_eq!(lease["spec"]["leaseDurationSeconds"], 40);
+
+    cluster.apply(&config_map("one"));
+    let builder = Builder::new("web")
+        .shell("echo up; exec sleep 1000")
+        .with("volumeMounts: [{name: settings, mountPath: /settings}]")
+        .with_pod("volumes: [{name: settings, configMap: {name: settings}}]");
+    cluster.ready("web", &builder);
+    let pod = cluster.get(&["pod", "web"]);
+    let here = cluster.node.pod("web").unwrap();
+    assert_eq!(pod["status"]["podIP"].as_str(), here.status.as_ref().unwrap().pod_ip.as_deref());
+    assert_eq!(pod["metadata"]["uid"].as_str(), here.metadata.uid.as_deref());
+    assert_eq!(pod["status"]["hostIP"], "192.0.2.1");
+    let status = &pod["status"]["containerStatuses"][0];
+    assert_eq!((&status["ready"], &status["restartCount"]), (&true.into(), &0.into()));
+    wait_file(&cluster.node, "web", "/settings/text", "one");
+
+    // A change of the cluster's object comes through.
+    cluster.apply(&config_map("two"));
+    wait_file(&cluster.node, "web", "/settings/text", "two");
+
+    // What comes from the cluster is changed there.
+    let refused = cluster.node.berth(&["delete", "pod", "web"]).unwrap();
+    assert!(refused.stderr.contains("it comes from the cluster"), "{}", refused.stderr);
+
+    cluster.delete(&["web"]);
+    let events = cluster.kubectl(&["get", "events", "-o", "custom-columns=:.reason,:.involvedObject.name"]);
+    for reason in ["Started", "Killing"] {
+        assert!(events.lines().any(|line| line.starts_with(reason) && line.ends_with("web")), "{events}");
+    }
+}
+
+#[test]
+fn a_pod_that_the_node_cannot_run_fails_with_the_reason() {
+    let cluster = Cluster::with("");
+    let big = Builder::new("big").shell("sleep 1000").with("resources: {requests: {cpu: 10k}}");
+    cluster.apply(&bound(&big));
+    let odd =
+        Builder::new("odd").shell("sleep 1000").with_pod("volumes: [{name: v, nfs: {server: a, path: /}}]");
+    cluster.apply(&bound(&odd));
+    for (pod, reason, text) in
+        [("big", "OutOfcpu", "requested: 10000000"), ("odd", "UnsupportedPodSpec", "spec.volumes[0].nfs")]
+    {
+        cluster.kubectl(&[
+            "wait",
+            "--for=jsonpath={.status.phase}=Failed",
+            "--timeout=30s",
+            &format!("pod/{pod}"),
+        ]);
+        let status = &cluster.get(&["pod", pod])["status"];
+        assert_eq!(status["reason"], reason);
+        assert!(status["message"].as_str().unwrap().contains(text), "{status}");
+    }
+    assert!(cluster.node.pods().unwrap().is_empty());
+    // Nothing of them is here, so nothing holds their end up.
+    cluster.kubectl(&["delete", "pod", "big", "odd", "--timeout=30s"]);
+}
+
+#[test]
+fn pods_go_on_while_the_server_is_away() {
+    let mut cluster = Cluster::with("");
+    cluster.apply(&config_map("kept"));
+    let from_map = "env: [{name: TEXT, valueFrom: {configMapKeyRef: {name: settings, key: text}}}]";
+    let builder = Builder::new("web").shell("echo $TEXT; exec sleep 1000").with(from_map);
+    cluster.ready("web", &builder);
+    let pod = cluster.node.pod("web").unwrap();
+    let uid = pod.metadata.uid.clone().unwrap();
+    let first = cluster.node.pids(&uid).unwrap();
+    cluster.kill_server();
+
+    // A new agent knows its pods without the server.
+    cluster.node.kill9_agent().unwrap();
+    cluster.node.start_agent().unwrap();
+    cluster.node.wait_running(&["web"]).unwrap();
+    assert_eq!(cluster.node.pids(&uid).unwrap(), first, "the same processes");
+
+    // An end is dealt with here, and what the new container needs is known too.
+    let main = cluster.node.on_machine(&uid).unwrap()[0].pid;
+    cluster.node.machine().kill("KILL", &[main]).unwrap();
+    let restarted = |pods: &berth_e2e::pods::Pods| {
+        let status = pods
+            .get("web")
+            .and_then(|pod| pod.status.as_ref()?.container_statuses.as_ref()?.first().cloned());
+        status.is_some_and(|status| status.restart_count == 1 && status.ready)
+    };
+    cluster.node.wait("the container runs again", SECONDS_30, restarted).unwrap();
+    let log = cluster.node.log(&pod, "main", 1).unwrap();
+    assert!(log[0].ends_with("kept"), "{log:?}");
+
+    // The server is told when it is back, and nothing begins anew.
+    cluster.start_server();
+    cluster.kubectl(&[
+        "wait",
+        "--for=jsonpath={.status.containerStatuses[0].restartCount}=1",
+        "--timeout=120s",
+        "pod/web",
+    ]);
+    assert_eq!(cluster.node.pod("web").unwrap().metadata.uid, Some(uid));
+    cluster.delete(&["web"]);
+}
+
+#[test]
+fn the_cluster_sees_pods_of_manifests_as_mirrors() {
+    let cluster = Cluster::with("");
+    cluster.node.apply("own.yaml", &Builder::new("own").shell("sleep 1000").yaml()).unwrap();
+    let name = format!("own-{NAME}");
+    cluster.node.wait_running(&["own"]).unwrap();
+    let pod = format!("pod/{name}");
+    let shown = || {
+        let seen = poll::until_true("the cluster has the mirror", SECONDS_30, || {
+            cluster.run(&["get", &pod]).ok().is_ok()
+        });
+        seen.unwrap();
+        cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &pod]);
+        cluster.get(&[&pod])
+    };
+    let mirror = shown();
+    let annotations = &mirror["metadata"]["annotations"];
+    assert_eq!(annotations["kubernetes.io/config.mirror"], annotations["kubernetes.io/config.hash"]);
+    assert_eq!(mirror["metadata"]["ownerReferences"][0]["kind"], "Node");
+
+    // Who deletes it deletes the picture, not the pod.
+    let uid = cluster.node.pod("own").unwrap().metadata.uid.unwrap();
+    let pids = cluster.node.pids(&uid).unwrap();
+    cluster.kubectl(&["delete", &pod, "--grace-period=0", "--force"]);
+    let again = shown();
+    assert_ne!(again["metadata"]["uid"], mirror["metadata"]["uid"]);
+    assert_eq!(cluster.node.pids(&uid).unwrap(), pids);
+
+    cluster.node.remove("own.yaml").unwrap();
+    let gone = poll::until_true("the mirror goes with its pod", SECONDS_30, || {
+        cluster.run(&["get", &pod]).stderr.contains("not found")
+    });
+    gone.unwrap();
+}
+
+/// Asks the node's own API from outside of its machine.
+fn ask(cluster: &Cluster, path: &str, certificate: Option<(&Path, &Path)>) -> String {
+    let mut command = cluster.node.machine().outside("curl");
+    command.args(["-sk", "--max-time", "30", "-w", "\n%{http_code}"]);
+    if let Some((certificate, key)) = certificate {
+        command.arg("--cert").arg(certificate).arg("--key").arg(key);
+    }
+    command.arg(format!("https://192.0.2.1:10250{path}"));
+    tools::run(command).unwrap().ok().unwrap()
+}
+
+#[test]
+fn the_nodes_own_api_is_for_whom_the_cluster_knows() {
+    let cluster = Cluster::with("");
+    cluster.ready("web", &Builder::new("web").shell("echo hello; exec sleep 1000"));
+    let save = |name: &str, field: &str| {
+        let template = format!("--template={{{{index (index .users 0).user \"{field}\" | base64decode}}}}");
+        let text = cluster.kubectl(&["config", "view", "--raw", "-o", "go-template", &template]);
+        std::fs::write(cluster.path(name), text).unwrap();
+        cluster.path(name)
+    };
+    let (certificate, key) =
+        (save("admin.crt", "client-certificate-data"), save("admin.key", "client-key-data"));
+    let known = Some((certificate.as_path(), key.as_path()));
+    assert!(ask(&cluster, "/healthz", None).ends_with("\n401"));
+    assert_eq!(ask(&cluster, "/healthz", known), "ok\n200");
+    assert_eq!(ask(&cluster, "/containerLogs/default/web/main", known), "hello\n\n200");
+    assert!(ask(&cluster, "/containerLogs/default/web/none", known).ends_with("\n400"));
+    assert!(ask(&cluster, "/pods", known).contains(r#""name":"web""#));
+    assert!(ask(&cluster, "/metrics/cadvisor", known).contains("container_cpu_usage_seconds_total"));
+    assert!(ask(&cluster, "/configz", known).contains("KubeletConfiguration"));
+    assert!(ask(&cluster, "/nothing", known).ends_with("\n404"));
+    cluster.delete(&["web"]);
+}
+
+#[test]
+fn bad_settings_of_a_cluster_are_told_at_once() {
+    let mut node = Node::prepare("{}", &["--kubeconfig", "/nowhere/kubeconfig"]).unwrap();
+    let error = node.start_agent().unwrap_err().to_string();
+    assert!(error.contains("/nowhere/kubeconfig is not there; with --bootstrap-kubeconfig"), "{error}");
+}
