@@ -83,11 +83,16 @@ pub fn cgroups(parent: &str) -> Vec<PathBuf> {
 pub fn remove_cgroups(parent: &str) {
     // A process that was killed leaves its cgroup when it has been reaped, of which there is no event here.
     let _ = crate::poll::until_true("the cgroups can be removed", std::time::Duration::from_secs(5), || {
-        cgroups(parent).iter().rev().filter(|dir| std::fs::remove_dir(dir).is_err()).count() == 0
+        try_remove_cgroups(parent)
     });
 }
 
-/// Removes the cgroups of test nodes whose test was killed.
+/// Removes what can be removed; says whether that is all.
+fn try_remove_cgroups(parent: &str) -> bool {
+    cgroups(parent).iter().rev().filter(|dir| std::fs::remove_dir(dir).is_err()).count() == 0
+}
+
+/// Removes the cgroups of test nodes whose test was killed, as far as nothing runs in them any more.
 pub fn sweep_cgroups() {
     for hierarchy in hierarchies() {
         for entry in std::fs::read_dir(&hierarchy).into_iter().flatten().flatten() {
@@ -96,7 +101,7 @@ pub fn sweep_cgroups() {
                 continue;
             };
             if !Path::new("/proc").join(pid).exists() {
-                remove_cgroups(&format!("/{name}"));
+                try_remove_cgroups(&format!("/{name}"));
             }
         }
     }

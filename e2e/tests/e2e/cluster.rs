@@ -23,22 +23,34 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// A server, and a node with these further settings that has joined it.
-    fn with(settings: &str) -> Self {
+    /// A server, and a node that has joined it with the rights of an administrator.
+    fn new() -> Self {
+        let mut cluster = Self::prepare("kubeconfig", "--kubeconfig");
+        cluster.join();
+        cluster
+    }
+
+    /// A server, and a node that is to join it with a kubeconfig of this name in the server's folder.
+    fn prepare(kubeconfig: &str, flag: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("berth-e2e-server-").tempdir_in("/var/tmp").unwrap();
-        let kubeconfig = dir.path().join("kubeconfig");
-        let words = ["--kubeconfig", kubeconfig.to_str().unwrap()];
-        let config = format!(
-            "crashLoopBackOff:\n  maxContainerRestartPeriod: 1s\nevictionHard: {{memory.available: 1Mi}}\n{settings}"
-        );
-        let node = Node::prepare(&config, &words).unwrap();
+        let kubeconfig = dir.path().join(kubeconfig);
+        let config =
+            "crashLoopBackOff:\n  maxContainerRestartPeriod: 1s\nevictionHard: {memory.available: 1Mi}\n";
+        let node = Node::prepare(config, &[flag, kubeconfig.to_str().unwrap()]).unwrap();
         let mut cluster = Self { node, dir, server: None };
         cluster.start_server();
         let made = tools::run(cluster.server_command(&["kubeconfig"])).unwrap().ok().unwrap();
-        std::fs::write(kubeconfig, made).unwrap();
-        cluster.node.start_agent().unwrap();
-        cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("node/{NAME}")]);
+        std::fs::write(cluster.path("kubeconfig"), made).unwrap();
         cluster
+    }
+
+    fn join(&mut self) {
+        self.node.start_agent().unwrap();
+        let there = poll::until_true("the node is registered", SECONDS_30, || {
+            self.run(&["get", "node", NAME]).ok().is_ok()
+        });
+        there.unwrap_or_else(|error| panic!("{error}\n{}", self.server_log()));
+        self.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("node/{NAME}")]);
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -170,7 +182,7 @@ fn wait_file(node: &Node, pod: &str, path: &str, text: &str) {
 
 #[test]
 fn pods_of_a_cluster_run_here_and_the_cluster_sees_how_they_are() {
-    let cluster = Cluster::with("");
+    let cluster = Cluster::new();
     let node = cluster.get(&["node", NAME]);
     assert_eq!(node["status"]["nodeInfo"]["operatingSystem"], "linux");
     assert_eq!(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
@@ -210,7 +222,7 @@ fn pods_of_a_cluster_run_here_and_the_cluster_sees_how_they_are() {
 
 #[test]
 fn a_pod_that_the_node_cannot_run_fails_with_the_reason() {
-    let cluster = Cluster::with("");
+    let cluster = Cluster::new();
     let big = Builder::new("big").shell("sleep 1000").with("resources: {requests: {cpu: 10k}}");
     cluster.apply(&bound(&big));
     let odd =
@@ -236,7 +248,7 @@ fn a_pod_that_the_node_cannot_run_fails_with_the_reason() {
 
 #[test]
 fn pods_go_on_while_the_server_is_away() {
-    let mut cluster = Cluster::with("");
+    let mut cluster = Cluster::new();
     cluster.apply(&config_map("kept"));
     let from_map = "env: [{name: TEXT, valueFrom: {configMapKeyRef: {name: settings, key: text}}}]";
     let builder = Builder::new("web").shell("echo $TEXT; exec sleep 1000").with(from_map);
@@ -279,7 +291,7 @@ fn pods_go_on_while_the_server_is_away() {
 
 #[test]
 fn the_cluster_sees_pods_of_manifests_as_mirrors() {
-    let cluster = Cluster::with("");
+    let cluster = Cluster::new();
     cluster.node.apply("own.yaml", &Builder::new("own").shell("sleep 1000").yaml()).unwrap();
     let name = format!("own-{NAME}");
     cluster.node.wait_running(&["own"]).unwrap();
@@ -325,7 +337,7 @@ fn ask(cluster: &Cluster, path: &str, certificate: Option<(&Path, &Path)>) -> St
 
 #[test]
 fn the_nodes_own_api_is_for_whom_the_cluster_knows() {
-    let cluster = Cluster::with("");
+    let cluster = Cluster::new();
     cluster.ready("web", &Builder::new("web").shell("echo hello; exec sleep 1000"));
     let save = |name: &str, field: &str| {
         let template = format!("--template={{{{index (index .users 0).user \"{field}\" | base64decode}}}}");
@@ -345,6 +357,84 @@ fn the_nodes_own_api_is_for_whom_the_cluster_knows() {
     assert!(ask(&cluster, "/configz", known).contains("KubeletConfiguration"));
     assert!(ask(&cluster, "/nothing", known).ends_with("\n404"));
     cluster.delete(&["web"]);
+}
+
+/// A kubeconfig with a bootstrap token, as `kubeadm join` makes it.
+fn bootstrap(cluster: &Cluster) {
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: bootstrap-token-abcdef, namespace: kube-system}\n\
+        type: bootstrap.kubernetes.io/token\nstringData: {token-id: abcdef, token-secret: 0123456789abcdef, \
+        usage-bootstrap-authentication: 'true'}\n";
+    cluster.apply(secret);
+    let path = cluster.path("bootstrap");
+    std::fs::copy(cluster.path("kubeconfig"), &path).unwrap();
+    let file = path.to_str().unwrap();
+    for words in [
+        &["config", "unset", "users"][..],
+        &["config", "set-credentials", "token", "--token=abcdef.0123456789abcdef"],
+        &["config", "set-context", "--current", "--user=token"],
+    ] {
+        cluster.kubectl(&[&["--kubeconfig", file], words].concat());
+    }
+}
+
+/// The subject of the certificate in a kubeconfig.
+fn subject(cluster: &Cluster, kubeconfig: &Path) -> String {
+    let line = format!(
+        "sed -n 's/.*client-certificate-data: //p' {} | base64 -d | openssl x509 -noout -subject -nameopt RFC2253",
+        kubeconfig.display()
+    );
+    cluster.node.machine().shell(&line).unwrap()
+}
+
+#[test]
+fn a_node_with_a_bootstrap_token_gets_a_certificate_of_its_own() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut cluster = Cluster::prepare("bootstrap", "--bootstrap-kubeconfig");
+    bootstrap(&cluster);
+    cluster.join();
+    let own = cluster.node.path("root/kubeconfig");
+    assert_eq!(subject(&cluster, &own).trim(), format!("subject=CN=system:node:{NAME},O=system:nodes"));
+    assert_eq!(std::fs::metadata(&own).unwrap().permissions().mode() & 0o777, 0o600);
+    let request = &cluster.get(&["csr"])["items"][0];
+    assert_eq!(request["spec"]["signerName"], "kubernetes.io/kube-apiserver-client-kubelet");
+    assert_eq!(request["spec"]["username"], "system:bootstrap:abcdef");
+
+    // With the rights of a node: its pods, with what they use and a token of their account.
+    cluster.apply(&config_map("one"));
+    let builder = Builder::new("web")
+        .shell("exec sleep 1000")
+        .with("env: [{name: TEXT, valueFrom: {configMapKeyRef: {name: settings, key: text}}}]");
+    cluster.ready("web", &builder);
+    let inside =
+        |line: &str| cluster.node.berth(&["exec", "web", "--", "sh", "-c", line]).unwrap().ok().unwrap();
+    assert_eq!(inside("echo $TEXT"), "one\n");
+    let account = "/var/run/secrets/kubernetes.io/serviceaccount";
+    assert_eq!(inside(&format!("cat {account}/namespace")), "default");
+    assert!(inside(&format!("cat {account}/ca.crt")).contains("BEGIN CERTIFICATE"));
+    let token = inside(&format!("cat {account}/token"));
+    let answer = |path: &str, header: &str| {
+        let mut command = cluster.node.machine().outside("curl");
+        command.args(["-sk", "--max-time", "30", "-o", "/dev/null", "-w", "%{http_code}", "-H", header]);
+        tools::run(command_with(command, path)).unwrap().ok().unwrap()
+    };
+    let header = format!("Authorization: Bearer {token}");
+    // The server knows whose it is; so does the node's own API, by asking the server.
+    assert_eq!(answer(&format!("https://{OUTSIDE}:6443/version"), &header), "200");
+    assert_eq!(answer("https://192.0.2.1:10250/metrics", &header), "403");
+    assert_eq!(answer("https://192.0.2.1:10250/metrics", "Authorization: Bearer nobodys"), "401");
+    cluster.delete(&["web"]);
+
+    // The next agent has its certificate already.
+    cluster.node.kill9_agent().unwrap();
+    cluster.node.start_agent().unwrap();
+    cluster.ready("again", &Builder::new("again").shell("exec sleep 1000"));
+    assert_eq!(cluster.get(&["csr"])["items"].as_array().unwrap().len(), 1);
+    cluster.delete(&["again"]);
+}
+
+fn command_with(mut command: Command, word: &str) -> Command {
+    command.arg(word);
+    command
 }
 
 #[test]
