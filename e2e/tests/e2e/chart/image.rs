@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use berth_e2e::node::Node;
 use berth_e2e::pods::{PodExt, Pods};
-use berth_e2e::tools;
+use berth_e2e::tools::Ran;
+use berth_e2e::{poll, tools};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -54,12 +55,15 @@ struct Chart {
     systemd: Child,
 }
 
+/// The node is also the API server that the second one joins.
+const CONFIG: &str = "apiAddress: 192.0.2.1:6443\ncrashLoopBackOff: { maxContainerRestartPeriod: 1s }\n";
+
 /// The second agent's read-only port: the chart's default.
 const PORT: &str = "11255";
 
 impl Chart {
     fn new() -> Self {
-        let node = Node::start().unwrap();
+        let node = Node::with(CONFIG, &[]).unwrap();
         let tar = rootfs(&node.path(""));
         node.berth(&["image", "import", &tar.to_string_lossy(), IMAGE]).unwrap().ok().unwrap();
         for folder in ["host/units", "second/cni"] {
@@ -106,18 +110,19 @@ impl Chart {
     fn run(&self, name: &str, step: &Step) {
         let root = json!({
             "apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": "kube-root-ca.crt", "namespace": "kube-system"}, "data": {"ca.crt": "CERTIFICATE\n"},
+            "metadata": {"name": "kube-root-ca.crt", "namespace": "kube-system"},
+            "data": {"ca.crt": self.read("root/pki/ca.crt")},
         });
         let template = &step.object("DaemonSet/berth")["spec"]["template"];
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "kube-system"}, "spec": template["spec"],
         });
         self.apply("root.yaml", &root);
-        for object in ["ConfigMap/berth", "Secret/berth-bootstrap"] {
+        for object in ["ConfigMap/berth", "Secret/berth-bootstrap", "Secret/bootstrap-token-abcdef"] {
             let mut object = step.object(object).clone();
             let metadata = object["metadata"].as_object_mut().unwrap();
             metadata.retain(|key, _| ["name", "namespace", "labels"].contains(&key.as_str()));
-            self.apply(&format!("{}.yaml", object["kind"].as_str().unwrap()), &object);
+            self.apply(&format!("{}.yaml", object["metadata"]["name"].as_str().unwrap()), &object);
         }
         self.apply(&format!("{name}.yaml"), &pod);
     }
@@ -144,6 +149,33 @@ impl Chart {
         }
     }
 
+    /// What `helm test` runs, put onto the second node as a scheduler would.
+    fn test_on_second(&self, step: &Step) {
+        let second = self.node.path("second/run/berth.sock");
+        let tar = self.node.path("berth-image.tar");
+        let mut import = self.node.machine().command(tools::berth());
+        import.args(["image", "import", "--socket"]).arg(second).arg(tar).arg(IMAGE);
+        tools::run(import).unwrap().ok().unwrap();
+        let mut spec = step.object("Pod/berth-test")["spec"].clone();
+        spec["nodeName"] = json!("berth-n1");
+        // There are no CNI plugins here.
+        spec["hostNetwork"] = json!(true);
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "helm-test"}, "spec": spec});
+        let file = self.node.path("helm-test.json");
+        std::fs::write(&file, pod.to_string()).unwrap();
+        self.node.berth(&["apply", "-f", &file.to_string_lossy()]).unwrap().ok().unwrap();
+        let ended = poll::until("the test has passed on the second node", SOON, || {
+            let words = ["get", "pod", "helm-test", "-o", "json"];
+            let shown = self.node.berth(&words).and_then(Ran::ok).map_err(|e| e.to_string())?;
+            let pod: Value = serde_json::from_str(&shown).map_err(|e| e.to_string())?;
+            match pod["status"]["phase"].as_str() {
+                Some("Succeeded") => Ok(Some(())),
+                _ => Err(pod["status"].to_string()),
+            }
+        });
+        ended.unwrap_or_else(|e| panic!("{e}\nthe second agent: {}", self.read("second.log")));
+    }
+
     fn finish(mut self) {
         std::fs::write(self.node.path("ask"), "quit\n").unwrap();
         self.systemd.wait().unwrap();
@@ -167,7 +199,20 @@ fn the_charts_pods_install_a_second_node_and_take_it_away() {
     assert!(chart.read("told").contains("restart berth.service"), "{}", chart.read("told"));
     let log = chart.read("second.log");
     assert!(log.contains("ready node=\"berth-n1\""), "{log}");
-    assert!(log.contains("cannot join the cluster"), "there is none at that address: {log}");
+
+    // By the token, with the names, the port and the taint that the chart gives it.
+    let joined = poll::until("the second node is ready", SOON, || {
+        let listed =
+            chart.node.berth(&["get", "node", "berth-n1", "-o", "json"]).map_err(|e| e.to_string())?;
+        let node: Value = serde_json::from_str(&listed.stdout).map_err(|e| format!("{listed}: {e}"))?;
+        let ready = |c: &Value| c["type"] == "Ready" && c["status"] == "True";
+        Ok(node["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(ready)).then_some(node))
+    });
+    let node = joined.unwrap_or_else(|e| panic!("{e}\nthe second agent: {}", chart.read("second.log")));
+    assert_eq!(node["metadata"]["labels"]["berth.dev/node"], "true");
+    assert_eq!(node["spec"]["taints"], json!([{"key": "berth.dev/node", "effect": "NoSchedule"}]));
+    assert_eq!(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 11250);
+    chart.test_on_second(&step);
 
     let cleaning = chart.rendered(&json!({"cleanup": true}));
     chart.run("cleaner", cleaning.ok());
