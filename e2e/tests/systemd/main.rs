@@ -6,6 +6,7 @@
 mod node;
 mod podman;
 mod scope;
+mod service;
 mod unit;
 
 /// Makes a test of the check for each of the runtimes.

@@ -11,7 +11,7 @@ use berth_e2e::poll::until_true;
 use crate::unit::systemctl;
 
 /// A property of a unit.
-fn property(unit: &str, name: &str) -> String {
+pub fn property(unit: &str, name: &str) -> String {
     let shown = systemctl(&["show", "-p", name, unit]).ok().unwrap();
     shown.trim().split_once('=').unwrap().1.to_owned()
 }
