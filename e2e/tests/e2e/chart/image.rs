@@ -1,4 +1,5 @@
-//! The image of the chart, and the pods of the chart on a node of Berth: what they put on a machine, they put on the test's.
+//! The image of the chart, built in both ways, and the pods of the chart on a node of Berth: what they put on a machine, they
+//! put on the test's.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,6 @@ use berth_e2e::pods::{PodExt, Pods};
 use berth_e2e::tools::Ran;
 use berth_e2e::{poll, tools};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::{Step, script, steps};
 
@@ -23,6 +23,27 @@ fn rootfs(dir: &Path) -> PathBuf {
     image.arg(tools::berth()).stdout(std::fs::File::create(&tar).unwrap());
     assert!(image.status().unwrap().success(), "scripts/image failed");
     tar
+}
+
+/// An archive of the image that podman builds of it by the Containerfile.
+fn built(dir: &Path) -> PathBuf {
+    let podman = || {
+        let mut podman = Command::new(tools::find("podman").unwrap());
+        podman.arg("--root").arg(dir.join("storage")).arg("--runroot").arg(dir.join("storage-run"));
+        podman.args(["--storage-driver", "vfs"]);
+        podman
+    };
+    let mut build = podman();
+    build
+        .args(["build", "-q", "-t", IMAGE, "-f"])
+        .arg(tools::checkout().join("charts/Containerfile"))
+        .arg(dir);
+    tools::run(build).unwrap().ok().unwrap();
+    let archive = dir.join("image.tar");
+    let mut save = podman();
+    save.args(["save", "-q", "--format", "oci-archive", "-o"]).arg(&archive).arg(IMAGE);
+    tools::run(save).unwrap().ok().unwrap();
+    archive
 }
 
 /// In place of systemd on the machine: does what `systemctl` passes on by a fifo, for the one unit that is there.
@@ -64,8 +85,9 @@ const PORT: &str = "11255";
 impl Chart {
     fn new() -> Self {
         let node = Node::with(CONFIG, &[]).unwrap();
-        let tar = rootfs(&node.path(""));
-        node.berth(&["image", "import", &tar.to_string_lossy(), IMAGE]).unwrap().ok().unwrap();
+        rootfs(&node.path(""));
+        let archive = built(&node.path(""));
+        node.berth(&["image", "load", "-i", &archive.to_string_lossy()]).unwrap().ok().unwrap();
         for folder in ["host/units", "second/cni"] {
             std::fs::create_dir_all(node.path(folder)).unwrap();
         }
@@ -149,6 +171,21 @@ impl Chart {
         }
     }
 
+    /// What `helm test` runs, on a node that is not the chart's: it is the test that must notice.
+    fn test_on_first(&self, step: &Step) {
+        let mut spec = step.object("Pod/berth-test")["spec"].clone();
+        spec.as_object_mut().unwrap().remove("nodeSelector").unwrap();
+        let metadata = json!({"name": "bad", "namespace": "kube-system"});
+        self.apply(
+            "bad.yaml",
+            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}),
+        );
+        let failed = |pods: &Pods| pods.get("bad").is_some_and(|p| p.phase() == "Failed");
+        let pods = self.node.wait("the test has failed", SOON, failed).unwrap();
+        let log = self.node.log(&pods["bad"], "test", 0).unwrap().join("\n");
+        assert!(log.contains("n1 is not a node of Berth"), "{log}");
+    }
+
     /// What `helm test` runs, put onto the second node as a scheduler would.
     fn test_on_second(&self, step: &Step) {
         let second = self.node.path("second/run/berth.sock");
@@ -185,7 +222,7 @@ impl Chart {
     }
 }
 
-/// From the DaemonSet's pod to an agent that takes its config, beside another one; and back.
+/// From the image and the DaemonSet's pod to an agent that joins as a second node of the machine, and back.
 #[test]
 fn the_charts_pods_install_a_second_node_and_take_it_away() {
     let chart = Chart::new();
@@ -212,6 +249,7 @@ fn the_charts_pods_install_a_second_node_and_take_it_away() {
     assert_eq!(node["metadata"]["labels"]["berth.dev/node"], "true");
     assert_eq!(node["spec"]["taints"], json!([{"key": "berth.dev/node", "effect": "NoSchedule"}]));
     assert_eq!(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 11250);
+    chart.test_on_first(&step);
     chart.test_on_second(&step);
 
     let cleaning = chart.rendered(&json!({"cleanup": true}));
@@ -221,74 +259,4 @@ fn the_charts_pods_install_a_second_node_and_take_it_away() {
     assert!(!chart.second_is_ready());
     assert!(chart.read("told").contains("stop berth.service"), "{}", chart.read("told"));
     chart.finish();
-}
-
-/// The pod of `helm test`, for which this node passes as one with the prefix.
-#[test]
-fn the_charts_test_passes_on_a_node() {
-    let chart = Chart::new();
-    let step = chart.rendered(&json!({"nodeNamePrefix": "n"}));
-    // This node has no labels of a cluster's.
-    let spec_of = |step: &Step| {
-        let mut spec = step.ok().object("Pod/berth-test")["spec"].clone();
-        spec.as_object_mut().unwrap().remove("nodeSelector").unwrap();
-        spec
-    };
-    let spec = spec_of(&step);
-    let metadata = json!({"name": "good", "namespace": "kube-system"});
-    chart.apply("good.yaml", &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}));
-    let step = chart.rendered(&json!({}));
-    let spec = spec_of(&step);
-    let metadata = json!({"name": "bad", "namespace": "kube-system"});
-    chart.apply("bad.yaml", &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}));
-    let pods = chart
-        .node
-        .wait("both have ended", SOON, |pods| {
-            ["good", "bad"]
-                .iter()
-                .all(|n| pods.get(*n).is_some_and(|p| ["Succeeded", "Failed"].contains(&p.phase())))
-        })
-        .unwrap();
-    let log = |name: &str| chart.node.log(&pods[name], "test", 0).unwrap().join("\n");
-    assert_eq!(pods["good"].phase(), "Succeeded", "{}", log("good"));
-    assert!(log("good").contains("n1 runs pods"), "{}", log("good"));
-    assert_eq!(pods["bad"].phase(), "Failed");
-    assert!(log("bad").contains("n1 is not a node of Berth"), "{}", log("bad"));
-    chart.finish();
-}
-
-#[test]
-fn the_containerfile_makes_an_image() {
-    let dir = TempDir::new_in("/var/tmp").unwrap();
-    rootfs(dir.path());
-    let podman = || {
-        let mut podman = Command::new(tools::find("podman").unwrap());
-        podman.arg("--root").arg(dir.path().join("storage")).arg("--runroot").arg(dir.path().join("run"));
-        podman.args(["--storage-driver", "vfs"]);
-        podman
-    };
-    let mut build = podman();
-    build.args(["build", "-q", "-t", IMAGE, "-f"]);
-    build.arg(tools::checkout().join("charts/Containerfile")).arg(dir.path());
-    tools::run(build).unwrap().ok().unwrap();
-    let archive = dir.path().join("image.tar");
-    let mut save = podman();
-    save.args(["save", "-q", "--format", "oci-archive", "-o"]).arg(&archive).arg(IMAGE);
-    tools::run(save).unwrap().ok().unwrap();
-
-    let node = Node::start().unwrap();
-    node.berth(&["image", "load", "-i", &archive.to_string_lossy()]).unwrap().ok().unwrap();
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "version"},
-        "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": IMAGE, "args": ["version"], "imagePullPolicy": "Never"}]},
-    });
-    node.apply("version.yaml", &pod.to_string()).unwrap();
-    let pods = node
-        .wait("it has told its version", SOON, |pods| {
-            pods.get("version").is_some_and(|p| p.phase() == "Succeeded")
-        })
-        .unwrap();
-    let log = node.log(&pods["version"], "main", 0).unwrap().join("\n");
-    assert!(log.contains("Berth: "), "{log}");
-    node.finish().unwrap();
 }
