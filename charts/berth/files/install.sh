@@ -162,6 +162,8 @@ cleanup() {
   rmdir "$HOST/units/berth.service.d" 2>/dev/null || true
   local was file
   while read -r was file; do
+    # What a machine that stopped halfway has left.
+    rm -f "$HOST/${file%/*}/.${file##*/}.new"
     if [ ! -e "$HOST/$file" ]; then continue
     elif [ "$(digest "$HOST/$file")" != "$was" ]; then say "$(name_on_host "$file") was changed by hand and stays"
     else rm -f "$HOST/$file"; say "removed $(name_on_host "$file")"

@@ -7,7 +7,7 @@ mod release;
 mod unit;
 mod values;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use berth_e2e::tools;
@@ -81,8 +81,13 @@ fn steps(apis: &[&str], steps: &Value) -> Vec<Step> {
 
 #[track_caller]
 fn life(plan: &Value) -> Vec<Step> {
+    life_of(&chart(), plan)
+}
+
+#[track_caller]
+fn life_of(chart: &Path, plan: &Value) -> Vec<Step> {
     let mut command = script("helm");
-    command.arg("steps").arg(chart());
+    command.arg("steps").arg(chart);
     let out = tools::run_with(command, plan.to_string().as_bytes()).unwrap().ok().unwrap();
     let results: Vec<Value> = serde_json::from_str(&out).unwrap();
     results.into_iter().map(Step).collect()

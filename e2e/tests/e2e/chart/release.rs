@@ -1,15 +1,54 @@
 //! A release from its installation to its end, and what must stay in step with the chart.
 
+use std::process::Command;
+
 use berth_e2e::tools;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use super::{chart, life, read, script, steps};
+use super::{chart, life, life_of, read, script, steps};
 
 #[test]
 fn helm_has_no_complaints() {
     let mut lint = script("helm");
     lint.arg("lint").arg(chart());
     assert_eq!(tools::run(lint).unwrap().ok().unwrap(), "no complaints\n");
+}
+
+/// The chart with one word changed in one file.
+fn broken(file: &str, word: &str, by: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut copy = Command::new("cp");
+    copy.arg("-r").arg(chart()).arg(dir.path().join("berth"));
+    tools::run(copy).unwrap().ok().unwrap();
+    let path = dir.path().join("berth").join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(word), "{file} has no {word:?}");
+    std::fs::write(&path, text.replace(word, by)).unwrap();
+    dir
+}
+
+/// What the tests here stand on finds mistakes.
+#[test]
+fn mistakes_in_a_chart_are_found() {
+    let chart = broken("templates/daemonset.yaml", "hostPID: true", "hostPid: true");
+    let steps = life_of(&chart.path().join("berth"), &json!({"steps": [["install"]]}));
+    let error = steps[0].error().unwrap();
+    assert!(
+        error.contains("DaemonSet berth: spec.template.spec") && error.contains("'hostPid' was unexpected"),
+        "{error}"
+    );
+
+    let chart = broken("templates/tests/node.yaml", "restartPolicy: Never", "restartPolice: Never");
+    let steps = life_of(&chart.path().join("berth"), &json!({"steps": [["install"], ["test"]]}));
+    let error = steps[1].error().unwrap();
+    assert!(error.contains("'restartPolice' was unexpected"), "{error}");
+
+    let chart = broken("Chart.yaml", "version: 0.1.0", "version: first");
+    let mut lint = script("helm");
+    lint.arg("lint").arg(chart.path().join("berth"));
+    let ran = tools::run(lint).unwrap().code(1).unwrap();
+    assert!(ran.stdout.contains("error: Chart.yaml"), "{ran}");
 }
 
 const OBJECTS: [&str; 6] = [
