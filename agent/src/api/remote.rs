@@ -2,8 +2,10 @@
 //!
 //! It is Kubernetes' remote command, `v5.channel.k8s.io` and `v4.channel.k8s.io`: the first byte of each binary
 //! message is the channel, 0 input, 1 output, 2 errors, 3 the result as a `metav1.Status`, 4 the terminal's size;
-//! v5 adds 255, whose payload is the channel that the sender closes. Callers that speak SPDY have a stream for each channel,
-//! see [`super::spdy::command`].
+//! v5 adds 255, whose payload is the channel that the sender closes. What is older is in [`dialect`]. Callers that speak SPDY
+//! have a stream for each channel, see [`super::spdy::command`].
+
+mod dialect;
 
 use std::future::Future;
 use std::io;
@@ -101,10 +103,12 @@ where
             }
         });
     }
-    let upgrade = negotiate(websocket(parts, what).await?)?;
+    let upgrade = websocket(parts, what).await?;
+    let (upgrade, dialect) = dialect::negotiate(parts, upgrade)?;
     Ok(upgrade.on_upgrade(async move |socket| {
         let (sink, stream) = socket.split();
-        then(Box::pin(sink), Box::pin(stream)).await;
+        let (output, input) = dialect.translate(Box::pin(sink), Box::pin(stream));
+        then(output, input).await;
     }))
 }
 

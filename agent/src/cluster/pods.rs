@@ -185,7 +185,9 @@ impl Cluster {
         }
         if here.pod.object != checked.object {
             self.save(&checked);
-            self.reconciler.apply(checked);
+            self.reconciler.apply(checked.clone());
+            // Volumes that show its labels and annotations follow.
+            self.node.refresh_volumes(&checked);
         }
     }
 

@@ -103,12 +103,13 @@ impl Writer {
         self.unfinished[stream as usize] = if unfinished.is_empty() { Vec::new() } else { unfinished };
     }
 
-    /// The stream has ended: a last line without an end goes to the file.
+    /// The stream has ended: a last line without an end goes to the file, as a part of a line, as containerd has it. Who reads
+    /// it gets what was written, without a line break that nobody wrote.
     pub fn end(&mut self, stream: Stream, now: Timestamp) {
         let unfinished = std::mem::take(&mut self.unfinished[stream as usize]);
         if !unfinished.is_empty() {
             let mut batch = Batch::new(stream, now, unfinished.len());
-            batch.push(b'F', &unfinished, b"");
+            batch.push(b'P', &unfinished, b"");
             self.flush(&mut batch.bytes, now);
         }
     }
