@@ -23,6 +23,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::api::{ApiError, AttachRequest, Backend, Cause, ExecRequest, ExecStreams, LogSource, Part};
 use crate::configs::{Object, ObjectKey, Owner};
+use crate::hub::ROOT_CA;
 use crate::metrics::usage::Usage;
 use crate::node::{AgentNode, ExecSpec};
 use crate::store::Kind;
@@ -381,6 +382,11 @@ impl Backend for AgentBackend {
                 let why =
                     format!("it comes from the manifest {}; change or remove that file", path.display());
                 Err(ApiError::forbidden(kind, name, &why))
+            }
+            // As in a cluster it is made anew, and what deletes all of a namespace gets through.
+            Some(Owner::Agent) if key.0 == Kind::ConfigMap && name == ROOT_CA => {
+                self.node.configs.remove(&Owner::Agent, &key);
+                Ok(())
             }
             Some(Owner::Agent) => Err(ApiError::forbidden(kind, name, "it is the node's own")),
             Some(Owner::Cluster) => Err(ApiError::forbidden(kind, name, OF_CLUSTER)),

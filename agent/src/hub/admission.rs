@@ -166,7 +166,7 @@ impl Hub {
     }
 
     /// Gives a namespace what every one has: an account for its pods, and the certificate authority's certificate.
-    fn provide(&self, namespace: &str) {
+    pub fn provide(&self, namespace: &str) {
         let key =
             Key { kind: Kind::ServiceAccount, namespace: namespace.to_owned(), name: DEFAULT.to_owned() };
         if self.store.get(key.kind, namespace, DEFAULT).is_none()

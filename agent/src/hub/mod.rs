@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-pub use admission::is_provided;
+pub use admission::{ROOT_CA, is_provided};
 pub use pods::{Deleted, node_of};
 pub use rights::{Attributes, node_user};
 pub use tokens::{BOOTSTRAPPERS, User, account_of};

@@ -9,25 +9,25 @@ use berth_e2e::node::Node;
 use berth_e2e::poll;
 use berth_e2e::tools::{self, Ran};
 
-const CONFIG: &str = "apiAddress: 127.0.0.1:6443\ncrashLoopBackOff:\n  maxContainerRestartPeriod: 1s\n";
+pub const CONFIG: &str = "apiAddress: 127.0.0.1:6443\ncrashLoopBackOff:\n  maxContainerRestartPeriod: 1s\n";
 
 /// Both protocols of streams that kubectl has: WebSockets, and SPDY without them.
 const PROTOCOLS: [&str; 2] = ["true", "false"];
 
 /// kubectl with a kubeconfig of `berth kubeconfig`.
-struct Kubectl {
-    node: Node,
+pub struct Kubectl {
+    pub node: Node,
 }
 
 impl Kubectl {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let node = Node::with(CONFIG, &[]).unwrap();
         let kubeconfig = node.berth(&["kubeconfig"]).unwrap().ok().unwrap();
         std::fs::write(node.path("kubeconfig"), kubeconfig).unwrap();
         Self { node }
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         let mut command = self.node.machine().command(tools::unpacked("kubectl").unwrap());
         // A cache of its own; nothing of whoever runs the tests.
         command.env("HOME", self.node.path("")).env("KUBECONFIG", self.node.path("kubeconfig"));
@@ -35,16 +35,16 @@ impl Kubectl {
         command
     }
 
-    fn run(&self, words: &[&str]) -> Ran {
+    pub fn run(&self, words: &[&str]) -> Ran {
         tools::run(self.command(words)).unwrap()
     }
 
-    fn ok(&self, words: &[&str]) -> String {
+    pub fn ok(&self, words: &[&str]) -> String {
         self.run(words).ok().unwrap()
     }
 
     /// Applies a pod and waits until it is ready.
-    fn pod(&self, name: &str, yaml: &str) {
+    pub fn pod(&self, name: &str, yaml: &str) {
         let file = self.node.path(&format!("{name}.yaml"));
         std::fs::write(&file, yaml).unwrap();
         self.ok(&["apply", "-f", file.to_str().unwrap()]);

@@ -20,6 +20,7 @@ mod images;
 mod isolation;
 mod kills;
 mod kubectl;
+mod kubectl_nodes;
 mod lifecycle;
 mod logs;
 mod machine;

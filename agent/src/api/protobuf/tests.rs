@@ -91,6 +91,25 @@ fn options_and_reviews_of_other_groups() {
     let raw = field(2, &field(1, &[field(2, b"get"), field(5, b"pods")].concat()));
     let review = decode(&object("authorization.k8s.io/v1", "SelfSubjectAccessReview", &raw)).unwrap();
     assert_eq!(review["spec"]["resourceAttributes"], json!({"verb": "get", "resource": "pods"}));
+    let bound = [field(1, b"Pod"), field(2, b"v1"), field(3, b"web"), field(4, b"u")].concat();
+    let raw = field(2, &[field(1, b"vault"), field(3, &bound), number(4, 600)].concat());
+    let request = decode(&object("authentication.k8s.io/v1", "TokenRequest", &raw)).unwrap();
+    let bound = json!({"kind": "Pod", "apiVersion": "v1", "name": "web", "uid": "u"});
+    let spec = json!({"audiences": ["vault"], "boundObjectRef": bound, "expirationSeconds": 600});
+    assert_eq!(request["spec"], spec);
+    for (group, kind) in [
+        ("v1", "Binding"),
+        ("v1", "ServiceAccount"),
+        ("authentication.k8s.io/v1", "TokenReview"),
+        ("authorization.k8s.io/v1", "SubjectAccessReview"),
+        ("node.k8s.io/v1", "RuntimeClass"),
+        ("scheduling.k8s.io/v1", "PriorityClass"),
+        ("coordination.k8s.io/v1", "Lease"),
+        ("policy/v1", "Eviction"),
+    ] {
+        let named = decode(&object(group, kind, &field(1, &field(1, b"x")))).unwrap();
+        assert_eq!((&named["kind"], &named["metadata"]["name"]), (&json!(kind), &json!("x")));
+    }
 }
 
 #[test]
