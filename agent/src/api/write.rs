@@ -363,12 +363,12 @@ pub async fn delete(
         kind if hub::keeps(kind) => api.hub.delete(target, &current)?,
         kind => api.backend.delete_config(kind, &target.namespace, &target.name).await?,
     }
-    if hub::is_provided(&current) {
-        api.hub.provide(&target.namespace);
-    }
     // An object that is still in use goes later; whoever asked can wait for that.
     if let Ok(going) = target.find(api) {
         return Ok(json_response(StatusCode::OK, going.json.clone()));
+    }
+    if hub::is_provided(&current) {
+        api.hub.provide(&target.namespace);
     }
     let mut status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
         "details": {"name": target.name, "kind": target.kind.plural(), "uid": value["metadata"]["uid"]}});

@@ -140,6 +140,10 @@ fn what_others_write_outlives_the_agent() {
     })
     .unwrap();
     k.ok(&["delete", "namespace", "shop"]);
+    k.ok(&["delete", "sa,cm", "--all"]);
+    assert!(k.ok(&["get", "sa,cm", "-o", "name"]).contains("configmap/kube-root-ca.crt"));
+    // Nobody ends its pods but it.
+    k.ok(&["delete", "node", "other"]);
 }
 
 #[test]
