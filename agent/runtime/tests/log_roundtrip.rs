@@ -23,25 +23,20 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// What a reader should show: the lines of both streams in the order of their ends.
+/// What a reader should show: the lines of both streams in the order of their ends, and at last those that have none.
 fn expected(writes: &[(Stream, Vec<u8>)], only: Option<Stream>) -> Vec<Vec<u8>> {
     let mut open = [Vec::new(), Vec::new()];
     let mut lines = Vec::new();
     for (stream, chunk) in writes.iter().filter(|(stream, _)| only.is_none_or(|only| only == *stream)) {
         for byte in chunk {
+            open[*stream as usize].push(*byte);
             if *byte == b'\n' {
                 lines.push(std::mem::take(&mut open[*stream as usize]));
-            } else {
-                open[*stream as usize].push(*byte);
             }
         }
     }
     lines.extend(open.into_iter().filter(|line| !line.is_empty()));
     lines
-}
-
-fn shown(lines: &[Vec<u8>]) -> Vec<u8> {
-    lines.iter().flat_map(|line| line.iter().copied().chain([b'\n'])).collect()
 }
 
 fn chunk() -> impl Strategy<Value = Vec<u8>> {
@@ -82,9 +77,10 @@ proptest! {
         }
         prop_assert!(writer.take_loss().is_none());
         while reader.read(&mut followed).unwrap() {}
+        reader.finish(&mut followed);
 
         let lines = expected(&writes, None);
-        prop_assert_eq!(&followed, &shown(&lines));
+        prop_assert_eq!(&followed, &lines.concat());
         let mut whole = Vec::new();
         read_to(&path, &Query::default(), &mut whole).unwrap();
         prop_assert_eq!(&whole, &followed);
@@ -92,13 +88,13 @@ proptest! {
         let mut last = Vec::new();
         read_to(&path, &Query { tail: Some(tail), ..Query::default() }, &mut last).unwrap();
         let skip = lines.len().saturating_sub(tail as usize);
-        prop_assert_eq!(&last, &shown(&lines[skip..]));
+        prop_assert_eq!(&last, &lines[skip..].concat());
 
         let stderr = expected(&writes, Some(Stream::Stderr));
         let query = Query { tail: Some(tail), stream: Some(Stream::Stderr), ..Query::default() };
         let mut last = Vec::new();
         read_to(&path, &query, &mut last).unwrap();
-        prop_assert_eq!(&last, &shown(&stderr[stderr.len().saturating_sub(tail as usize)..]));
+        prop_assert_eq!(&last, &stderr[stderr.len().saturating_sub(tail as usize)..].concat());
 
         // Each file is in the format, and no longer than allowed but for one batch.
         for file in files(dir.path()) {
@@ -126,7 +122,7 @@ fn the_format_is_containerds() {
     let wanted = format!(
         "2026-01-02T03:04:05.000000789Z stdout F hello\n2026-01-02T03:04:05.000000789Z stderr F \r\n\
          2026-01-02T03:04:05.000000789Z stdout F world\n2026-01-02T03:04:05.000000789Z stdout P {}\n\
-         2026-01-02T03:04:05.000000789Z stdout F x\n",
+         2026-01-02T03:04:05.000000789Z stdout P x\n",
         "x".repeat(16 << 10)
     );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), wanted);
@@ -188,6 +184,24 @@ fn a_line_in_parts_counts_once_and_keeps_its_first_time() {
     assert_eq!(tail(3), format!("first\nbetween\n{long}\n"));
     let stamped = Query { timestamps: true, tail: Some(1), ..Query::default() };
     assert_eq!(read(&path, &stamped), format!("{:.9} {long}\n", at(1)));
+}
+
+#[test]
+fn lines_without_an_end_count_by_their_last_part() {
+    for [first, second] in [[Stream::Stdout, Stream::Stderr], [Stream::Stderr, Stream::Stdout]] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut writer = Writer::open(&path, 0, 5).unwrap();
+        // Parts of the second line are before and after the first.
+        writer.write(second, &[b'x'; 20_000], at(0));
+        writer.write(first, b"first", at(1));
+        writer.end(first, at(2));
+        writer.end(second, at(3));
+        let long = "x".repeat(20_000);
+        let tail = |tail| read(&path, &Query { tail: Some(tail), ..Query::default() });
+        assert_eq!(tail(1), long);
+        assert_eq!(tail(2), format!("first{long}"));
+    }
 }
 
 #[test]

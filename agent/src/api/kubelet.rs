@@ -8,8 +8,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use http::Method;
 use http::request::Parts;
+use http::{Method, StatusCode};
 
 use super::params::Params;
 use super::write::Target;
@@ -25,7 +25,12 @@ pub fn kubelet_router(store: ObjectStore, backend: Arc<dyn Backend>, hub: Arc<Hu
 
 async fn handle(State(api): State<Api>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    answer(&api, parts).await.unwrap_or_else(IntoResponse::into_response)
+    // An API server passes on the text of a refusal, so that a `Status` here would be one within another.
+    let refuse = |error: ApiError| {
+        let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (code, error.message).into_response()
+    };
+    answer(&api, parts).await.unwrap_or_else(refuse)
 }
 
 async fn answer(api: &Api, mut parts: Parts) -> Result<Response, ApiError> {

@@ -193,8 +193,11 @@ fn pods_of_a_cluster_run_here_and_the_cluster_sees_how_they_are() {
     cluster.apply(&config_map("one"));
     let builder = Builder::new("web")
         .shell("echo up; exec sleep 1000")
-        .with("volumeMounts: [{name: settings, mountPath: /settings}]")
-        .with_pod("volumes: [{name: settings, configMap: {name: settings}}]");
+        .with("volumeMounts: [{name: settings, mountPath: /settings}, {name: about, mountPath: /about}]")
+        .with_pod(
+            "volumes: [{name: settings, configMap: {name: settings}}, {name: about, downwardAPI: {items: \
+            [{path: tier, fieldRef: {fieldPath: \"metadata.annotations['tier']\"}}]}}]",
+        );
     cluster.ready("web", &builder);
     let pod = cluster.get(&["pod", "web"]);
     let here = cluster.node.pod("web").unwrap();
@@ -208,6 +211,9 @@ fn pods_of_a_cluster_run_here_and_the_cluster_sees_how_they_are() {
     // A change of the cluster's object comes through.
     cluster.apply(&config_map("two"));
     wait_file(&cluster.node, "web", "/settings/text", "two");
+    // So does one of the pod's own annotations.
+    cluster.kubectl(&["annotate", "pod", "web", "tier=front"]);
+    wait_file(&cluster.node, "web", "/about/tier", "front");
 
     // What comes from the cluster is changed there.
     let refused = cluster.node.berth(&["delete", "pod", "web"]).unwrap();
@@ -351,7 +357,9 @@ fn the_nodes_own_api_is_for_whom_the_cluster_knows() {
     assert!(ask(&cluster, "/healthz", None).ends_with("\n401"));
     assert_eq!(ask(&cluster, "/healthz", known), "ok\n200");
     assert_eq!(ask(&cluster, "/containerLogs/default/web/main", known), "hello\n\n200");
-    assert!(ask(&cluster, "/containerLogs/default/web/none", known).ends_with("\n400"));
+    // API servers pass the text on.
+    let none = ask(&cluster, "/containerLogs/default/web/none", known);
+    assert_eq!(none, "container none is not valid for pod web\n400");
     assert!(ask(&cluster, "/pods", known).contains(r#""name":"web""#));
     assert!(ask(&cluster, "/metrics/cadvisor", known).contains("container_cpu_usage_seconds_total"));
     assert!(ask(&cluster, "/configz", known).contains("KubeletConfiguration"));

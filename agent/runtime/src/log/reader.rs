@@ -238,6 +238,8 @@ impl Current {
 #[derive(Debug, Default)]
 struct Lines {
     unfinished: [Line; 2],
+    /// Which stream the newest part of an unfinished line is of.
+    newest: Option<Stream>,
     skip: u64,
     since: Option<Timestamp>,
     left: Option<u64>,
@@ -281,14 +283,21 @@ impl Lines {
                 line.text.clear();
             }
             self.unfinished[record.stream as usize] = line;
+            self.newest = Some(record.stream);
         } else if !self.skipped() && !line.hidden {
             self.show((query.timestamps && !line.shown).then_some(&line.time), &[&line.text, b"\n"], out);
         }
     }
 
     fn finish(&mut self, query: &Query, out: &mut Vec<u8>) {
-        for line in std::mem::take(&mut self.unfinished) {
-            if line.begun && self.skip == 0 && !line.hidden {
+        let [stdout, stderr] = std::mem::take(&mut self.unfinished);
+        // In the order in which they were last written to, in which lines before those that were asked for are counted.
+        let lines = match self.newest {
+            Some(Stream::Stdout) => [stderr, stdout],
+            _ => [stdout, stderr],
+        };
+        for line in lines {
+            if line.begun && !self.skipped() && !line.hidden {
                 self.show((query.timestamps && !line.shown).then_some(&line.time), &[&line.text], out);
             }
         }
