@@ -2,7 +2,7 @@
 //!
 //! The tour: [`routes`] maps paths to handlers; [`read`] serves objects and lists, [`watch`] their changes, both as JSON
 //! or as the tables that [`table`] makes; [`write`] creates, replaces, patches ([`patch`]) and deletes through the
-//! [`Backend`]; [`log`], [`exec`], [`attach`] ([`remote`] is their protocol) and [`portforward`] stream, also in [`spdy`];
+//! [`Backend`]; [`log`], [`exec`], [`attach`] ([`remote`] is their protocol) and [`portforward`] stream, also in [`spdy`], for pods of other nodes by way of those ([`proxy`]);
 //! [`caller`] says who calls, [`authorize`] whether they may, [`secure`] finds out who it is over TLS, [`certificates`] signs who shall, [`review`] answers what
 //! somebody may, [`metrics`] what pods use; [`discovery`] and [`openapi`] tell clients what there is. Errors are
 //! [`ApiError`]s.
@@ -23,6 +23,7 @@ mod params;
 mod patch;
 mod portforward;
 mod protobuf;
+mod proxy;
 mod read;
 mod remote;
 mod review;

@@ -9,7 +9,7 @@ use super::caller::Caller;
 use super::params::Params;
 use super::{
     Api, ApiError, Part, attach, authorize, certificates, discovery, exec, log, metrics, openapi,
-    portforward, read, review, watch, write,
+    portforward, proxy, read, review, watch, write,
 };
 use crate::hub;
 use crate::store::{Group, Kind};
@@ -162,8 +162,11 @@ async fn subresource(
     params: &Params,
     mut parts: Parts,
 ) -> Result<Response, ApiError> {
-    if matches!(sub, "log" | "exec" | "attach" | "portforward" | "pause" | "resume") {
-        elsewhere(api, object)?;
+    if object.kind == Kind::Pod
+        && let Ok(pod) = object.find(api)
+        && api.hub.has(&pod)
+    {
+        return elsewhere(api, object, &pod.value(), sub, params, parts).await;
     }
     match (object.kind, sub, &parts.method) {
         (Kind::Pod, "log", &Method::GET) => log::respond(api, object, params).await,
@@ -189,21 +192,28 @@ async fn subresource(
     }
 }
 
-/// Refuses what only the node of a pod can do, if that is another one.
-fn elsewhere(api: &Api, object: &write::Target) -> Result<(), ApiError> {
-    let Ok(pod) = object.find(api) else { return Ok(()) };
-    if !api.hub.has(&pod) {
-        return Ok(());
+/// What only the node of a pod can do, and that is another one.
+async fn elsewhere(
+    api: &Api,
+    object: &write::Target,
+    pod: &serde_json::Value,
+    sub: &str,
+    params: &Params,
+    mut parts: Parts,
+) -> Result<Response, ApiError> {
+    match (sub, &parts.method) {
+        ("log", &Method::GET) | ("exec" | "attach" | "portforward", &Method::GET | &Method::POST) => {
+            proxy::pass_on(api, object, pod, sub, params, &mut parts).await
+        }
+        ("pause" | "resume", &Method::POST) => {
+            let why = format!("it runs on node {:?}, which alone can do that", hub::node_of(pod));
+            Err(ApiError::conflict(Kind::Pod, &object.name, &why))
+        }
+        ("log" | "exec" | "attach" | "portforward" | "pause" | "resume", _) => {
+            Err(ApiError::method_not_allowed())
+        }
+        _ => Err(ApiError::no_such_path()),
     }
-    let pod = pod.value();
-    Err(match hub::node_of(&pod) {
-        "" => ApiError::bad_request(format!("pod {} does not have a host assigned", object.name)),
-        node => ApiError::new(
-            503,
-            "ServiceUnavailable",
-            format!("pod {} runs on node {node:?}; ask there", object.name),
-        ),
-    })
 }
 
 fn health(api: &Api, path: &str) -> Response {

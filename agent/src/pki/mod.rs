@@ -4,6 +4,7 @@
 //! their own there. The server's own certificate is made at every start and is never on disk. Clients get theirs by
 //! a CertificateSigningRequest. [`Signer`] makes the tokens of service accounts.
 
+mod client;
 mod request;
 mod serving;
 mod token;

@@ -32,11 +32,16 @@ impl Cluster {
 
     /// A server, and a node that is to join it with a kubeconfig of this name in the server's folder.
     fn prepare(kubeconfig: &str, flag: &str) -> Self {
+        Self::prepare_with(kubeconfig, flag, "")
+    }
+
+    /// The same with more in the node's configuration.
+    fn prepare_with(kubeconfig: &str, flag: &str, more: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("berth-e2e-server-").tempdir_in("/var/tmp").unwrap();
         let kubeconfig = dir.path().join(kubeconfig);
         let config =
             "crashLoopBackOff:\n  maxContainerRestartPeriod: 1s\nevictionHard: {memory.available: 1Mi}\n";
-        let node = Node::prepare(config, &[flag, kubeconfig.to_str().unwrap()]).unwrap();
+        let node = Node::prepare(&format!("{config}{more}"), &[flag, kubeconfig.to_str().unwrap()]).unwrap();
         let mut cluster = Self { node, dir, server: None };
         cluster.start_server();
         let made = tools::run(cluster.server_command(&["kubeconfig"])).unwrap().ok().unwrap();
@@ -443,6 +448,27 @@ fn a_node_with_a_bootstrap_token_gets_a_certificate_of_its_own() {
 fn command_with(mut command: Command, word: &str) -> Command {
     command.arg(word);
     command
+}
+
+#[test]
+fn the_server_passes_on_what_only_the_node_of_a_pod_can_say() {
+    let mut cluster =
+        Cluster::prepare_with("bootstrap", "--bootstrap-kubeconfig", "serverTLSBootstrap: true\n");
+    bootstrap(&cluster);
+    cluster.join();
+    cluster.ready("web", &Builder::new("web").shell("echo hello; exec sleep 1000").grace(0));
+    // Until the node has the certificate of its own API it has one that it made itself, which the server does not believe.
+    poll::until_true("the server gets the log", SECONDS_30, || {
+        cluster.run(&["logs", "web"]).ok().is_ok_and(|log| log == "hello\n")
+    })
+    .unwrap();
+    let ran = cluster.run(&["exec", "web", "--", "sh", "-c", "echo \"a&b\"; echo c >&2; exit 3"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (3, "a&b\n"), "{ran}");
+    assert!(ran.stderr.contains("c\n"), "{ran}");
+    let none = cluster.run(&["exec", "web", "--", "no-such-program"]);
+    assert_eq!(none.code, 1, "{none}");
+    assert!(cluster.run(&["logs", "web", "-c", "none"]).code != 0);
+    cluster.delete(&["web"]);
 }
 
 #[test]
