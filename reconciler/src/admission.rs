@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1;
 
-use crate::resources::{Amounts, pod_requests};
+use crate::resources::pod_requests;
 
 /// What a node has for pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,17 +48,13 @@ pub fn admit(
     if taken.len() >= capacity.pods {
         return Err(out_of("pods", 1, taken.len() as u64, capacity.pods as u64));
     }
-    let requested = pod_requests(pod);
-    let used: Vec<Amounts> = taken.iter().map(|spec| pod_requests(spec)).collect();
-    let resources: [(&str, fn(&Amounts) -> u64, u64); 3] = [
-        ("cpu", |amounts| amounts.cpu_milli, capacity.cpu_milli),
-        ("memory", |amounts| amounts.memory, capacity.memory),
-        ("ephemeral-storage", |amounts| amounts.ephemeral_storage, capacity.storage),
-    ];
-    for (resource, of, room) in resources {
-        let (requested, used) = (of(&requested), used.iter().map(of).fold(0, u64::saturating_add));
-        if requested > 0 && requested.saturating_add(used) > room {
-            return Err(out_of(resource, requested, used, room));
+    let requested = amounts(pod);
+    let used: Vec<_> = taken.iter().map(|spec| amounts(spec)).collect();
+    let room = [capacity.cpu_milli, capacity.memory, capacity.storage];
+    for (i, resource) in ["cpu", "memory", "ephemeral-storage"].into_iter().enumerate() {
+        let (requested, used) = (requested[i], used.iter().map(|one| one[i]).fold(0, u64::saturating_add));
+        if requested > 0 && requested.saturating_add(used) > room[i] {
+            return Err(out_of(resource, requested, used, room[i]));
         }
     }
     let theirs: BTreeSet<HostPort<'_>> = taken.iter().flat_map(|spec| host_ports(spec)).collect();
@@ -80,6 +76,12 @@ pub fn admit(
         ));
     }
     Ok(())
+}
+
+/// What a pod requests of cpu, memory and disk.
+fn amounts(spec: &v1::PodSpec) -> [u64; 3] {
+    let requests = pod_requests(spec);
+    [requests.cpu_milli, requests.memory, requests.ephemeral_storage]
 }
 
 fn out_of(resource: &str, requested: u64, used: u64, room: u64) -> Rejection {

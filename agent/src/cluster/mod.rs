@@ -2,13 +2,14 @@
 //!
 //! [`join`] gets the node a certificate and [`client`] a way to the server; [`registration`] makes the Node and [`lease`]
 //! says that it lives. [`pods`] follows the pods that are bound to this node: what they need comes first ([`objects`],
-//! [`tokens`], [`services`]), then the reconciler gets them like those of any other source. [`status`] tells the server
+//! [`tokens`], [`services`], [`classes`]), then the reconciler gets them like those of any other source. [`status`] tells the server
 //! how pods are and deletes them at their end, [`callers`] asks it who may use the node's own API, [`mirror`] shows it the pods of manifest files, [`events`] what happened.
 //!
 //! Everything here may fail for as long as it likes: nothing that runs waits for the server, what is known of it lies in
 //! `<root>/cluster`, and every loop goes on where it was, after a pause that grows and that no two nodes share.
 
 mod callers;
+mod classes;
 mod client;
 mod events;
 mod join;
@@ -38,6 +39,7 @@ use crate::config::cluster::ClusterConfig;
 use crate::configs::Owner;
 use crate::node::AgentNode;
 
+pub use classes::{ClusterClasses, OWN as OWN_HANDLER};
 pub use client::Access;
 pub use services::ClusterServices;
 pub use tokens::Tokens;
@@ -60,6 +62,8 @@ pub struct Cluster {
     mirrors: Notify,
     /// Whether every manifest has been read.
     manifests_read: watch::Receiver<bool>,
+    /// Whether the server has been asked for its RuntimeClasses.
+    classes_known: watch::Sender<bool>,
     /// Who calls the node's own API, and what they may do.
     answers: callers::Answers,
     /// There once the node has joined.
@@ -131,6 +135,7 @@ impl Cluster {
             mirrors: Notify::new(),
             answers: callers::Answers::new(),
             manifests_read,
+            classes_known: watch::Sender::new(false),
             access: OnceLock::new(),
         })
     }
@@ -144,6 +149,7 @@ impl Cluster {
             }
         }
         self.recall_services();
+        self.recall_classes();
         self.node.configs.tokens.recall(&self.node.config.root);
         self.saved.pods()
     }
@@ -177,10 +183,13 @@ impl Cluster {
         }
         tokio::spawn(self.clone().follow_node(client.clone()));
         tokio::spawn(self.clone().follow_services(client.clone()));
+        tokio::spawn(self.clone().follow_classes(client.clone()));
         tokio::spawn(self.clone().send_statuses(client.clone()));
         tokio::spawn(self.clone().keep_mirrors(client.clone()));
         tokio::spawn(self.clone().look_for_strays());
         tokio::spawn(self.clone().keep_tokens(client.clone()));
+        // Which of its runtimes a pod wants has to be known before the first one.
+        let _ = self.classes_known.subscribe().wait_for(|known| *known).await;
         self.follow_pods(client).await;
     }
 

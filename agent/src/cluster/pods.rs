@@ -198,6 +198,13 @@ impl Cluster {
         if let Some(node) = &*self.registered() {
             context.node_labels = node.metadata.labels.clone().or(context.node_labels);
         }
+        let runtimes = &self.node.config.runtimes;
+        let classes = self
+            .node
+            .cluster_classes
+            .usable(|handler| handler == super::OWN_HANDLER || runtimes.contains_key(handler));
+        context.runtimes = Some(classes.keys().cloned().collect());
+        context.overheads = classes.into_iter().filter(|(_, overhead)| !overhead.is_empty()).collect();
         let value = serde_json::to_value(&object).map_err(|error| Rejection {
             reason: "UnexpectedAdmissionError".to_owned(),
             message: format!("Pod was rejected: {error}"),

@@ -45,7 +45,7 @@ use berth_reconciler::worker::Reconciler;
 use berth_runtime::cgroup::{Cgroups, Version};
 use k8s_openapi::api::core::v1;
 
-use crate::cluster::{Cluster, ClusterServices};
+use crate::cluster::{Cluster, ClusterClasses, ClusterServices};
 use crate::cni::Cni;
 use crate::config::Config;
 use crate::configs::Configs;
@@ -140,6 +140,8 @@ pub struct AgentNode {
     pub objects: crate::backend::objects::Objects,
     /// The Services of the cluster, if the machine is a node of one.
     pub cluster_services: ClusterServices,
+    /// The RuntimeClasses of the cluster, if the machine is a node of one.
+    pub cluster_classes: ClusterClasses,
     cluster: OnceLock<Arc<Cluster>>,
 }
 
@@ -188,6 +190,7 @@ impl AgentNode {
             manifests: manifests::Manifests::default(),
             objects,
             cluster_services: ClusterServices::default(),
+            cluster_classes: ClusterClasses::default(),
             cluster: OnceLock::new(),
         })
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use berth_image::Image;
 use berth_reconciler::env;
 use berth_reconciler::node::{ContainerRecord, ContainerState, Failure, StartContainer, StopSignal};
-use berth_reconciler::pod::Pod;
+use berth_reconciler::pod::{Pod, Source};
 use berth_runtime::rootfs::Rootfs;
 use berth_runtime::shim::client::{Client, CreateRequest, Error, FailureKind, Runtime};
 use jiff::Timestamp;
@@ -23,6 +23,7 @@ use super::env_files::PodFiles;
 use super::kubepods::Hold;
 use super::sandbox::blocking;
 use super::{AgentNode, shims, signal};
+use crate::cluster::OWN_HANDLER;
 use crate::metrics::Stage;
 use crate::oci::{self, config_error, create_error};
 use crate::{etcfiles, volumes};
@@ -250,7 +251,7 @@ fn request(
         pids_of: None,
         start: false,
         pod_pids: spec.share_process_namespace == Some(true) && spec.host_pid != Some(true),
-        runtime: runtime(node, spec.runtime_class_name.as_deref())?,
+        runtime: runtime(node, pod)?,
     })
 }
 
@@ -265,9 +266,19 @@ fn target(entry: &Entry, pod: &Pod, name: &str) -> Result<Option<String>, Failur
     Ok(Some(instance.record.id))
 }
 
-/// The OCI runtime that is configured under this name; none for Berth's own.
-fn runtime(node: &AgentNode, name: Option<&str>) -> Result<Option<Runtime>, Failure> {
+/// The program that runs the pod's containers, if that is not Berth itself. In a cluster a class says which one it means; the
+/// name is the program's own otherwise.
+fn runtime(node: &AgentNode, pod: &Pod) -> Result<Option<Runtime>, Failure> {
+    let name = pod.spec().runtime_class_name.as_deref();
     let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(None) };
+    let handler = match pod.source {
+        Source::Cluster => node.cluster_classes.handler(name),
+        _ => None,
+    };
+    let name = handler.as_deref().unwrap_or(name);
+    if pod.source == Source::Cluster && name == OWN_HANDLER {
+        return Ok(None);
+    }
     match node.config.runtimes.get(name) {
         Some(runtime) => Ok(Some(Runtime { path: runtime.path.clone(), args: runtime.args.clone() })),
         None => Err(create_error(format!(
