@@ -10,7 +10,8 @@ use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::FutureExt;
-use http::Request;
+use http::header::USER_AGENT;
+use http::{HeaderValue, Request};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as Hyper;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -33,6 +34,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// How often a silent connection is asked whether anybody is there, and how long that may take: a server whose machine is
 /// gone closes nothing.
 const PING: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(15));
+
+/// Who calls, for the server's log.
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("berth/", env!("CARGO_PKG_VERSION")));
 
 type Transport = Hyper<HttpsConnector<HttpConnector>, Body>;
 
@@ -237,7 +241,8 @@ fn transport(tls: &Tls, identity: Arc<Identity>) -> anyhow::Result<Transport> {
 }
 
 fn client(config: &Config, transport: Arc<RwLock<Transport>>) -> anyhow::Result<Client> {
-    let send = tower::service_fn(move |request: Request<Body>| {
+    let send = tower::service_fn(move |mut request: Request<Body>| {
+        request.headers_mut().insert(USER_AGENT, AGENT);
         let client = transport.read().unwrap_or_else(PoisonError::into_inner).clone();
         async move {
             match tokio::time::timeout(ANSWER, client.request(request)).await {

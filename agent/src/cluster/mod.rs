@@ -219,8 +219,7 @@ impl Cluster {
         if pod.source == Source::Api {
             return;
         }
-        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        if pod.source == Source::Cluster && (ended || deletion.is_some()) {
+        if pod.source == Source::Cluster && (pods::has_ended(status) || deletion.is_some()) {
             // What has ended must not begin again because the server cannot be asked after a reboot.
             self.saved.remove_pod(pod);
         }

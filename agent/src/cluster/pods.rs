@@ -161,8 +161,11 @@ impl Cluster {
             }
             return;
         }
-        let ended = matches!(remote.status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        if ended && here.is_none() {
+        let ended = has_ended(&remote.status);
+        if ended && here.as_ref().is_none_or(|here| !has_ended(&here.status)) {
+            // Nothing of it is here; or somebody else has said that it failed, such as a controller of nodes that were away:
+            // that stays so, and what still runs ends.
+            self.reconciler.delete(&uid, None);
             return;
         }
         let checked = match self.checked(pod) {
@@ -303,10 +306,9 @@ impl Cluster {
 
     fn fits(&self, pod: &Pod) -> Result<(), Rejection> {
         let views = self.reconciler.pods();
-        let runs = |status: &v1::PodStatus| !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let taken: Vec<&v1::PodSpec> = views
             .iter()
-            .filter(|view| view.pod.uid() != pod.uid() && runs(&view.status))
+            .filter(|view| view.pod.uid() != pod.uid() && !has_ended(&view.status))
             .map(|view| view.pod.spec())
             .collect();
         let facts = &self.node.facts;
@@ -355,6 +357,11 @@ impl Cluster {
             tracing::warn!(pod = pod.full_name(), %error, "cannot store a pod of the cluster; after a reboot it begins once the API server has been reached");
         }
     }
+}
+
+/// Whether a pod is at its end: nothing of it runs again.
+pub(super) fn has_ended(status: &v1::PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 /// Why the pod cannot be run here, with every field that is to blame.

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::pods::Remote;
+use super::pods::{Remote, has_ended};
 use super::{Cluster, Pause, code};
 
 /// Requests that may be under way at once.
@@ -260,6 +260,8 @@ fn patch(uid: &str, theirs: &v1::PodStatus, ours: &v1::PodStatus) -> Option<Valu
         Ok(Value::Object(map)) => map,
         _ => Map::new(),
     };
+    // Who has ended has ended, whoever said so first, and why.
+    let decided: &[&str] = if has_ended(theirs) { &["phase", "reason", "message"] } else { &[] };
     let (theirs, ours) = (map(theirs), map(ours));
     let mut status = Map::new();
     for (field, value) in ours.iter().filter(|(field, _)| !NOT_PLAIN.contains(&field.as_str())) {
@@ -282,6 +284,7 @@ fn patch(uid: &str, theirs: &v1::PodStatus, ours: &v1::PodStatus) -> Option<Valu
     if let Some(class) = ours.get("qosClass").filter(|_| !theirs.contains_key("qosClass")) {
         status.insert("qosClass".to_owned(), class.clone());
     }
+    decided.iter().for_each(|field| drop(status.remove(*field)));
     let conditions = conditions(&list(&theirs), &list(&ours));
     if !conditions.is_empty() {
         status.insert("conditions".to_owned(), Value::Array(conditions));
@@ -365,6 +368,13 @@ mod tests {
             sent.unwrap(),
             json!({"podIP": "10.0.0.2", "podIPs": [{"$patch": "replace"}, {"ip": "10.0.0.2"}]})
         );
+    }
+
+    #[test]
+    fn who_has_ended_stays_so() {
+        let theirs = json!({"phase": "Failed", "reason": "NodeLost"});
+        let ours = json!({"phase": "Running", "containerStatuses": []});
+        assert_eq!(difference(theirs, ours).unwrap(), json!({"containerStatuses": []}));
     }
 
     #[test]

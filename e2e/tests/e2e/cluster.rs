@@ -335,6 +335,40 @@ fn the_cluster_sees_pods_of_manifests_as_mirrors() {
     gone.unwrap();
 }
 
+#[test]
+fn a_runtime_class_says_which_runtime_a_pod_gets() {
+    let cluster = Cluster::new();
+    cluster.apply(
+        "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: plain}\nhandler: berth\n---\n\
+        apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: other}\nhandler: kata\n",
+    );
+    let seen = poll::until_true("the node runs pods of the class", SECONDS_30, || {
+        cluster.kubectl(&["delete", "pod", "one", "--ignore-not-found", "--timeout=30s"]);
+        cluster
+            .apply(&bound(&Builder::new("one").shell("exec sleep 1000").with_pod("runtimeClassName: plain")));
+        cluster.run(&["wait", "--for=condition=Ready", "--timeout=5s", "pod/one"]).ok().is_ok()
+    });
+    seen.unwrap();
+    cluster.apply(&bound(&Builder::new("two").shell("exec sleep 1000").with_pod("runtimeClassName: other")));
+    cluster.kubectl(&["wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=30s", "pod/two"]);
+    let status = &cluster.get(&["pod", "two"])["status"];
+    assert!(status["message"].as_str().unwrap().contains("spec.runtimeClassName"), "{status}");
+    cluster.kubectl(&["delete", "pod", "two", "--timeout=30s"]);
+    cluster.delete(&["one"]);
+}
+
+/// As a controller of nodes that do not answer does it.
+#[test]
+fn a_pod_that_the_cluster_has_given_up_ends() {
+    let cluster = Cluster::new();
+    cluster.ready("web", &Builder::new("web").shell("exec sleep 1000"));
+    let failed = r#"{"status": {"phase": "Failed", "reason": "NodeLost"}}"#;
+    cluster.kubectl(&["patch", "pod", "web", "--subresource=status", "-p", failed]);
+    cluster.node.wait_gone("web").unwrap();
+    assert_eq!(cluster.get(&["pod", "web"])["status"]["reason"], "NodeLost");
+    cluster.kubectl(&["delete", "pod", "web", "--timeout=30s"]);
+}
+
 /// Asks the node's own API from outside of its machine.
 fn ask(cluster: &Cluster, path: &str, certificate: Option<(&Path, &Path)>) -> String {
     let mut command = cluster.node.machine().outside("curl");
