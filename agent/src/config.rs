@@ -208,6 +208,13 @@ struct CrashLoopBackOff {
     max_container_restart_period: Option<String>,
 }
 
+impl CrashLoopBackOff {
+    fn check(&self) -> anyhow::Result<Duration> {
+        let text = self.max_container_restart_period.as_deref();
+        duration("crashLoopBackOff.maxContainerRestartPeriod", text, Duration::from_secs(300))
+    }
+}
+
 /// `memorySwap`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -543,11 +550,7 @@ impl Config {
             cluster_domain: file.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             resolv_conf: file.resolv_conf.unwrap_or_else(|| "/etc/resolv.conf".into()),
             seccomp_default: file.seccomp_default.unwrap_or(true),
-            max_restart_period: duration(
-                "crashLoopBackOff.maxContainerRestartPeriod",
-                file.crash_loop_back_off.unwrap_or_default().max_container_restart_period.as_deref(),
-                Duration::from_secs(300),
-            )?,
+            max_restart_period: file.crash_loop_back_off.unwrap_or_default().check()?,
             runtimes: check_runtimes(file.runtimes.unwrap_or_default())?,
             cfs,
             swap,

@@ -128,19 +128,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let reconciler = Arc::new(Reconciler::new(node.clone(), options));
     node.connect(reconciler.clone());
     dns::serve(&node, names);
-    let context = manifest::Context {
-        node_name: config.node_name.clone(),
-        node_labels: Some(node.facts.labels()),
-        runtimes: Some(config.runtimes.keys().cloned().collect()),
-        overheads: config.overheads(),
-        networks: Some(config.network_names()),
-        unsafe_sysctls: config.unsafe_sysctls.clone(),
-        app_armor: Some(crate::apparmor::enabled()),
-        selinux: Some(std::path::Path::new("/sys/fs/selinux/enforce").exists()),
-        running: false,
-        elsewhere: false,
-        cluster: false,
-    };
+    let context = context(&node);
 
     let (ready, readiness) = watch::channel(false);
     if let Some(settings) = config.cluster.clone() {
@@ -199,6 +187,23 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         let _ = std::fs::remove_dir(&config.run);
     }
     Ok(())
+}
+
+/// What manifests are checked against on this node.
+fn context(node: &AgentNode) -> manifest::Context {
+    manifest::Context {
+        node_name: node.config.node_name.clone(),
+        node_labels: Some(node.facts.labels()),
+        runtimes: Some(node.config.runtimes.keys().cloned().collect()),
+        overheads: node.config.overheads(),
+        networks: Some(node.config.network_names()),
+        unsafe_sysctls: node.config.unsafe_sysctls.clone(),
+        app_armor: Some(crate::apparmor::enabled()),
+        selinux: Some(std::path::Path::new("/sys/fs/selinux/enforce").exists()),
+        running: false,
+        elsewhere: false,
+        cluster: false,
+    }
 }
 
 /// Serves the API on its socket, over TLS where that is asked for, and in a cluster what its API server asks of nodes. Ends
