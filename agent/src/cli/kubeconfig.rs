@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::failure::Usage;
 use super::{client, output, resource};
 use crate::api::ADMINS;
+use crate::facts::ROOT_ANNOTATION;
 use crate::pki::SIGNER;
 use crate::store::Kind;
 
@@ -94,7 +95,10 @@ async fn cluster(client: &kube::Client) -> anyhow::Result<Value> {
 
 async fn node(client: &kube::Client) -> anyhow::Result<String> {
     let nodes: Value = client::get(client, &resource::path(Kind::Node, None, None), JSON).await?;
-    Ok(nodes["items"][0]["metadata"]["name"].as_str().unwrap_or("berth").to_owned())
+    // Others may have joined it; the state folder is what it says of itself.
+    let mut all = nodes["items"].as_array().into_iter().flatten();
+    let own = all.find(|node| !node["metadata"]["annotations"][ROOT_ANNOTATION].is_null());
+    Ok(own.and_then(|node| node["metadata"]["name"].as_str()).unwrap_or("berth").to_owned())
 }
 
 /// Asks for a certificate, approves it (whoever may open the socket may do that), and takes it.

@@ -167,13 +167,15 @@ fn lines(pod: &Value, args: &PodArgs) -> Vec<(Vec<String>, Amounts)> {
 async fn node(client: &kube::Client, args: &NodeArgs) -> anyhow::Result<ExitCode> {
     let list: Value = client::get(client, &format!("{PATH}/nodes"), JSON).await?;
     let nodes: Value = client::get(client, &resource::path(Kind::Node, None, None), JSON).await?;
-    let has = Amounts::of(&nodes["items"][0]["status"]["allocatable"]);
     let share =
         |used: i64, of: i64| if of > 0 { format!("{}%", used * 100 / of) } else { "<unknown>".into() };
     let rows = list["items"].as_array().into_iter().flatten().map(|node| {
         let used = Amounts::of(&node["usage"]);
         let [cpu, memory] = used.cells();
         let name = node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let mut all = nodes["items"].as_array().into_iter().flatten();
+        let this = all.find(|one| one["metadata"]["name"] == name.as_str()).unwrap_or(&Value::Null);
+        let has = Amounts::of(&this["status"]["allocatable"]);
         vec![
             name,
             cpu,

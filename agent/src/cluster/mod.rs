@@ -23,6 +23,7 @@ mod services;
 mod status;
 mod tokens;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ use berth_reconciler::node::Deletion;
 use berth_reconciler::pod::{Pod, Source};
 use berth_reconciler::worker::Reconciler;
 use k8s_openapi::api::core::v1;
-use kube::Client;
+use kube::api::DeleteParams;
+use kube::{Api, Client};
 use tokio::sync::{Notify, watch};
 
 use crate::backend::objects::{Objects, StoredPod};
@@ -43,6 +45,9 @@ pub use classes::{ClusterClasses, OWN as OWN_HANDLER};
 pub use client::Access;
 pub use services::ClusterServices;
 pub use tokens::Tokens;
+
+/// How long an agent that ends waits for the server.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// A machine that is a node of a cluster.
 pub struct Cluster {
@@ -64,6 +69,8 @@ pub struct Cluster {
     manifests_read: watch::Receiver<bool>,
     /// Whether the server has been asked for its RuntimeClasses.
     classes_known: watch::Sender<bool>,
+    /// Whether the node is about to leave: it takes no pods any more.
+    leaving: AtomicBool,
     /// Who calls the node's own API, and what they may do.
     answers: callers::Answers,
     /// There once the node has joined.
@@ -133,6 +140,7 @@ impl Cluster {
             pods: pods::Known::default(),
             statuses: status::Statuses::default(),
             mirrors: Notify::new(),
+            leaving: AtomicBool::new(false),
             answers: callers::Answers::new(),
             manifests_read,
             classes_known: watch::Sender::new(false),
@@ -198,6 +206,33 @@ impl Cluster {
         let mut read = self.manifests_read.clone();
         if read.wait_for(|read| *read).await.is_ok() {
             self.mirrors.notify_one();
+        }
+    }
+
+    /// From now on nothing that the server says makes a pod begin.
+    pub fn begin_to_leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Takes the Node out of the cluster. Its own certificate does not let a node do that; an administrator's does.
+    pub async fn leave(&self) {
+        let (Some(client), true) = (self.client(), self.config.register) else { return };
+        let (api, name) = (Api::<v1::Node>::all(client), &self.node.facts.name);
+        let params = DeleteParams::default();
+        match tokio::time::timeout(LEAVE, api.delete(name, &params)).await {
+            Ok(Ok(_)) => tracing::info!(node = name, "the node has left the cluster"),
+            Ok(Err(error)) if code(&error) == Some(404) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(node = name, %error, "the Node object is still there; remove it with `kubectl delete node {name}`");
+            }
+            Err(_) => tracing::warn!(
+                node = name,
+                "the API server does not answer; remove the Node object with `kubectl delete node {name}`"
+            ),
         }
     }
 

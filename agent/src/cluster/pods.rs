@@ -136,6 +136,9 @@ impl Cluster {
     fn seen(self: &Arc<Self>, pod: v1::Pod) {
         let meta = &pod.metadata;
         let (Some(uid), Some(name)) = (meta.uid.clone(), meta.name.clone()) else { return };
+        if self.is_leaving() {
+            return;
+        }
         let mirror = meta.annotations.as_ref().and_then(|all| all.get(MIRROR)).cloned();
         let remote = Remote {
             namespace: meta.namespace.clone().unwrap_or_default(),
@@ -277,6 +280,9 @@ impl Cluster {
 
     /// Hands the pods to the reconciler that have all they need: the important ones first, then the older ones.
     fn admit_waiting(&self) {
+        if self.is_leaving() {
+            return;
+        }
         let mut ready: Vec<Arc<Pod>> = self
             .pods
             .waiting()

@@ -19,6 +19,9 @@ use crate::pressure::{self, Signals};
 /// Images that the status names, the largest first (kubelet's `nodeStatusMaxImages`).
 const IMAGES: usize = 50;
 
+/// After so many looks at the node memory is given back.
+const LOOKS_PER_TRIM: u32 = 6;
+
 impl Cluster {
     /// Makes the Node, or takes the one that is there; returns once that is done.
     pub(super) async fn register(&self, client: &Client) {
@@ -136,13 +139,19 @@ impl Cluster {
     pub(super) async fn report_node(self: Arc<Self>, client: Client) {
         let api: Api<v1::Node> = Api::all(client);
         let mut pause = Pause::new();
-        let mut told: Option<Instant> = None;
+        let (mut told, mut looks): (Option<Instant>, u32) = (None, 0);
         loop {
             match self.report(&api, told).await {
                 Ok(sent) => {
                     pause.reset();
                     if sent {
                         told = Some(Instant::now());
+                    }
+                    looks += 1;
+                    if looks % LOOKS_PER_TRIM == 0 {
+                        // What only joining, listing and looking needed; a pod's changes are followed by this anyway.
+                        berth_runtime::heap::forget_program();
+                        berth_runtime::heap::trim();
                     }
                     let every = self.config.status_every;
                     tokio::time::sleep(every + every.mul_f64(super::chance() / 25.0)).await;
@@ -158,6 +167,9 @@ impl Cluster {
     /// Sends the status if it differs, or has not been sent for long. Says whether it was sent.
     async fn report(&self, api: &Api<v1::Node>, told: Option<Instant>) -> Result<bool, kube::Error> {
         let name = &self.node.facts.name;
+        if self.is_leaving() {
+            return Ok(false);
+        }
         let known = self.registered().clone();
         let Some(known) = known else {
             // Somebody has deleted it.
@@ -193,6 +205,7 @@ impl Cluster {
         while let Some(event) = stream.next().await {
             match event {
                 Ok(Event::InitApply(node) | Event::Apply(node)) => *self.registered() = Some(Arc::new(node)),
+                Ok(Event::Delete(_)) if self.is_leaving() => return,
                 Ok(Event::Delete(_)) => {
                     tracing::warn!(node = self.node.facts.name, "somebody has deleted the Node object");
                     *self.registered() = None;

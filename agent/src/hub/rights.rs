@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::pods::MIRROR;
 use super::{BOOTSTRAPPERS, Hub, Key, account_of, node_of};
 use crate::api::ADMINS;
-use crate::configs::uses;
+use crate::configs::{references, uses};
 use crate::store::Kind;
 
 /// The group of nodes, and what their names begin with.
@@ -151,7 +151,8 @@ impl Hub {
         let pods = self.store.list(Kind::Pod, namespace).0;
         pods.iter()
             .map(|pod| pod.value())
-            .filter(|pod| node_of(pod) == node)
+            // A mirror shows what the node has made by itself: nothing follows from it.
+            .filter(|pod| node_of(pod) == node && pod["metadata"]["annotations"].get(MIRROR).is_none())
             .any(|pod| self.uses(&pod, asked))
     }
 
@@ -308,17 +309,19 @@ fn restrict_mirror(node: &str, pod: &Value) -> Result<(), String> {
     let Ok(typed) = serde_json::from_value::<k8s_openapi::api::core::v1::Pod>(pod.clone()) else {
         return Ok(());
     };
-    let volumes = typed.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    for volume in volumes {
-        let word = match volume {
-            v if v.secret.is_some() => "secrets",
-            v if v.config_map.is_some() => "configmaps",
-            v if v.persistent_volume_claim.is_some() => "persistentvolumeclaims",
-            _ => continue,
-        };
-        return Err(format!("node {node:?} can not create pods that reference {word}"));
+    if claims_of(pod).next().is_some() {
+        return Err(format!("node {node:?} can not create pods that reference persistentvolumeclaims"));
     }
-    Ok(())
+    if typed.spec.is_none() {
+        return Ok(());
+    }
+    // In volumes, variables and pull secrets: with any of them it could read what is not its pods'.
+    match references(&Pod::new(typed, Source::Api)).first() {
+        Some((kind, _, _)) => {
+            Err(format!("node {node:?} can not create pods that reference {}", kind.plural()))
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

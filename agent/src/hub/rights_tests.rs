@@ -140,6 +140,21 @@ fn a_node_writes_only_its_own() {
     for bad in [pod("b", false), pod("c", true)] {
         assert!(restrict(&web, None, Some(bad)).is_err());
     }
+    // By a mirror that refers to it a node could read what no pod of its own uses.
+    let with = |container: Value| {
+        let mut mirror = pod("b", true);
+        mirror["spec"]["containers"] = json!([container]);
+        mirror
+    };
+    let from = |source: Value| json!({"name": "c", "env": [{"name": "A", "valueFrom": source}]});
+    for bad in [
+        from(json!({"secretKeyRef": {"name": "s", "key": "k"}})),
+        from(json!({"configMapKeyRef": {"name": "s", "key": "k"}})),
+        json!({"name": "c", "envFrom": [{"secretRef": {"name": "s"}}]}),
+    ] {
+        let error = restrict(&web, None, Some(with(bad))).unwrap_err();
+        assert!(error.contains("can not create pods that reference"), "{error}");
+    }
     assert!(restrict(&web, Some(pod("c", false)), None).is_err());
     assert!(restrict(&key(Kind::Lease, "c"), None, Some(json!({}))).is_err());
 
@@ -151,4 +166,22 @@ fn a_node_writes_only_its_own() {
     let bound = json!({"kind": "Pod", "name": "web", "uid": uid});
     assert!(token("b", bound.clone()) && !token("c", bound));
     assert!(!token("b", Value::Null) && !token("b", json!({"kind": "Pod", "name": "web"})));
+}
+
+/// Nothing follows from a mirror, not even the account that every pod without another has.
+#[test]
+fn a_mirror_gives_its_node_no_rights() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let key = Key { kind: Kind::Pod, namespace: "y".into(), name: "static-b".into() };
+    let mirror = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "static-b", "namespace": "y",
+        "annotations": {"kubernetes.io/config.mirror": "x"}}, "spec": {"nodeName": "b",
+        "containers": [{"name": "c", "image": "i", "envFrom": [{"secretRef": {"name": "all"}}]}]}});
+    hub.create_pod(&key, &mirror, How::default()).unwrap();
+    let may = |resource: &str, verb: &str, name: &str| {
+        let asked = asked(verb, resource, "y", name);
+        hub.authorize("system:node:b", &groups("system:nodes"), &asked).is_ok()
+    };
+    assert!(!may("secrets", "get", "all") && !may("serviceaccounts/token", "create", "default"));
+    assert!(may("pods/status", "patch", "static-b"));
 }

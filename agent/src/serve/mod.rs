@@ -172,7 +172,13 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     if with_machine {
         node.shut_down().await;
     } else if config.cleanup_on_exit {
+        if let Some(cluster) = node.cluster() {
+            cluster.begin_to_leave();
+        }
         clean_up(&node, &reconciler).await;
+        if let Some(cluster) = node.cluster() {
+            cluster.leave().await;
+        }
     }
     let _ = stop.send(true);
     if let Some(read_only) = read_only {

@@ -70,17 +70,22 @@ impl Cluster {
     }
 
     fn start_server(&mut self) {
-        std::fs::create_dir_all(self.path("manifests")).unwrap();
-        std::fs::write(self.path("config.yaml"), "evictionHard: {memory.available: 1Mi}\nlocalDNS: false\n")
-            .unwrap();
-        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let address = format!("{OUTSIDE}:6443");
+        let flags = ["--node-name", "server", "--bridge", "brserver0", "--nft-table", "berth_server"];
+        let more = ["--pod-cidr", "10.99.0.0/16", "--api-address", &address];
+        self.server = Some(self.start_outside("", "", &[&flags[..], &more].concat()));
+    }
+
+    /// Starts an agent on the other end of the link, with its folders in one of the server's folder, and waits for it.
+    fn start_outside(&self, folder: &str, config: &str, flags: &[&str]) -> Child {
+        let dir = self.path(folder);
+        std::fs::create_dir_all(dir.join("manifests")).unwrap();
+        let config = format!("evictionHard: {{memory.available: 1Mi}}\nlocalDNS: false\n{config}");
+        std::fs::write(dir.join("config.yaml"), config).unwrap();
+        let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
         let mut command = self.node.machine().outside("sh");
         // Its PID on its own machine is what ends it.
-        command
-            .args(["-c", "echo $$ > $0/pid; exec \"$@\""])
-            .arg(self.dir.path())
-            .arg(tools::berth())
-            .arg("agent");
+        command.args(["-c", "echo $$ > $0/pid; exec \"$@\""]).arg(&dir).arg(tools::berth()).arg("agent");
         for (flag, name) in [
             ("--config", "config.yaml"),
             ("--manifests", "manifests"),
@@ -89,34 +94,49 @@ impl Cluster {
             ("--log-dir", "logs"),
             ("--socket", "berth.sock"),
         ] {
-            command.arg(flag).arg(self.path(name));
+            command.arg(flag).arg(dir.join(name));
         }
-        command.args(["--cgroup-parent", &self.cgroup(), "--node-name", "server", "--node-ip", OUTSIDE]);
-        command.args(["--bridge", "brserver0", "--nft-table", "berth_server", "--read-only-address", "none"]);
-        command.args(["--pod-cidr", "10.99.0.0/16", "--api-address", &format!("{OUTSIDE}:6443")]);
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        self.server = Some(command.spawn().unwrap());
-        let ready = poll::until_true("the server answers", SECONDS_30, || {
-            tools::run(self.server_command(&["get", "nodes"])).is_ok_and(|ran| ran.ok().is_ok())
+        command.args([
+            "--cgroup-parent",
+            &self.cgroup(folder),
+            "--node-ip",
+            OUTSIDE,
+            "--read-only-address",
+            "none",
+        ]);
+        command.args(flags).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let child = command.spawn().unwrap();
+        let ready = poll::until_true("the agent outside answers", SECONDS_30, || {
+            let mut command = self.node.machine().outside(tools::berth());
+            command.arg("--socket").arg(dir.join("berth.sock")).args(["get", "nodes"]);
+            tools::run(command).is_ok_and(|ran| ran.ok().is_ok())
         });
-        ready.unwrap_or_else(|error| panic!("{error}\n{}", self.server_log()));
+        let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+        ready.unwrap_or_else(|error| panic!("{error}\n{}", log()));
+        child
+    }
+
+    /// Ends an agent outside by its folder.
+    fn end_outside(&self, signal: &str, folder: &str, mut child: Child) {
+        let mut command = self.node.machine().outside("sh");
+        command.args(["-c", "kill -$1 $(cat $0/pid)"]).arg(self.path(folder)).arg(signal);
+        let _ = tools::run(command);
+        let _ = child.wait();
     }
 
     fn server_log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    fn cgroup(&self) -> String {
-        format!("{}-server", self.node.cgroup_parent())
+    /// The cgroups of an agent outside, by its folder.
+    fn cgroup(&self, folder: &str) -> String {
+        format!("{}-server{folder}", self.node.cgroup_parent())
     }
 
     /// `kill -9` of the server.
     fn kill_server(&mut self) {
-        let Some(mut child) = self.server.take() else { return };
-        let mut command = self.node.machine().outside("sh");
-        command.args(["-c", "kill -9 $(cat $0/pid)"]).arg(self.dir.path());
-        let _ = tools::run(command);
-        let _ = child.wait();
+        let Some(child) = self.server.take() else { return };
+        self.end_outside("KILL", "", child);
     }
 
     fn run(&self, words: &[&str]) -> Ran {
@@ -163,7 +183,9 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("the server's log:\n{}", self.server_log());
         }
-        leftovers::remove_cgroups(&self.cgroup());
+        for folder in ["", "second"] {
+            leftovers::remove_cgroups(&self.cgroup(folder));
+        }
     }
 }
 
@@ -355,6 +377,43 @@ fn a_runtime_class_says_which_runtime_a_pod_gets() {
     assert!(status["message"].as_str().unwrap().contains("spec.runtimeClassName"), "{status}");
     cluster.kubectl(&["delete", "pod", "two", "--timeout=30s"]);
     cluster.delete(&["one"]);
+}
+
+/// A second node, beside the server; it leaves with what was its own.
+#[test]
+fn nodes_of_one_server_have_their_own_pods() {
+    let cluster = Cluster::new();
+    let kubeconfig = cluster.path("kubeconfig");
+    let flags =
+        ["--node-name", "n2", "--bridge", "brsecond0", "--nft-table", "berth_second", "--cleanup-on-exit"];
+    let more = ["--pod-cidr", "10.98.0.0/16", "--kubeconfig", kubeconfig.to_str().unwrap()];
+    let second = cluster.start_outside("second", "port: 10251\n", &[&flags[..], &more].concat());
+    let import = tools::demo_rootfs().unwrap();
+    let mut command = cluster.node.machine().outside(tools::berth());
+    command.args(["image", "import", "--root"]).arg(cluster.path("second/root"));
+    command.arg(import).arg(berth_e2e::manifest::IMAGE);
+    tools::run(command).unwrap().ok().unwrap();
+    let there = poll::until_true("the second node is registered", SECONDS_30, || {
+        cluster.run(&["wait", "--for=condition=Ready", "--timeout=5s", "node/n2"]).ok().is_ok()
+    });
+    there.unwrap();
+
+    cluster.apply(&bound(&Builder::new("first").shell("exec sleep 1000")));
+    cluster.apply(&Builder::new("second").shell("exec sleep 1000").with_pod("nodeName: n2").yaml());
+    cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", "pod/first", "pod/second"]);
+    assert_eq!(cluster.get(&["pod", "second"])["status"]["hostIP"], OUTSIDE);
+    let here = cluster.node.pods().unwrap();
+    assert!(here.contains_key("first") && !here.contains_key("second"), "{here:?}");
+
+    // The second one goes with its Node, and the server lets its pods go with that.
+    cluster.end_outside("TERM", "second", second);
+    let gone = poll::until_true("the second node and its pod are gone", SECONDS_30, || {
+        cluster.run(&["get", "node/n2"]).stderr.contains("not found")
+            && cluster.run(&["get", "pod/second"]).stderr.contains("not found")
+    });
+    gone.unwrap();
+    assert_eq!(cluster.get(&["pod", "first"])["status"]["phase"], "Running");
+    cluster.delete(&["first"]);
 }
 
 /// As a controller of nodes that do not answer does it.

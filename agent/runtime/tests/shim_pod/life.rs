@@ -210,5 +210,5 @@ async fn somebody_who_holds_the_pipe_does_not_hold_the_exit() {
     // It is still read from until the container is deleted.
     std::io::Write::write_all(&mut &held, b"not mine, no end").unwrap();
     pod.client.delete("one").await.unwrap();
-    assert_eq!(pod.log("one"), "mine\nnot mine, no end\n");
+    assert_eq!(pod.log("one"), "mine\nnot mine, no end");
 }

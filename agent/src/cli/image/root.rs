@@ -51,8 +51,9 @@ fn of_agent(socket: &Path) -> anyhow::Result<Option<PathBuf>> {
         Err(error) if failure::is_unreachable(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let annotations = nodes.into_iter().find_map(|node| node.metadata.annotations);
-    Ok(annotations.and_then(|mut all| all.remove(ROOT_ANNOTATION)).map(PathBuf::from))
+    // Other nodes may have joined it, which say nothing of theirs.
+    let own = nodes.into_iter().find_map(|node| node.metadata.annotations?.remove(ROOT_ANNOTATION));
+    Ok(own.map(PathBuf::from))
 }
 
 fn same(one: &Path, other: &Path) -> bool {
