@@ -109,7 +109,8 @@ impl Cgroups {
         match (self.driver, cgroups_path) {
             (Driver::Systemd, given) => systemd::path_of(id, given),
             (Driver::Inherited, _) => Ok(String::new()),
-            (Driver::Cgroupfs, None) => Ok(format!("/berth/{id}")),
+            // Of one level: whoever removes the container's leaves nothing behind.
+            (Driver::Cgroupfs, None) => Ok(format!("/berth-{id}")),
             (Driver::Cgroupfs, Some(path)) if path.starts_with('/') => Ok(path.to_owned()),
             // A relative path means, by the OCI spec, relative to wherever the runtime likes.
             (Driver::Cgroupfs, Some(path)) => Ok(format!("/{path}")),
