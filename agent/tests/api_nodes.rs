@@ -250,6 +250,29 @@ fn the_server_completes_pods_of_others() {
     });
 }
 
+/// A Node is in no namespace, while the account that the token is of is in one.
+#[test]
+fn a_token_may_be_bound_to_a_node() {
+    let server = Server::start();
+    server.block_on(async {
+        node(&server, "other").await;
+        let accounts = "/api/v1/namespaces/default/serviceaccounts";
+        call(&server, "POST", accounts, json!({"metadata": {"name": "robot"}})).await;
+        let bound = json!({"kind": "Node", "apiVersion": "v1", "name": "other"});
+        let asked = json!({"spec": {"boundObjectRef": bound}});
+        let (code, given) = call(&server, "POST", &format!("{accounts}/robot/token"), asked).await;
+        assert_eq!(code, 201, "{given}");
+        let review = async || {
+            let asked = json!({"spec": {"token": given["status"]["token"]}});
+            call(&server, "POST", "/apis/authentication.k8s.io/v1/tokenreviews", asked).await.1["status"]
+                .clone()
+        };
+        assert_eq!(review().await["authenticated"], true);
+        call(&server, "DELETE", "/api/v1/nodes/other", Value::Null).await;
+        assert_ne!(review().await["authenticated"], true);
+    });
+}
+
 #[test]
 fn a_token_is_bound_to_its_pod() {
     let server = Server::start();

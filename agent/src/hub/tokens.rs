@@ -84,7 +84,8 @@ impl Hub {
             }
         };
         let name = bound["name"].as_str().unwrap_or_default();
-        let object = self.store.get(kind, &account.namespace, name);
+        let namespace = if kind.namespaced() { account.namespace.as_str() } else { "" };
+        let object = self.store.get(kind, namespace, name);
         let object = object.ok_or_else(|| ApiError::not_found(kind, name))?.value();
         let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
         let asked = bound["uid"].as_str().unwrap_or_default();
@@ -138,9 +139,17 @@ impl Hub {
     /// Whether the account and what the token is bound to are there still.
     fn alive(&self, about: &Value) -> Result<(), String> {
         let namespace = about["namespace"].as_str().unwrap_or_default();
-        let bound = [(Kind::ServiceAccount, "serviceaccount"), (Kind::Pod, "pod"), (Kind::Secret, "secret")];
-        for (kind, word) in bound {
+        let bound = [
+            (Kind::ServiceAccount, "serviceaccount"),
+            (Kind::Pod, "pod"),
+            (Kind::Secret, "secret"),
+            (Kind::Node, "node"),
+        ];
+        // The node of a pod is told, but it is the pod that the token is bound to.
+        let of_pod = about.get("pod").is_some();
+        for (kind, word) in bound.into_iter().filter(|(kind, _)| *kind != Kind::Node || !of_pod) {
             let Some(named) = about.get(word) else { continue };
+            let namespace = if kind.namespaced() { namespace } else { "" };
             let name = named["name"].as_str().unwrap_or_default();
             let object = self.store.get(kind, namespace, name).map(|object| object.value());
             let metadata = object.map(|object| object["metadata"].clone()).unwrap_or_default();
