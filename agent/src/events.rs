@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_reconciler::node::PodEvent;
 use berth_reconciler::pod::Pod;
+use berth_reconciler::status::whole_seconds;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -134,14 +135,13 @@ impl Recorder {
         if !about.field.is_empty() {
             involved["fieldPath"] = json!(about.field);
         }
-        let seconds = |t: Timestamp| Timestamp::from_second(t.as_second()).unwrap_or(t);
         json!({
             "apiVersion": "v1", "kind": "Event",
-            "metadata": {"name": series.name, "namespace": series.namespace, "creationTimestamp": seconds(series.first)},
+            "metadata": {"name": series.name, "namespace": series.namespace, "creationTimestamp": whole_seconds(series.first)},
             "involvedObject": involved,
             "type": if warning { "Warning" } else { "Normal" },
             "reason": reason, "message": message, "count": series.count,
-            "firstTimestamp": seconds(series.first), "lastTimestamp": seconds(series.last),
+            "firstTimestamp": whole_seconds(series.first), "lastTimestamp": whole_seconds(series.last),
             "source": {"component": "berth", "host": self.node},
             "reportingComponent": "berth", "reportingInstance": self.node,
         })

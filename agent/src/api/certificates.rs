@@ -5,9 +5,10 @@ use axum::body::Body;
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use berth_reconciler::status::time;
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
-use jiff::{Timestamp, ToSpan, Unit};
+use jiff::{Timestamp, ToSpan};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
@@ -206,7 +207,7 @@ async fn approve(
 }
 
 fn now() -> Time {
-    Time(Timestamp::now().round(Unit::Second).unwrap_or_else(|_| Timestamp::now()))
+    time(Timestamp::now())
 }
 
 fn typed(name: &str, object: Value) -> Result<CertificateSigningRequest, ApiError> {

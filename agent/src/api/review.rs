@@ -2,6 +2,7 @@
 //! somebody may. Nothing of it is kept.
 
 use axum::response::Response;
+use berth_reconciler::status::whole_seconds;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -80,7 +81,7 @@ pub fn answer(
         }
     };
     let mut body = json!({"kind": kind, "apiVersion": group.to_string(),
-        "metadata": {"creationTimestamp": jiff::Timestamp::now().round(jiff::Unit::Second).ok()}, "status": status});
+        "metadata": {"creationTimestamp": whole_seconds(jiff::Timestamp::now())}, "status": status});
     if let Some(spec) = asked.get("spec") {
         body["spec"] = spec.clone();
     }

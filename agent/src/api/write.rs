@@ -229,6 +229,17 @@ async fn store_next(
     Ok(newest(api, target, dry_run, &updated))
 }
 
+/// Reads a body of a kind that is not stored; it need not say which it is.
+async fn read_a(kind: &str, headers: &HeaderMap, body: Body) -> Result<Value, ApiError> {
+    let object = read_object(headers, body).await?;
+    match object["kind"].as_str() {
+        Some(other) if other != kind => {
+            Err(ApiError::bad_request(format!("the object provided is no {kind}")))
+        }
+        _ => Ok(object),
+    }
+}
+
 /// `POST` to a pod's `eviction`: deletes it as the eviction's options say.
 pub async fn evict(
     api: &Api,
@@ -238,10 +249,7 @@ pub async fn evict(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let eviction = read_object(headers, body).await?;
-    if eviction["kind"].as_str().is_some_and(|kind| kind != "Eviction") {
-        return Err(ApiError::bad_request("the object provided is no Eviction"));
-    }
+    let eviction = read_a("Eviction", headers, body).await?;
     let options = eviction.get("deleteOptions").filter(|options| options.is_object());
     let options = options.map_or_else(String::new, Value::to_string);
     delete(api, caller, target, params, &HeaderMap::new(), options.into()).await?;
@@ -258,10 +266,7 @@ pub async fn token(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let request = read_object(headers, body).await?;
-    if request["kind"].as_str().is_some_and(|kind| kind != "TokenRequest") {
-        return Err(ApiError::bad_request("the object provided is no TokenRequest"));
-    }
+    let request = read_a("TokenRequest", headers, body).await?;
     if let Some(node) = caller.node() {
         let refused = api.hub.restrict_token(node, target, &request);
         refused.map_err(|why| ApiError::forbidden(target.kind, &target.name, &why))?;

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use berth_reconciler::manifest::{self, ManifestError};
 use berth_reconciler::node::Deletion;
 use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::status::{time, whole_seconds};
 use berth_reconciler::worker::{PodView, Reconciler};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -36,7 +37,7 @@ pub fn shown_pod(pod: &Pod, deletion: Option<&Deletion>, status: &v1::PodStatus)
         let grace = i64::try_from(deletion.grace_seconds).unwrap_or(i64::MAX);
         let at =
             deletion.requested_at.checked_add(SignedDuration::from_secs(grace)).unwrap_or(Timestamp::MAX);
-        shown.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(at.as_second()).unwrap_or(at)));
+        shown.metadata.deletion_timestamp = Some(time(at));
         shown.metadata.deletion_grace_period_seconds = Some(grace);
     }
     shown
@@ -135,11 +136,6 @@ impl AgentBackend {
         self.reconciler.apply(pod);
         shown
     }
-}
-
-fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 #[async_trait]
@@ -248,7 +244,8 @@ impl Backend for AgentBackend {
         let known = view.status.conditions.as_deref().unwrap_or_default();
         for condition in &mut conditions {
             let same = known.iter().find(|k| k.type_ == condition.type_ && k.status == condition.status);
-            let since = same.and_then(|known| known.last_transition_time.clone()).unwrap_or(Time(now()));
+            let since =
+                same.and_then(|known| known.last_transition_time.clone()).unwrap_or(time(Timestamp::now()));
             condition.last_transition_time.get_or_insert(since);
         }
         let status = berth_reconciler::status::with_conditions(&view.status, &conditions);
@@ -282,10 +279,10 @@ impl Backend for AgentBackend {
             .termination_grace_period_seconds
             .and_then(|s| u64::try_from(s).ok())
             .unwrap_or(30);
-        let deletion = view
-            .deletion
-            .clone()
-            .unwrap_or(Deletion { requested_at: now(), grace_seconds: grace.unwrap_or(own) });
+        let deletion = view.deletion.clone().unwrap_or(Deletion {
+            requested_at: whole_seconds(Timestamp::now()),
+            grace_seconds: grace.unwrap_or(own),
+        });
         self.node.objects.save_pod(&view.pod, Some(&deletion));
         let shown = self.node.shown_pod(&view.pod, Some(&deletion), &view.status);
         self.node.store.put(Kind::Pod, namespace, name, &shown);
@@ -512,7 +509,7 @@ fn identify(object: &mut Object, old: Option<&Value>) {
     let created = old
         .and_then(|o| o["metadata"]["creationTimestamp"].as_str())
         .and_then(|t| t.parse::<Timestamp>().ok())
-        .unwrap_or_else(now);
+        .unwrap_or_else(|| whole_seconds(Timestamp::now()));
     let set = |meta: &mut k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
         meta.uid = Some(uid.clone());
         meta.creation_timestamp = Some(Time(created));

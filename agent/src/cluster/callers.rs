@@ -12,6 +12,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::sign::CertifiedKey;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
@@ -19,6 +20,7 @@ use super::rotation::{renewal, sleep_until};
 use super::{Access, Cluster, Pause, chance};
 use crate::api::{ADMINS, Caller};
 use crate::config::cluster::ServerConfig;
+use crate::pki::{certified, validity};
 
 /// How long answers are believed, as by a kubelet.
 const TOKEN: Duration = Duration::from_secs(120);
@@ -188,15 +190,17 @@ impl Cluster {
     }
 
     /// Gets the certificate with which the node serves its own API, and the next ones in time; `show` takes each.
-    pub async fn keep_serving_certificate(&self, mut show: impl FnMut(&str, &str) -> anyhow::Result<()>) {
+    pub async fn keep_serving_certificate(&self, mut show: impl FnMut(CertifiedKey)) {
         let mut pause = Pause::new();
         loop {
-            let Some(client) = self.client() else {
-                tokio::time::sleep(pause.take()).await;
-                continue;
+            let issued = match self.asked() {
+                Ok(client) => self.request_serving(client).await,
+                Err(error) => Err(error),
             };
-            let issued = match self.request_serving(client).await {
-                Ok(issued) => issued,
+            let key =
+                issued.and_then(|issued| certified(issued.certificate.as_bytes(), issued.key.as_bytes()));
+            let key = match key {
+                Ok(key) => key,
                 Err(error) => {
                     tracing::warn!(
                         "cannot get a certificate for the node's own API: {error:#}; trying again"
@@ -205,23 +209,14 @@ impl Cluster {
                     continue;
                 }
             };
-            if let Err(error) = show(&issued.certificate, &issued.key) {
-                tracing::error!("the certificate of the node's own API cannot be used: {error:#}");
-                tokio::time::sleep(pause.take()).await;
-                continue;
-            }
             pause.reset();
+            let validity = validity(&key);
+            show(key);
             tracing::info!("the node's own API has a certificate of the cluster");
-            match validity(&issued.certificate) {
+            match validity {
                 Some(validity) => sleep_until(renewal(validity, chance())).await,
                 None => return,
             }
         }
     }
-}
-
-fn validity(pem: &str) -> Option<(i64, i64)> {
-    let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).ok()?;
-    Some((parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp()))
 }

@@ -1,16 +1,15 @@
 //! The cluster's RuntimeClasses: which of this node's runtimes a pod's `runtimeClassName` means.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use futures::StreamExt as _;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 
 use super::Cluster;
+use super::follow::{Key, Seen, follow};
 use crate::store::Kind;
 
 /// The handler that is Berth's own engine.
@@ -47,11 +46,9 @@ impl ClusterClasses {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name, value);
     }
 
-    fn keep(&self, names: &[String]) -> Vec<String> {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let gone: Vec<String> = all.keys().filter(|name| !names.contains(name)).cloned().collect();
-        gone.iter().for_each(|name| drop(all.remove(name)));
-        gone
+    fn keys(&self) -> BTreeSet<Key> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.keys().map(|name| (String::new(), name.clone())).collect()
     }
 
     fn remove(&self, name: &str) {
@@ -68,36 +65,21 @@ impl Cluster {
 
     /// Follows the cluster's RuntimeClasses, for ever.
     pub(super) async fn follow_classes(self: Arc<Self>, client: Client) {
-        let stream = watcher::watcher(Api::<RuntimeClass>::all(client), watcher::Config::default());
-        let stream = stream.default_backoff();
-        futures::pin_mut!(stream);
-        let mut listing = Vec::new();
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(Event::Init) => listing.clear(),
-                Ok(Event::InitApply(class)) => {
-                    listing.extend(class.metadata.name.clone());
-                    self.class_is(&class);
-                }
-                Ok(Event::InitDone) => {
-                    for name in self.node.cluster_classes.keep(&listing) {
-                        self.saved.remove(Kind::RuntimeClass, "", &name);
-                    }
-                    self.classes_known.send_replace(true);
-                }
-                Ok(Event::Apply(class)) => self.class_is(&class),
-                Ok(Event::Delete(class)) => {
-                    let name = class.metadata.name.unwrap_or_default();
-                    self.node.cluster_classes.remove(&name);
-                    self.saved.remove(Kind::RuntimeClass, "", &name);
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "cannot follow the cluster's RuntimeClasses");
-                    // Pods without a class need none.
-                    self.classes_known.send_replace(true);
-                }
+        let known = self.node.cluster_classes.keys();
+        let see = |seen| match seen {
+            Seen::Is(class) => self.class_is(&class),
+            Seen::Gone((_, name)) => {
+                self.node.cluster_classes.remove(&name);
+                self.saved.remove(Kind::RuntimeClass, "", &name);
             }
-        }
+            Seen::Listed => drop(self.classes_known.send_replace(true)),
+            Seen::Failed(error) => {
+                tracing::debug!(%error, "cannot follow the cluster's RuntimeClasses");
+                // Pods without a class need none.
+                self.classes_known.send_replace(true);
+            }
+        };
+        follow(Api::all(client), watcher::Config::default(), known, see).await;
     }
 
     fn class_is(&self, class: &RuntimeClass) {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use crate::pki::{certified, validity};
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,8 +21,7 @@ use kube::client::{Body, ConfigExt as _};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use rustls::client::ResolvesClientCert;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use secrecy::ExposeSecret as _;
@@ -124,10 +124,7 @@ impl Access {
 
     /// When the certificate that the client shows begins and ends to be good, in seconds since 1970; none without one.
     pub fn validity(&self) -> Option<(i64, i64)> {
-        let key = self.identity.get()?;
-        let (_, certificate) = x509_parser::parse_x509_certificate(key.cert.first()?).ok()?;
-        let validity = certificate.validity();
-        Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
+        validity(&*self.identity.get()?)
     }
 
     /// Shows another certificate from now on, on new connections: a server looks at it when one begins.
@@ -181,16 +178,6 @@ fn pem_of(auth: &AuthInfo, kubeconfig: &Path) -> anyhow::Result<Option<(Vec<u8>,
         (None, None) => Ok(None),
         _ => bail!("the kubeconfig {shown}: client-certificate and client-key: one needs the other"),
     }
-}
-
-fn certified(certificate: &[u8], key: &[u8]) -> anyhow::Result<CertifiedKey> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>()?;
-    if chain.is_empty() {
-        bail!("client-certificate: no certificate in PEM");
-    }
-    let key = PrivateKeyDer::from_pem_slice(key).context("client-key: no private key in PEM")?;
-    let key = rustls::crypto::ring::sign::any_supported_type(&key).context("client-key")?;
-    Ok(CertifiedKey::new(chain, key))
 }
 
 fn roots(config: &Config, path: &Path) -> anyhow::Result<RootCertStore> {

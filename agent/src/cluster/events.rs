@@ -1,6 +1,6 @@
 //! What happens on this node, told to the cluster: the node's own events, sent as they are recorded.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ impl Cluster {
     pub(super) async fn send_events(self: Arc<Self>, client: Client) {
         let store = &self.node.store;
         let (mut bucket, mut pause) = (Bucket::new(), Pause::new());
-        let mut sent: HashMap<String, ()> = HashMap::new();
+        let mut sent: HashSet<String> = HashSet::new();
         loop {
             let (events, version) = store.list(Kind::Event, None);
             for event in events {
@@ -68,7 +68,7 @@ impl Cluster {
         &self,
         client: &Client,
         event: &Value,
-        sent: &mut HashMap<String, ()>,
+        sent: &mut HashSet<String>,
         bucket: &mut Bucket,
         pause: &mut Pause,
     ) {
@@ -82,7 +82,7 @@ impl Cluster {
         tokio::time::sleep(bucket.take(Instant::now())).await;
         let api: Api<v1::Event> = Api::namespaced(client.clone(), namespace);
         loop {
-            let outcome = match sent.contains_key(name) {
+            let outcome = match sent.contains(name) {
                 true => again(&api, name, event).await,
                 false => first(&api, event).await,
             };
@@ -91,12 +91,14 @@ impl Cluster {
                     if sent.len() >= REMEMBERED {
                         sent.clear();
                     }
-                    sent.insert(name.clone(), ());
+                    sent.insert(name.clone());
                     return pause.reset();
                 }
                 // It has expired there; or it was sent before, by an agent before this one.
-                Err(error) if code(&error) == Some(404) && sent.remove(name).is_some() => {}
-                Err(error) if code(&error) == Some(409) => drop(sent.insert(name.clone(), ())),
+                Err(error) if code(&error) == Some(404) && sent.remove(name) => {}
+                Err(error) if code(&error) == Some(409) => {
+                    sent.insert(name.clone());
+                }
                 // Such as for a namespace that is being removed: nobody is going to look.
                 Err(error) if code(&error).is_some_and(|code| (400..500).contains(&code) && code != 429) => {
                     tracing::debug!(%error, "the cluster does not take an event");

@@ -52,18 +52,32 @@ impl Cluster {
         let path = &self.config.kubeconfig;
         let Some(bootstrap) = &self.config.bootstrap else { return Access::open(path).await };
         if path.exists() {
-            let access = Access::open(path).await?;
-            let expired = access.validity().is_some_and(|(_, end)| end <= Timestamp::now().as_second());
-            if !expired {
-                return Ok(access);
+            match Access::open(path).await {
+                Ok(access) if access.validity().is_none_or(|(_, end)| end > Timestamp::now().as_second()) => {
+                    return Ok(access);
+                }
+                Ok(_) => {
+                    tracing::warn!(kubeconfig = %path.display(), "the node's certificate has expired; asking for another");
+                }
+                // What the agent has written itself can be had again.
+                Err(error) => tracing::warn!("{error:#}; asking for another"),
             }
-            tracing::warn!(kubeconfig = %path.display(), "the node's certificate has expired; asking for another");
         }
         let access = Access::open(bootstrap).await?;
         tracing::info!(server = access.server, "asking the API server for the node's certificate");
         let issued = self.request_client(access.client).await?;
-        write_kubeconfig(bootstrap, path, &issued)?;
+        self.store(bootstrap, &issued).await;
         Access::open(path).await
+    }
+
+    /// Writes the node's kubeconfig, however long that takes: asking again would only have the server sign another certificate
+    /// that a full disk does not take.
+    pub(super) async fn store(&self, cluster_of: &Path, issued: &Issued) {
+        let mut pause = Pause::new();
+        while let Err(error) = write_kubeconfig(cluster_of, &self.config.kubeconfig, issued) {
+            tracing::error!("cannot store the node's certificate: {error:#}; trying again");
+            tokio::time::sleep(pause.take()).await;
+        }
     }
 
     /// Asks for the certificate with which the node speaks to the server.
@@ -160,7 +174,7 @@ async fn signed(api: Api<CertificateSigningRequest>, name: &str) -> anyhow::Resu
 
 /// Writes the node's kubeconfig: the bootstrap one's cluster, and the certificate, which is inside of it, so that the two
 /// change at once.
-pub(super) fn write_kubeconfig(cluster_of: &Path, path: &Path, issued: &Issued) -> anyhow::Result<()> {
+fn write_kubeconfig(cluster_of: &Path, path: &Path, issued: &Issued) -> anyhow::Result<()> {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     let from = kube::config::Kubeconfig::read_from(cluster_of)

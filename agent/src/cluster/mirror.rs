@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use berth_reconciler::manifest::{HASH_ANNOTATION, SOURCE_ANNOTATION};
+use berth_reconciler::manifest::{HASH_ANNOTATION, MIRROR_ANNOTATION as MIRROR, SOURCE_ANNOTATION};
 use berth_reconciler::pod::{Pod, Source};
 use k8s_openapi::api::core::v1;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::PostParams;
 use kube::{Api, Client};
 
-use super::pods::{MIRROR, Remote};
-use super::{Cluster, Pause, code};
+use super::pods::Remote;
+use super::{Cluster, Pause, code, remove};
 
 impl Cluster {
     pub(super) fn mirror_seen(&self, remote: &Remote) {
@@ -64,16 +64,7 @@ impl Cluster {
                 continue;
             }
             let api: Api<v1::Pod> = Api::namespaced(client.clone(), &remote.namespace);
-            let params = DeleteParams {
-                grace_period_seconds: Some(0),
-                preconditions: Some(Preconditions { uid: Some(uid), resource_version: None }),
-                ..DeleteParams::default()
-            };
-            match api.delete(&remote.name, &params).await {
-                Ok(_) => {}
-                Err(error) if matches!(code(&error), Some(404 | 409)) => {}
-                Err(error) => return Err(error),
-            }
+            remove(&api, &remote.name, uid).await?;
             // The watch says when it is gone; then the next one is made.
         }
         for ((namespace, name), pod) in wanted {

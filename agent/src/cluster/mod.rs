@@ -12,6 +12,7 @@ mod callers;
 mod classes;
 mod client;
 mod events;
+mod follow;
 mod join;
 mod lease;
 mod mirror;
@@ -30,9 +31,10 @@ use std::time::Duration;
 use berth_reconciler::manifest;
 use berth_reconciler::node::Deletion;
 use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::status::has_ended;
 use berth_reconciler::worker::Reconciler;
 use k8s_openapi::api::core::v1;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, Client};
 use tokio::sync::{Notify, watch};
 
@@ -101,6 +103,19 @@ impl Pause {
         let longest = self.next;
         self.next = (longest * 2).min(Self::LONGEST);
         longest / 2 + (longest / 2).mul_f64(chance())
+    }
+}
+
+/// Removes a pod of the server now, if it is still the one with this uid; it is as well if somebody else has.
+async fn remove(api: &Api<v1::Pod>, name: &str, uid: String) -> Result<(), kube::Error> {
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions { uid: Some(uid), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    match api.delete(name, &params).await {
+        Err(error) if !matches!(code(&error), Some(404 | 409)) => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -236,11 +251,6 @@ impl Cluster {
         }
     }
 
-    /// The way to the server, once the node has joined.
-    pub fn access(&self) -> Option<Arc<Access>> {
-        self.access.get().cloned()
-    }
-
     fn client(&self) -> Option<Client> {
         self.access.get().map(|access| access.client.clone())
     }
@@ -254,7 +264,7 @@ impl Cluster {
         if pod.source == Source::Api {
             return;
         }
-        if pod.source == Source::Cluster && (pods::has_ended(status) || deletion.is_some()) {
+        if pod.source == Source::Cluster && (has_ended(status) || deletion.is_some()) {
             // What has ended must not begin again because the server cannot be asked after a reboot.
             self.saved.remove_pod(pod);
         }

@@ -3,16 +3,15 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::Cluster;
+use super::follow::{Seen, follow};
 use crate::configs::{Object, ObjectKey, Owner};
 use crate::store::Kind;
 
@@ -115,44 +114,33 @@ impl Cluster {
         match key.0 {
             Kind::Secret => {
                 let api = Api::<v1::Secret>::namespaced(client, &key.1);
-                self.follow(api, &key, |object| Object::Secret(Arc::new(object))).await;
+                self.follow_one(api, &key, |object| Object::Secret(Arc::new(object))).await;
             }
             _ => {
                 let api = Api::<v1::ConfigMap>::namespaced(client, &key.1);
-                self.follow(api, &key, |object| Object::ConfigMap(Arc::new(object))).await;
+                self.follow_one(api, &key, |object| Object::ConfigMap(Arc::new(object))).await;
             }
         }
     }
 
-    async fn follow<K>(&self, api: Api<K>, key: &ObjectKey, wrap: fn(K) -> Object)
+    async fn follow_one<K>(&self, api: Api<K>, key: &ObjectKey, wrap: fn(K) -> Object)
     where
         K: kube::Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
     {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", key.2));
-        let stream = watcher::watcher(api, config).default_backoff();
-        futures::pin_mut!(stream);
-        let mut listed = false;
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(Event::Init) => listed = false,
-                Ok(Event::InitApply(object) | Event::Apply(object)) => {
-                    listed = true;
-                    self.object_is(key, wrap(without_server_fields(object)));
-                }
-                Ok(Event::InitDone) => {
-                    if !listed {
-                        self.object_gone(key);
-                    }
-                    self.objects.answered(key);
-                }
-                Ok(Event::Delete(_)) => self.object_gone(key),
-                Err(error) => {
-                    tracing::debug!(kind = %key.0, namespace = key.1, name = key.2, %error, "cannot follow an object");
-                    // The pod says what it lacks; when the server can be asked again, it goes on.
-                    self.objects.answered(key);
-                }
+        // It may be known from before.
+        let known = BTreeSet::from([(key.1.clone(), key.2.clone())]);
+        let see = |seen| match seen {
+            Seen::Is(object) => self.object_is(key, wrap(without_server_fields(object))),
+            Seen::Gone(_) => self.object_gone(key),
+            Seen::Listed => self.objects.answered(key),
+            Seen::Failed(error) => {
+                tracing::debug!(kind = %key.0, namespace = key.1, name = key.2, %error, "cannot follow an object");
+                // The pod says what it lacks; when the server can be asked again, it goes on.
+                self.objects.answered(key);
             }
-        }
+        };
+        follow(api, config, known, see).await;
     }
 
     fn object_is(&self, key: &ObjectKey, object: Object) {

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_reconciler::admission::{self, Capacity, Rejection};
-use berth_reconciler::manifest::{self, Cause, ManifestError};
+use berth_reconciler::manifest::{self, Cause, MIRROR_ANNOTATION as MIRROR, ManifestError};
 use berth_reconciler::pod::{Pod, Source};
-use berth_reconciler::status::is_own_condition;
+use berth_reconciler::status::{has_ended, is_own_condition, time};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1;
 use kube::runtime::WatchStreamExt as _;
@@ -15,9 +15,6 @@ use kube::{Api, Client};
 
 use super::Cluster;
 use crate::configs;
-
-/// Annotation of a pod that only shows one of a manifest file; its value is that one's hash.
-pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A pod as the server has it.
 #[derive(Clone, Debug)]
@@ -160,7 +157,7 @@ impl Cluster {
             let grace = meta.deletion_grace_period_seconds.and_then(|grace| u64::try_from(grace).ok());
             if !self.reconciler.delete(&uid, grace) {
                 self.release(&uid);
-                self.statuses.absent(&uid, &remote);
+                self.statuses.absent(&uid, &remote.namespace, &remote.name);
             }
             return;
         }
@@ -343,14 +340,11 @@ impl Cluster {
             field: String::new(),
         };
         self.node.events.record(&about, true, &rejection.reason, &rejection.message);
-        let now = jiff::Timestamp::now();
         let status = v1::PodStatus {
             phase: Some("Failed".to_owned()),
             reason: Some(rejection.reason),
             message: Some(rejection.message),
-            start_time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
-                jiff::Timestamp::from_second(now.as_second()).unwrap_or(now),
-            )),
+            start_time: Some(time(jiff::Timestamp::now())),
             qos_class: remote.status.qos_class.clone(),
             conditions: remote.status.conditions.clone(),
             ..v1::PodStatus::default()
@@ -363,11 +357,6 @@ impl Cluster {
             tracing::warn!(pod = pod.full_name(), %error, "cannot store a pod of the cluster; after a reboot it begins once the API server has been reached");
         }
     }
-}
-
-/// Whether a pod is at its end: nothing of it runs again.
-pub(super) fn has_ended(status: &v1::PodStatus) -> bool {
-    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 /// Why the pod cannot be run here, with every field that is to blame.

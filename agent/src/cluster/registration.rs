@@ -1,18 +1,18 @@
 //! The Node object: made once, its labels kept, its status told when it changes and now and then when it does not.
 
+use berth_reconciler::status::whole_seconds;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::follow::{Seen, follow, key_of};
 use super::{Cluster, Pause, code};
 use crate::pressure::{self, Signals};
 
@@ -200,20 +200,19 @@ impl Cluster {
     /// Follows the Node: its labels and taints decide which pods the node takes.
     pub(super) async fn follow_node(self: Arc<Self>, client: Client) {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.node.facts.name));
-        let stream = watcher::watcher(Api::<v1::Node>::all(client), config).default_backoff();
-        futures::pin_mut!(stream);
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(Event::InitApply(node) | Event::Apply(node)) => *self.registered() = Some(Arc::new(node)),
-                Ok(Event::Delete(_)) if self.is_leaving() => return,
-                Ok(Event::Delete(_)) => {
+        let known = self.registered().iter().map(|node| key_of(node.as_ref())).collect();
+        let see = |seen| match seen {
+            Seen::Is(node) => *self.registered() = Some(Arc::new(node)),
+            Seen::Gone(_) => {
+                if !self.is_leaving() {
                     tracing::warn!(node = self.node.facts.name, "somebody has deleted the Node object");
-                    *self.registered() = None;
                 }
-                Ok(Event::Init | Event::InitDone) => {}
-                Err(error) => tracing::debug!(%error, "cannot follow the Node object"),
+                *self.registered() = None;
             }
-        }
+            Seen::Listed => {}
+            Seen::Failed(error) => tracing::debug!(%error, "cannot follow the Node object"),
+        };
+        follow(Api::<v1::Node>::all(client), config, known, see).await;
     }
 }
 
@@ -255,7 +254,7 @@ fn difference(theirs: &Value, ours: &Value) -> Value {
 }
 
 fn conditions(known: &[v1::NodeCondition], pressures: &[pressure::Pressure], now: Timestamp) -> Value {
-    let seconds = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let seconds = whole_seconds(now);
     let condition = |type_: &str, status: bool, reason: &str, message: &str| {
         let status = if status { "True" } else { "False" };
         let before = known.iter().find(|one| one.type_ == type_ && one.status == status);

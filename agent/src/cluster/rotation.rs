@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::join::write_kubeconfig;
 use super::{Access, Cluster, Pause, chance};
 
 /// The longest sleep: a machine's clock may be set.
@@ -41,9 +40,9 @@ impl Cluster {
 
     async fn renew_certificate(&self, access: &Access) -> anyhow::Result<()> {
         let issued = self.request_client(access.client.clone()).await?;
-        // On disk first: what the server has signed must not be lost.
-        write_kubeconfig(&self.config.kubeconfig, &self.config.kubeconfig, &issued)?;
+        // In use first: a disk that is full must not leave the node with one that expires.
         access.show(&issued.certificate, &issued.key)?;
+        self.store(&self.config.kubeconfig, &issued).await;
         tracing::info!("the node has a new certificate");
         Ok(())
     }

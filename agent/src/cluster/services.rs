@@ -1,18 +1,15 @@
 //! The cluster's Services: containers are told of those of their namespace by environment variables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 
 use super::Cluster;
+use super::follow::{Key, Seen, follow, key_of};
 use crate::store::Kind;
-
-type Key = (String, String);
 
 /// The Services of the cluster that this machine is a node of; none without one. Clones share.
 #[derive(Clone, Default)]
@@ -35,14 +32,9 @@ impl ClusterServices {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
-    fn keys(&self) -> Vec<Key> {
+    fn keys(&self) -> BTreeSet<Key> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
-}
-
-fn key_of(service: &v1::Service) -> Key {
-    let meta = &service.metadata;
-    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
 impl Cluster {
@@ -54,26 +46,14 @@ impl Cluster {
 
     /// Follows the cluster's Services, for ever.
     pub(super) async fn follow_services(self: Arc<Self>, client: Client) {
-        let stream = watcher::watcher(Api::<v1::Service>::all(client), watcher::Config::default());
-        let stream = stream.default_backoff();
-        futures::pin_mut!(stream);
-        let mut listing = Vec::new();
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(Event::Init) => listing.clear(),
-                Ok(Event::InitApply(service)) => {
-                    listing.push(key_of(&service));
-                    self.service_is(service);
-                }
-                Ok(Event::InitDone) => {
-                    let all = self.node.cluster_services.keys();
-                    all.iter().filter(|key| !listing.contains(key)).for_each(|key| self.service_gone(key));
-                }
-                Ok(Event::Apply(service)) => self.service_is(service),
-                Ok(Event::Delete(service)) => self.service_gone(&key_of(&service)),
-                Err(error) => tracing::debug!(%error, "cannot follow the cluster's Services"),
-            }
-        }
+        let known = self.node.cluster_services.keys();
+        let see = |seen| match seen {
+            Seen::Is(service) => self.service_is(service),
+            Seen::Gone(key) => self.service_gone(&key),
+            Seen::Listed => {}
+            Seen::Failed(error) => tracing::debug!(%error, "cannot follow the cluster's Services"),
+        };
+        follow(Api::all(client), watcher::Config::default(), known, see).await;
     }
 
     fn service_is(&self, mut service: v1::Service) {

@@ -5,18 +5,17 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_reconciler::pod::{Pod, Source};
-use berth_reconciler::status::is_own_condition;
+use berth_reconciler::status::{has_ended, is_own_condition};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::pods::{Remote, has_ended};
-use super::{Cluster, Pause, code};
+use super::{Cluster, Pause, code, remove};
 
 /// Requests that may be under way at once.
 const AT_ONCE: usize = 8;
@@ -82,29 +81,18 @@ impl Statuses {
 
     /// Nothing of a pod is left here.
     pub fn gone(&self, pod: &Pod) {
-        if pod.source != Source::Cluster {
-            return self.forget(pod.uid());
+        match pod.source {
+            Source::Cluster => self.absent(pod.uid(), pod.namespace(), pod.name()),
+            _ => self.forget(pod.uid()),
         }
-        let mut state = self.lock();
-        let local = state.pods.entry(pod.uid().to_owned()).or_insert_with(|| Local {
-            namespace: pod.namespace().to_owned(),
-            name: pod.name().to_owned(),
-            of_file: false,
-            status: None,
-            gone: true,
-        });
-        local.gone = true;
-        state.dirty.insert(pod.uid().to_owned());
-        drop(state);
-        self.changed.notify_one();
     }
 
-    /// The server wants a pod to end of which nothing is here.
-    pub fn absent(&self, uid: &str, remote: &Remote) {
+    /// Nothing of a pod of the server is here: once it is to end, it can be removed.
+    pub fn absent(&self, uid: &str, namespace: &str, name: &str) {
         let mut state = self.lock();
         let local = state.pods.entry(uid.to_owned()).or_insert_with(|| Local {
-            namespace: remote.namespace.clone(),
-            name: remote.name.clone(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
             of_file: false,
             status: None,
             gone: true,
@@ -224,16 +212,7 @@ impl Cluster {
             }
         }
         if local.gone && remote.deleting {
-            let params = DeleteParams {
-                grace_period_seconds: Some(0),
-                preconditions: Some(Preconditions { uid: Some(remote_uid), resource_version: None }),
-                ..DeleteParams::default()
-            };
-            match api.delete(&local.name, &params).await {
-                Ok(_) => {}
-                Err(error) if matches!(code(&error), Some(404 | 409)) => {}
-                Err(error) => return Err(error),
-            }
+            remove(&api, &local.name, remote_uid).await?;
             self.statuses.forget(uid);
         }
         Ok(())

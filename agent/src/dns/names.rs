@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use berth_reconciler::services::{Endpoint, is_alias, is_headless};
+use berth_reconciler::status::has_ended;
 use berth_reconciler::worker::PodView;
 use k8s_openapi::api::core::v1;
 
@@ -11,7 +12,7 @@ use super::zone::{PodNames, ServiceNames};
 /// The names of a pod that has addresses and has not ended. `node` is the name of the node, which is a part of the names of pods
 /// from files.
 pub fn of_pod(view: &PodView, node: &str) -> Option<PodNames> {
-    if matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+    if has_ended(&view.status) {
         return None;
     }
     let given = view.status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());

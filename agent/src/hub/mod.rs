@@ -13,6 +13,7 @@ mod rights;
 mod tokens;
 mod typed;
 
+use berth_reconciler::status::whole_seconds;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -305,8 +306,7 @@ fn immutable(old: Option<&Value>, new: &Value, field: &str) -> Vec<Cause> {
 
 /// The time as metadata has it, without fractions of a second.
 fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
+    whole_seconds(Timestamp::now())
 }
 
 #[cfg(test)]

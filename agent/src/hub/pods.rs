@@ -1,7 +1,7 @@
 //! Pods of other nodes: kept and shown, and run by those. A pod is another node's if it names one, and nobody's as long as it
 //! waits for somebody to bind it.
 
-use berth_reconciler::manifest::{self, Context};
+use berth_reconciler::manifest::{self, Context, MIRROR_ANNOTATION as MIRROR};
 use berth_reconciler::resources::qos_class;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1;
@@ -15,9 +15,6 @@ use crate::store::{Kind, Object};
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
 /// How long a pod gets to end that does not say.
 const GRACE_SECONDS: i64 = 30;
-
-/// What marks a pod as the picture of one that its node has from a file.
-pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What a deletion leaves.
 pub enum Deleted {

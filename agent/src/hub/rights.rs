@@ -3,10 +3,10 @@
 //! What nodes may is what Kubernetes' node authoriser and its admission plugin NodeRestriction let them (Kubernetes
 //! documentation, "Using Node Authorization").
 
+use berth_reconciler::manifest::MIRROR_ANNOTATION as MIRROR;
 use berth_reconciler::pod::{Pod, Source};
 use serde_json::Value;
 
-use super::pods::MIRROR;
 use super::{BOOTSTRAPPERS, Hub, Key, account_of, node_of};
 use crate::api::ADMINS;
 use crate::configs::{references, uses};

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use berth_reconciler::manifest::{Cause, ManifestError};
 use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::status::whole_seconds;
 use k8s_openapi::api::core::v1;
 use serde_json::json;
 
@@ -89,7 +90,7 @@ impl AgentNode {
         let message = errors.join("\n");
         json!({
             "metadata": {
-                "name": name.1, "namespace": name.0, "creationTimestamp": jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default(),
+                "name": name.1, "namespace": name.0, "creationTimestamp": whole_seconds(jiff::Timestamp::now()),
                 "annotations": {"kubernetes.io/config.source": "file", ERROR_ANNOTATION: message,
                                 "berth.dev/manifest": file},
             },

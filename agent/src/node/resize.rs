@@ -6,6 +6,7 @@ use std::sync::Arc;
 use berth_reconciler::node::{ContainerState, Failure};
 use berth_reconciler::pod::Pod;
 use berth_reconciler::resources::{self, Amounts};
+use berth_reconciler::status::has_ended;
 use berth_runtime::cgroup;
 use k8s_openapi::api::core::v1;
 
@@ -69,7 +70,7 @@ fn requests_of_others(node: &AgentNode, uid: &str) -> Amounts {
     let mut sum = Amounts::default();
     let views = node.reconciler.get().map(|r| r.pods()).unwrap_or_default();
     for view in views.iter().filter(|view| view.pod.uid() != uid) {
-        if matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        if has_ended(&view.status) {
             continue;
         }
         let asks = match node.find(view.pod.uid()) {

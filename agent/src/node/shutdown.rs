@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use berth_reconciler::node::Eviction;
 use berth_reconciler::shutdown::{self, TERMINATED, TERMINATED_MESSAGE, Turn};
+use berth_reconciler::status::has_ended;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
@@ -81,6 +82,6 @@ impl AgentNode {
 
     fn has_ended_for_good(&self, entry: &Entry) -> bool {
         let view = self.reconciler.get().and_then(|reconciler| reconciler.get(entry.pod().uid()));
-        view.is_none_or(|view| matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed")))
+        view.is_none_or(|view| has_ended(&view.status))
     }
 }

@@ -5,6 +5,7 @@
 //! a CertificateSigningRequest. [`Signer`] makes the tokens of service accounts.
 
 mod client;
+mod pem;
 mod request;
 mod serving;
 mod token;
@@ -23,6 +24,7 @@ use time::OffsetDateTime;
 
 use crate::durable;
 
+pub use pem::{certified, validity};
 pub use request::{NODE_CLIENT, NODE_SERVING, Refused, Request, SIGNER};
 pub use serving::{Names, server_config};
 pub use token::Signer;

@@ -1,12 +1,13 @@
 //! Objects of one kind that come from manifest files or by the API, are stored, and are shown in the API.
 
+use berth_reconciler::status::time;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::Metadata;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -202,10 +203,7 @@ fn owned_by_api<T>(record: &Record<T>) -> Result<(), Refusal> {
 
 /// Gives an object its uid, creation time and generation, or those that follow from the one that it replaces.
 fn identify<T: Object>(object: &mut T, old: Option<&T>) {
-    let now = || {
-        let now = Timestamp::now();
-        Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
-    };
+    let now = || time(Timestamp::now());
     let changed = old.is_some_and(|old| !old.wants_the_same(object));
     let before = old.map(Metadata::metadata);
     let meta = object.metadata_mut();

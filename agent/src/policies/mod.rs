@@ -17,6 +17,7 @@ use berth_netplug::Network;
 use berth_reconciler::folder::NetworkRules;
 use berth_reconciler::manifest::NAMESPACE_NAME;
 use berth_reconciler::pod::Pod;
+use berth_reconciler::status::whole_seconds;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use tokio::sync::watch;
@@ -136,8 +137,7 @@ impl Policies {
     fn show_built_in(&self) {
         for name in BUILT_IN.into_iter().filter(|name| self.0.store.get(Kind::Namespace, "", name).is_none())
         {
-            let now = jiff::Timestamp::now();
-            let created = jiff::Timestamp::from_second(now.as_second()).unwrap_or(now);
+            let created = whole_seconds(jiff::Timestamp::now());
             self.0.store.put(
                 Kind::Namespace,
                 "",

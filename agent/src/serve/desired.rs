@@ -7,6 +7,7 @@ use std::sync::Arc;
 use berth_reconciler::folder::{self, FolderEvent, NetworkRules};
 use berth_reconciler::manifest::{Context, HASH_ANNOTATION, ManifestError, changes_in_place};
 use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::status::has_ended;
 use berth_reconciler::worker::{PodView, Reconciler};
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
@@ -233,7 +234,7 @@ impl Desired {
     /// keeps the uid that the file's first text gave it.
     fn carried_on(&self, pod: Arc<Pod>) -> Arc<Pod> {
         let runs = |view: &PodView| {
-            let ended = matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+            let ended = has_ended(&view.status);
             let same = view.pod.source == pod.source && view.pod.full_name() == pod.full_name();
             same && view.deletion.is_none() && !ended && view.pod.uid() != pod.uid()
         };

@@ -3,8 +3,9 @@
 //! Every request is somebody's: of the owner of a client certificate, or of a bearer token that the API server knows. What
 //! they may do the API server says, too.
 
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -15,8 +16,6 @@ use axum::routing::get;
 use http::{Method, StatusCode, header};
 use jiff::Timestamp;
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, SanType};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig as Tls};
@@ -28,25 +27,79 @@ use crate::cluster::Cluster;
 use crate::config::cluster::ServerConfig;
 use crate::facts::NodeFacts;
 use crate::node::AgentNode;
+use crate::pki::certified;
 
 /// How long a certificate lasts that the node has signed itself: as a kubelet's.
 const SELF_SIGNED: Duration = Duration::from_secs(365 * 86_400);
-/// How often certificate files are looked at.
+/// How long certificate files are believed before they are looked at again.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// The server's certificate, which may be exchanged while connections are open.
+/// The server's certificate, which may be exchanged while connections are open. Where it comes from files, a connection looks
+/// whether they have changed: no timer is needed for that.
 #[derive(Debug)]
-struct Serving(RwLock<Arc<CertifiedKey>>);
+struct Serving {
+    key: RwLock<Arc<CertifiedKey>>,
+    files: Option<Mutex<Files>>,
+}
+
+/// The files of a certificate and its key.
+#[derive(Debug)]
+struct Files {
+    paths: (PathBuf, PathBuf),
+    /// The certificate that was read last.
+    read: Vec<u8>,
+    looked: Instant,
+}
+
+impl Files {
+    /// The key as it is in the files.
+    fn key(&mut self) -> anyhow::Result<CertifiedKey> {
+        let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+        let (certificate, key) = (read(&self.paths.0)?, read(&self.paths.1)?);
+        let key = certified(&certificate, &key)
+            .with_context(|| format!("tlsCertFile {}", self.paths.0.display()))?;
+        self.read = certificate;
+        Ok(key)
+    }
+
+    /// The key, if it is another by now.
+    fn changed(&mut self) -> Option<CertifiedKey> {
+        if self.looked.elapsed() < LOOK {
+            return None;
+        }
+        self.looked = Instant::now();
+        if std::fs::read(&self.paths.0).is_ok_and(|now| now == self.read) {
+            return None;
+        }
+        // Perhaps only one of the two is written yet.
+        self.key().inspect_err(|error| tracing::warn!("{error:#}; the old one goes on")).ok()
+    }
+}
 
 impl Serving {
+    /// The certificate of the settings, or one that the node has signed itself.
+    fn new(config: &ServerConfig, facts: &NodeFacts) -> anyhow::Result<Self> {
+        let Some(paths) = config.certificate.clone() else {
+            return Ok(Self { key: RwLock::new(Arc::new(self_signed(facts)?)), files: None });
+        };
+        let mut files = Files { paths, read: Vec::new(), looked: Instant::now() };
+        let key = RwLock::new(Arc::new(files.key()?));
+        Ok(Self { key, files: Some(Mutex::new(files)) })
+    }
+
     fn set(&self, key: CertifiedKey) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+        *self.key.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
     }
 }
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+        if let Some(files) = &self.files
+            && let Some(key) = files.lock().unwrap_or_else(PoisonError::into_inner).changed()
+        {
+            self.set(key);
+        }
+        Some(self.key.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 
@@ -63,13 +116,16 @@ pub(super) async fn listen(
 ) -> anyhow::Result<()> {
     let config = cluster.server_config().clone();
     let Some(address) = config.address else { return Ok(()) };
-    let serving = Arc::new(Serving(RwLock::new(Arc::new(first_key(&config, &node.facts)?))));
+    let serving = Arc::new(Serving::new(&config, &node.facts)?);
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("listen on {address}; choose another with `port` in the config"))?;
     let listener = Secure::new(listener, tls(&cluster, &config, serving.clone()).await?)?;
     tracing::info!(address = %listener.address(), "the node's own API is served");
-    tokio::spawn(keep_serving(cluster.clone(), config, serving));
+    if config.bootstrap && config.certificate.is_none() {
+        let cluster = cluster.clone();
+        tokio::spawn(async move { cluster.keep_serving_certificate(|key| serving.set(key)).await });
+    }
     let settings = node.config.clone();
     let router = pages
         .route("/configz", get(async move || axum::Json(configz(&settings))))
@@ -108,29 +164,6 @@ async fn tls(cluster: &Cluster, config: &ServerConfig, serving: Arc<Serving>) ->
     Ok(tls)
 }
 
-fn first_key(config: &ServerConfig, facts: &NodeFacts) -> anyhow::Result<CertifiedKey> {
-    match &config.certificate {
-        Some((certificate, key)) => {
-            let read = |path: &std::path::Path| {
-                std::fs::read(path).with_context(|| format!("read {}", path.display()))
-            };
-            certified(&read(certificate)?, &read(key)?)
-                .with_context(|| format!("tlsCertFile {}", certificate.display()))
-        }
-        None => self_signed(facts),
-    }
-}
-
-fn certified(certificate: &[u8], key: &[u8]) -> anyhow::Result<CertifiedKey> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>()?;
-    let key = PrivateKeyDer::from_pem_slice(key).context("no private key in PEM")?;
-    let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
-    anyhow::ensure!(!chain.is_empty(), "no certificate in PEM");
-    let certified = CertifiedKey::new(chain, key);
-    certified.keys_match().context("the key is not that of the certificate")?;
-    Ok(certified)
-}
-
 /// What a kubelet serves with that nobody has given a certificate: callers can only believe it.
 fn self_signed(facts: &NodeFacts) -> anyhow::Result<CertifiedKey> {
     let key = KeyPair::generate().context("make a key")?;
@@ -146,37 +179,6 @@ fn self_signed(facts: &NodeFacts) -> anyhow::Result<CertifiedKey> {
     params.not_after = time::OffsetDateTime::now_utc() + SELF_SIGNED;
     let certificate = params.self_signed(&key).context("make the server's certificate")?;
     certified(certificate.pem().as_bytes(), key.serialize_pem().as_bytes())
-}
-
-/// Keeps the certificate good: files are read again when they change, what the API server signs is renewed in time.
-async fn keep_serving(cluster: Arc<Cluster>, config: ServerConfig, serving: Arc<Serving>) {
-    if let Some((certificate, key)) = &config.certificate {
-        let mut before = std::fs::read(certificate).unwrap_or_default();
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let (Ok(now), Ok(secret)) = (std::fs::read(certificate), std::fs::read(key)) else { continue };
-            if now == before {
-                continue;
-            }
-            match certified(&now, &secret) {
-                Ok(key) => serving.set(key),
-                // Perhaps only one of the two is written yet.
-                Err(error) => {
-                    tracing::warn!("tlsCertFile {}: {error:#}; the old one goes on", certificate.display());
-                    continue;
-                }
-            }
-            before = now;
-        }
-    }
-    if config.bootstrap {
-        cluster
-            .keep_serving_certificate(|certificate, key| {
-                serving.set(certified(certificate.as_bytes(), key.as_bytes())?);
-                Ok(())
-            })
-            .await;
-    }
 }
 
 /// Lets a request through that its caller may make.

@@ -1,5 +1,6 @@
 //! The API over TLS, for kubectl: opened only when it is asked for.
 
+use berth_reconciler::status::time;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -91,7 +92,7 @@ impl Tls {
                 name: Some("cluster-info".to_owned()),
                 namespace: Some("kube-public".to_owned()),
                 uid: Some(uuid::Uuid::new_v4().to_string()),
-                creation_timestamp: Some(Time(jiff::Timestamp::now().round(jiff::Unit::Second)?)),
+                creation_timestamp: Some(time(jiff::Timestamp::now())),
                 ..ObjectMeta::default()
             },
             data: Some([("kubeconfig".to_owned(), serde_yaml::to_string(&kubeconfig)?)].into()),

@@ -17,10 +17,10 @@ use std::time::Duration;
 use berth_netplug::Network;
 use berth_reconciler::pod::Pod;
 use berth_reconciler::services::{Candidate, Endpoint, endpoints, is_alias};
+use berth_reconciler::status::time;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -405,10 +405,7 @@ fn addresses_stay(old: &v1::Service, new: &v1::Service) -> Result<(), Refusal> {
 
 /// Gives a Service its uid and creation time, or those of the one it replaces, and the status that it always has.
 fn identify(service: &mut v1::Service, old: Option<&v1::Service>) {
-    let now = || {
-        let now = Timestamp::now();
-        Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
-    };
+    let now = || time(Timestamp::now());
     let meta = &mut service.metadata;
     let before = old.map(|old| &old.metadata);
     meta.uid = before.and_then(|old| old.uid.clone()).or_else(|| Some(uuid::Uuid::new_v4().to_string()));

@@ -2,16 +2,18 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sha2::{Digest, Sha256};
 
 use crate::network::STATUS;
 use crate::pod::{Pod, Source};
+use crate::status::time;
 
 /// Where a pod comes from: `file` or `api`.
 pub const SOURCE_ANNOTATION: &str = "kubernetes.io/config.source";
 /// The hash of a file pod's manifest; it equals the uid.
 pub const HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
+/// Marks the picture that an API server has of a node's pod from a file; its value is that pod's hash.
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// When the node saw the pod.
 pub const SEEN_ANNOTATION: &str = "kubernetes.io/config.seen";
 
@@ -50,16 +52,11 @@ pub fn admit(mut pod: v1::Pod, source: Source, node_name: &str) -> Pod {
     }
     pod.metadata.uid = Some(uid);
     if source != Source::Cluster {
-        pod.metadata.creation_timestamp = Some(Time(whole_seconds(now)));
+        pod.metadata.creation_timestamp = Some(time(now));
     }
     pod.spec.get_or_insert_default().node_name = Some(node_name.to_owned());
     pod.status = None;
     Pod::new(pod, source)
-}
-
-/// Kubernetes' timestamps in metadata have no fractions.
-fn whole_seconds(time: Timestamp) -> Timestamp {
-    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 /// A hash in the form of a uuid. Annotations that a node or kubectl writes do not count.

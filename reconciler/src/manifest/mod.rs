@@ -31,7 +31,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 pub use error::{Cause, ManifestError, ObjectRef};
-pub use identity::{HASH_ANNOTATION, SEEN_ANNOTATION, SOURCE_ANNOTATION, admit};
+pub use identity::{HASH_ANNOTATION, MIRROR_ANNOTATION, SEEN_ANNOTATION, SOURCE_ANNOTATION, admit};
 pub use rules::sysctls::check_pattern as check_sysctl_pattern;
 
 use issue::{Issue, Issues};

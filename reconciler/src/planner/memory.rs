@@ -11,6 +11,7 @@ use crate::backoff::Failed;
 use crate::node::{Deletion, Eviction, ProbeOutcome};
 use crate::planner::action::{Key, ProbeKind, StopCause};
 use crate::planner::resize::Wanted;
+use crate::status::whole_seconds;
 
 /// Clocks that drift apart by less are not set: two are never read at the same instant, and a clock is slewed all the time.
 const STEP: SignedDuration = SignedDuration::from_millis(100);
@@ -175,11 +176,6 @@ impl InstanceMemory {
     }
 }
 
-/// Whole seconds, as the status shows them.
-fn whole(at: Timestamp) -> Timestamp {
-    Timestamp::from_second(at.as_second()).unwrap_or(at)
-}
-
 impl Memory {
     /// The memory of a pod that this agent has not handled yet. `previous` is the status that an earlier agent
     /// published; start time, readiness and a final phase go on from there.
@@ -191,7 +187,7 @@ impl Memory {
             evicted_since: None,
             start_time: previous
                 .and_then(|status| status.start_time.as_ref())
-                .map_or(whole(now), |time| time.0),
+                .map_or(whole_seconds(now), |time| time.0),
             ended: None,
             in_flight: BTreeSet::new(),
             sandbox: None,

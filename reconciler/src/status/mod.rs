@@ -79,7 +79,17 @@ fn host_ips(facts: &Facts) -> Option<Vec<v1::HostIP>> {
     (!ips.is_empty()).then_some(ips)
 }
 
+/// Whether a pod is at its end: nothing of it runs again.
+pub fn has_ended(status: &v1::PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
+/// The second that has begun: Kubernetes' times have no fractions.
+pub fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
 /// A point in time as the Kubernetes API shows it: whole seconds.
-pub(crate) fn time(at: Timestamp) -> Time {
-    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+pub fn time(at: Timestamp) -> Time {
+    Time(whole_seconds(at))
 }

@@ -1,5 +1,6 @@
 //! A node, as `kubectl describe node` shows it.
 
+use berth_reconciler::status::has_ended;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -84,6 +85,5 @@ fn pods(text: &mut Text, pods: &[Pod]) {
 }
 
 fn ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
+    pod.status.as_ref().is_some_and(has_ended)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use berth_reconciler::claims::{LOCAL_CLASS, PROVISIONED_ANNOTATION, PROVISIONER, RECLAIM_ANNOTATION};
+use berth_reconciler::status::time;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -108,8 +109,7 @@ impl Object for v1::PersistentVolume {
 
 /// The clock in whole seconds, as metadata has it.
 pub fn now() -> Time {
-    let now = Timestamp::now();
-    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+    time(Timestamp::now())
 }
 
 /// Gives an object its identity, or that of the one that it replaces.
