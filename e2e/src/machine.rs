@@ -15,6 +15,9 @@ pub const ADDRESS: &str = "192.0.2.1";
 /// Address of the outside, the machine's default gateway.
 pub const OUTSIDE: &str = "192.0.2.2";
 
+/// A task that is on its way out: `include/linux/sched.h`.
+const PF_EXITING: u32 = 4;
+
 /// PID 1 of a namespace: it reads its stdin until the test is gone, and reaps what is orphaned meanwhile. It tells its PID as
 /// the test sees it, which it must read before it has a /proc of its own.
 const INIT: &str = "read -r pid rest </proc/self/stat; mount -t proc proc /proc; ip link set lo up; echo $pid; cat >/dev/null; exit";
@@ -132,7 +135,8 @@ impl Machine {
         PathBuf::from(format!("/proc/{}/root", self.inside.pid))
     }
 
-    /// Every process on the machine but its PID 1 and that one's helper.
+    /// Every process on the machine but its PID 1 and that one's helper. A process that is ending already is not one of
+    /// them, unless its parent is another than PID 1 and has not waited for it yet.
     pub fn processes(&self) -> Result<Vec<Process>> {
         let proc = self.root().join("proc");
         let mut found = Vec::new();
@@ -145,7 +149,10 @@ impl Machine {
             let mut rest = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
             let state = rest.next().and_then(|s| s.chars().next()).unwrap_or('?');
             let parent = rest.next().unwrap_or_default();
-            if pid != 1 && !(parent == "1" && command == "cat") {
+            // Group, session, terminal, the terminal's group, flags: proc_pid_stat(5).
+            let flags: u32 = rest.nth(4).and_then(|f| f.parse().ok()).unwrap_or(0);
+            let ending = flags & PF_EXITING != 0 && (state != 'Z' || parent == "1");
+            if pid != 1 && !ending && !(parent == "1" && command == "cat") {
                 found.push(Process { pid, state, command });
             }
         }
