@@ -90,9 +90,12 @@ impl Cluster {
         config: &ServerConfig,
     ) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         let Some(path) = &config.client_ca else {
-            let kubeconfig = self.config.bootstrap.as_ref().filter(|_| !self.config.kubeconfig.exists());
-            let path = kubeconfig.unwrap_or(&self.config.kubeconfig);
-            return Access::authorities(path).await;
+            let own = Access::authorities(&self.config.kubeconfig).await;
+            // What the agent writes itself may not be there yet, or be broken; joining mends it.
+            return match (own, &self.config.bootstrap) {
+                (Err(_), Some(bootstrap)) => Access::authorities(bootstrap).await,
+                (own, _) => own,
+            };
         };
         let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
         let all = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();

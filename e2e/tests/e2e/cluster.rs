@@ -37,11 +37,19 @@ impl Cluster {
 
     /// The same with more in the node's configuration.
     fn prepare_with(kubeconfig: &str, flag: &str, more: &str) -> Self {
+        Self::prepare_flags(&[(flag, kubeconfig)], more)
+    }
+
+    /// The same with several flags that name files in the server's folder.
+    fn prepare_flags(flags: &[(&str, &str)], more: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("berth-e2e-server-").tempdir_in("/var/tmp").unwrap();
-        let kubeconfig = dir.path().join(kubeconfig);
+        let words =
+            flags.iter().flat_map(|(flag, file)| [flag.to_string(), path_text(&dir.path().join(file))]);
+        let words: Vec<String> = words.collect();
         let config =
             "crashLoopBackOff:\n  maxContainerRestartPeriod: 1s\nevictionHard: {memory.available: 1Mi}\n";
-        let node = Node::prepare(&format!("{config}{more}"), &[flag, kubeconfig.to_str().unwrap()]).unwrap();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let node = Node::prepare(&format!("{config}{more}"), &words).unwrap();
         let mut cluster = Self { node, dir, server: None };
         cluster.start_server();
         let made = tools::run(cluster.server_command(&["kubeconfig"])).unwrap().ok().unwrap();
@@ -187,6 +195,10 @@ impl Drop for Cluster {
             leftovers::remove_cgroups(&self.cgroup(folder));
         }
     }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
 }
 
 /// The pod's manifest, bound to the node.
@@ -536,6 +548,46 @@ fn a_node_with_a_bootstrap_token_gets_a_certificate_of_its_own() {
     cluster.ready("again", &Builder::new("again").shell("exec sleep 1000"));
     assert_eq!(cluster.get(&["csr"])["items"].as_array().unwrap().len(), 1);
     cluster.delete(&["again"]);
+
+    // What the agent has written and somebody has broken it can have again.
+    cluster.node.stop_agent().unwrap();
+    std::fs::write(&own, "garbage").unwrap();
+    cluster.node.start_agent().unwrap();
+    poll::until_true("the node has another certificate", SECONDS_30, || {
+        std::fs::read_to_string(&own).is_ok_and(|text| text.contains("client-certificate-data"))
+    })
+    .unwrap();
+    assert_eq!(cluster.get(&["csr"])["items"].as_array().unwrap().len(), 2);
+    cluster.ready("mended", &Builder::new("mended").shell("exec sleep 1000"));
+    cluster.delete(&["mended"]);
+}
+
+#[test]
+fn a_full_disk_costs_one_certificate_and_the_node_joins_once_there_is_room() {
+    let flags = [("--bootstrap-kubeconfig", "bootstrap"), ("--kubeconfig", "full/kubeconfig")];
+    let mut cluster = Cluster::prepare_flags(&flags, "");
+    bootstrap(&cluster);
+    let full = path_text(&cluster.path("full"));
+    let fill = format!(
+        "mkdir {full} && mount -t tmpfs -o size=64k tmpfs {full} && ! cat /dev/zero 2>/dev/null >{full}/fill"
+    );
+    cluster.node.machine().shell(&fill).unwrap();
+    cluster.node.start_agent().unwrap();
+    let refused = || cluster.node.agent_log().contains("cannot store the node's certificate");
+    poll::until_true("the disk does not take the certificate", SECONDS_30, refused).unwrap();
+    cluster.node.machine().shell(&format!("rm {full}/fill")).unwrap();
+    let registered = || cluster.run(&["get", "node", NAME]).ok().is_ok();
+    poll::until_true("the node is registered", SECONDS_30, registered).unwrap();
+    assert_eq!(cluster.get(&["csr"])["items"].as_array().unwrap().len(), 1);
+    cluster.ready("web", &Builder::new("web").shell("exec sleep 1000"));
+    cluster.delete(&["web"]);
+    // The node finds it again at its next start.
+    cluster.node.stop_agent().unwrap();
+    cluster.node.start_agent().unwrap();
+    cluster.ready("again", &Builder::new("again").shell("exec sleep 1000"));
+    cluster.delete(&["again"]);
+    cluster.node.stop_agent().unwrap();
+    cluster.node.machine().shell(&format!("umount {full}")).unwrap();
 }
 
 fn command_with(mut command: Command, word: &str) -> Command {
