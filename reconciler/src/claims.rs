@@ -141,6 +141,83 @@ pub fn node_affinity_matches(
     })
 }
 
+/// The volume of a claim that an API server keeps, by name.
+///
+/// # Errors
+/// Why the claim has none that a pod could use: it is not bound, or its volume is to be a device.
+pub fn volume_of(claim: &v1::PersistentVolumeClaim) -> Result<&str, String> {
+    let name = claim.metadata.name.as_deref().unwrap_or_default();
+    let spec = claim.spec.as_ref();
+    let volume = spec.and_then(|spec| spec.volume_name.as_deref()).filter(|volume| !volume.is_empty());
+    let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
+    match volume {
+        Some(volume) if phase == "Bound" => Ok(volume),
+        _ => Err(format!("persistentvolumeclaim {name:?} is not bound: its phase is {phase}")),
+    }
+}
+
+/// Whether pods of a node can use the volume that a claim is bound to: what kubelet checks before it mounts one.
+///
+/// # Errors
+/// What is wrong with the volume, or that it is of a kind that this node cannot mount.
+pub fn check_bound(
+    claim: &v1::PersistentVolumeClaim,
+    volume: &v1::PersistentVolume,
+    labels: &BTreeMap<String, String>,
+    node_name: &str,
+) -> Result<(), String> {
+    let name = volume.metadata.name.as_deref().unwrap_or_default();
+    let spec = volume.spec.as_ref().ok_or_else(|| format!("volume {name:?} has no spec"))?;
+    let whose = spec.claim_ref.as_ref().and_then(|claim| claim.uid.as_deref());
+    if whose.is_none() || whose != claim.metadata.uid.as_deref() {
+        return Err(format!("volume {name:?} is bound to another claim"));
+    }
+    let required = spec.node_affinity.as_ref().and_then(|affinity| affinity.required.as_ref());
+    if required.is_some_and(|required| !node_affinity_matches(required, labels, node_name)) {
+        return Err(format!("volume {name:?}: its nodeAffinity does not match this node"));
+    }
+    if spec.volume_mode.as_deref() == Some("Block") {
+        return Err(format!("volume {name:?}: volumeMode Block is not supported; use Filesystem"));
+    }
+    if spec.host_path.is_none() && spec.local.is_none() {
+        let kind = source_name(spec);
+        return Err(format!(
+            "volume {name:?} is of type {kind}, which this node cannot mount; supported: hostPath, local"
+        ));
+    }
+    if spec.mount_options.as_ref().is_some_and(|options| !options.is_empty()) {
+        return Err(format!(
+            "volume {name:?}: mountOptions are not supported by volumes of type {}",
+            source_name(spec)
+        ));
+    }
+    Ok(())
+}
+
+/// The kind of a volume, as its field is called.
+fn source_name(spec: &v1::PersistentVolumeSpec) -> String {
+    let bare = v1::PersistentVolumeSpec {
+        access_modes: None,
+        capacity: None,
+        claim_ref: None,
+        mount_options: None,
+        node_affinity: None,
+        persistent_volume_reclaim_policy: None,
+        storage_class_name: None,
+        volume_attributes_class_name: None,
+        volume_mode: None,
+        ..spec.clone()
+    };
+    let value = serde_json::to_value(bare).unwrap_or_default();
+    value.as_object().and_then(|all| all.keys().next().cloned()).unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Whether the claim of a generic ephemeral volume belongs to the pod of that uid: a claim by the same name may be somebody's data.
+pub fn is_made_for(claim: &v1::PersistentVolumeClaim, uid: &str) -> bool {
+    let owners = claim.metadata.owner_references.as_deref().unwrap_or_default();
+    owners.iter().any(|owner| owner.controller == Some(true) && owner.kind == "Pod" && owner.uid == uid)
+}
+
 fn requirement(operator: &str, values: &[String], value: Option<&String>) -> bool {
     let number = |text: Option<&String>| text.and_then(|text| text.parse::<i64>().ok());
     match operator {

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use berth_reconciler::claims::{Choice, choose, node_affinity_matches, selector_matches};
+use berth_reconciler::claims::{
+    Choice, check_bound, choose, is_made_for, node_affinity_matches, selector_matches, volume_of,
+};
 use berth_reconciler::manifest::{Context, Object, parse};
 use k8s_openapi::api::core::v1;
 use serde_json::json;
@@ -334,4 +336,88 @@ fn claims_and_volumes_come_with_their_defaults() {
     let Object::PersistentVolume(volume) = &objects[1].value else { panic!("{objects:?}") };
     assert_eq!(volume.metadata.namespace, None);
     assert_eq!(volume.spec.as_ref().unwrap().persistent_volume_reclaim_policy.as_deref(), Some("Retain"));
+}
+
+#[test]
+fn a_claim_of_an_api_server_has_a_volume_once_it_is_bound() {
+    let claim =
+        |value: serde_json::Value| serde_json::from_value::<v1::PersistentVolumeClaim>(value).unwrap();
+    let meta = json!({"name": "data", "namespace": "default", "uid": "1"});
+    let bound = json!({"metadata": meta, "spec": {"volumeName": "disk"}, "status": {"phase": "Bound"}});
+    assert_eq!(volume_of(&claim(bound)), Ok("disk"));
+    for (spec, status, phase) in [
+        (json!({}), json!({"phase": "Pending"}), "Pending"),
+        // Chosen, but the volume does not say so yet.
+        (json!({"volumeName": "disk"}), json!({"phase": "Pending"}), "Pending"),
+        (json!({"volumeName": ""}), json!({}), "Pending"),
+        (json!({"volumeName": "disk"}), json!({"phase": "Lost"}), "Lost"),
+    ] {
+        let why =
+            volume_of(&claim(json!({"metadata": meta, "spec": spec, "status": status}))).map(str::to_owned);
+        assert_eq!(why, Err(format!("persistentvolumeclaim \"data\" is not bound: its phase is {phase}")));
+    }
+}
+
+#[test]
+fn a_volume_of_an_api_server_is_mounted_only_where_and_as_it_says() {
+    let claim: v1::PersistentVolumeClaim =
+        serde_json::from_value(json!({"metadata": {"name": "data", "uid": "1"}})).unwrap();
+    let labels = BTreeMap::from([("zone".to_owned(), "a".to_owned())]);
+    let check = |change: serde_json::Value| {
+        let mut value = json!({
+            "metadata": {"name": "disk"},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "volumeMode": "Filesystem",
+                "storageClassName": "local", "persistentVolumeReclaimPolicy": "Delete",
+                "claimRef": {"namespace": "default", "name": "data", "uid": "1"},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]},
+                ]}},
+                "local": {"path": "/disk"},
+            },
+        });
+        for (field, changed) in change.as_object().unwrap() {
+            value["spec"][field] = changed.clone();
+        }
+        check_bound(&claim, &serde_json::from_value(value).unwrap(), &labels, "n")
+    };
+    assert_eq!(check(json!({})), Ok(()));
+    assert_eq!(check(json!({"local": null, "hostPath": {"path": "/disk"}, "nodeAffinity": null})), Ok(()));
+    let other = Err("volume \"disk\" is bound to another claim".to_owned());
+    assert_eq!(check(json!({"claimRef": {"uid": "2"}})), other);
+    assert_eq!(check(json!({"claimRef": {"uid": null}})), other);
+    assert_eq!(check(json!({"claimRef": null})), other);
+    let elsewhere = json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["m"]}]}]);
+    for (change, why) in [
+        (
+            json!({"nodeAffinity": {"required": {"nodeSelectorTerms": elsewhere}}}),
+            "its nodeAffinity does not match this node",
+        ),
+        (json!({"volumeMode": "Block"}), "volumeMode Block is not supported"),
+        (json!({"mountOptions": ["noatime"]}), "mountOptions are not supported by volumes of type local"),
+        (
+            json!({"local": null, "nfs": {"server": "a", "path": "/"}}),
+            "is of type nfs, which this node cannot mount",
+        ),
+        (
+            json!({"local": null, "csi": {"driver": "a", "volumeHandle": "b"}}),
+            "is of type csi, which this node",
+        ),
+    ] {
+        let error = check(change.clone()).unwrap_err();
+        assert!(error.starts_with("volume \"disk\"") && error.contains(why), "{change}: {error}");
+    }
+}
+
+#[test]
+fn the_claim_of_an_ephemeral_volume_is_its_pods() {
+    let made = |owner: serde_json::Value| {
+        let claim = json!({"metadata": {"name": "p-v", "ownerReferences": [owner]}});
+        is_made_for(&serde_json::from_value(claim).unwrap(), "1")
+    };
+    let owner = |kind: &str, uid: &str, controller: bool| json!({"apiVersion": "v1", "kind": kind, "name": "p", "uid": uid, "controller": controller});
+    assert!(made(owner("Pod", "1", true)));
+    assert!(!made(owner("Pod", "2", true)));
+    assert!(!made(owner("Pod", "1", false)));
+    assert!(!made(owner("StatefulSet", "1", true)));
 }

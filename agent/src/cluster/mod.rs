@@ -2,13 +2,14 @@
 //!
 //! [`join`] gets the node a certificate and [`client`] a way to the server; [`registration`] makes the Node and [`lease`]
 //! says that it lives. [`pods`] follows the pods that are bound to this node: what they need comes first ([`objects`],
-//! [`tokens`], [`services`], [`classes`]), then the reconciler gets them like those of any other source. [`status`] tells the server
+//! [`claims`], [`tokens`], [`services`], [`classes`]), then the reconciler gets them like those of any other source. [`status`] tells the server
 //! how pods are and deletes them at their end, [`callers`] asks it who may use the node's own API, [`mirror`] shows it the pods of manifest files, [`events`] what happened.
 //!
 //! Everything here may fail for as long as it likes: nothing that runs waits for the server, what is known of it lies in
 //! `<root>/cluster`, and every loop goes on where it was, after a pause that grows and that no two nodes share.
 
 mod callers;
+mod claims;
 mod classes;
 mod client;
 mod events;
@@ -43,6 +44,7 @@ use crate::config::cluster::ClusterConfig;
 use crate::configs::Owner;
 use crate::node::AgentNode;
 
+pub use claims::ClusterClaims;
 pub use classes::{ClusterClasses, OWN as OWN_HANDLER};
 pub use client::Access;
 pub use services::ClusterServices;
@@ -173,6 +175,7 @@ impl Cluster {
         }
         self.recall_services();
         self.recall_classes();
+        self.recall_claims();
         self.node.configs.tokens.recall(&self.node.config.root);
         self.saved.pods()
     }
@@ -293,5 +296,6 @@ impl Cluster {
             self.object_gone(&key);
         }
         self.node.configs.tokens.release(uid);
+        self.release_claims(uid);
     }
 }

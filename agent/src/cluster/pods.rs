@@ -103,6 +103,7 @@ impl Cluster {
                 event = stream.next() => event,
                 () = self.objects.arrived() => { self.admit_waiting(); continue }
                 () = self.node.configs.tokens.arrived() => { self.admit_waiting(); continue }
+                () = self.node.claims.cluster.arrived() => { self.admit_waiting(); continue }
             };
             match event {
                 None => return,
@@ -175,6 +176,7 @@ impl Cluster {
         let keys = configs::references(&checked);
         self.watch_objects(&uid, keys);
         self.node.configs.tokens.want(&checked);
+        self.want_claims(&checked);
         let Some(here) = here else {
             self.pods.lock().waiting.insert(uid, checked);
             return;
@@ -253,6 +255,7 @@ impl Cluster {
                 self.saved.remove_pod(&stored.pod);
             }
         }
+        self.prune_claims();
         self.mirrors.notify_one();
         self.statuses.look_at_all();
     }
@@ -280,12 +283,13 @@ impl Cluster {
         if self.is_leaving() {
             return;
         }
-        let mut ready: Vec<Arc<Pod>> = self
-            .pods
-            .waiting()
-            .into_iter()
-            .filter(|pod| self.objects.are_known(pod.uid()) && self.node.configs.tokens.are_known(pod.uid()))
-            .collect();
+        let mut ready = self.pods.waiting();
+        ready.retain(|pod| {
+            let uid = pod.uid();
+            self.objects.are_known(uid)
+                && self.node.configs.tokens.are_known(uid)
+                && self.node.claims.cluster.are_known(uid)
+        });
         ready.sort_by_key(|pod| {
             let created = pod.object.metadata.creation_timestamp.as_ref().map(|time| time.0);
             (std::cmp::Reverse(pod.spec().priority.unwrap_or(0)), created, pod.full_name())

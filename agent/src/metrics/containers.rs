@@ -95,8 +95,9 @@ fn labels(sample: &PodSample, container: &ContainerSample) -> [String; 6] {
     ]
 }
 
+/// Of which kind a figure is.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Counter,
     Gauge,
 }
@@ -275,7 +276,8 @@ pub(super) fn cadvisor_families(node: &AgentNode, samples: &[PodSample]) -> Resu
     Ok(families)
 }
 
-fn family<const N: usize>(
+/// A family with these values; none without any.
+pub(super) fn family<const N: usize>(
     name: &str,
     help: &str,
     kind: Kind,

@@ -3,6 +3,7 @@
 mod containers;
 pub mod summary;
 pub mod usage;
+mod volumes;
 
 use std::time::{Duration, Instant};
 
@@ -235,6 +236,7 @@ pub async fn page(node: &crate::node::AgentNode, page: Page) -> prometheus::Resu
         let running = samples.iter().map(|s| s.containers.len()).sum();
         node.counters.refresh(samples.len(), running);
         families.extend(node.counters.registry.gather());
+        families.extend(volumes::families(&volumes::look(node, &samples).await)?);
         families.sort_by(|a, b| a.name().cmp(b.name()));
     }
     let mut text = Vec::with_capacity(16 << 10);

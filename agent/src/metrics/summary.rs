@@ -9,13 +9,15 @@ use serde_json::{Value, json};
 
 use super::containers::PodSample;
 use super::usage::Usage;
+use super::volumes::{self, Volume};
 use crate::node::AgentNode;
 
 /// The summary. Who asks for the first time in a while waits a second, see [`Meter`](super::usage::Meter).
 pub async fn summary(node: &AgentNode) -> Value {
     let (usage, samples) = node.meter.read(node).await;
     let at = usage.at;
-    let pods: Vec<Value> = samples.iter().map(|sample| pod(sample, &usage)).collect();
+    let volumes = volumes::look(node, &samples).await;
+    let pods: Vec<Value> = samples.iter().map(|sample| pod(sample, &usage, &volumes)).collect();
     let (memory, swap) = (node.facts.memory, node.facts.swap());
     let images = statvfs(&node.config.root.join("images")).ok();
     let root = statvfs(&node.config.root).ok();
@@ -46,7 +48,14 @@ fn file_system(fs: &Statvfs, at: Timestamp) -> Value {
     })
 }
 
-fn pod(sample: &PodSample, usage: &Usage) -> Value {
+fn of_claim(volume: &Volume, at: Timestamp) -> Value {
+    let mut value = file_system(&volume.fs, at);
+    value["name"] = json!(volume.name);
+    value["pvcRef"] = json!({"name": volume.claim.1, "namespace": volume.claim.0});
+    value
+}
+
+fn pod(sample: &PodSample, usage: &Usage, volumes: &[Volume]) -> Value {
     let pod = &sample.pod;
     let of_pod = usage.pods.iter().find(|one| one.namespace == pod.namespace() && one.name == pod.name());
     let nanocores = |name: &str| {
@@ -68,6 +77,11 @@ fn pod(sample: &PodSample, usage: &Usage) -> Value {
     all["podRef"] = json!({"name": pod.name(), "namespace": pod.namespace(), "uid": pod.uid()});
     all["startTime"] = json!(sample.containers.iter().map(|one| one.started_at).min());
     all["containers"] = json!(containers);
+    let own = volumes.iter().filter(|volume| volume.uid == pod.uid());
+    let own: Vec<Value> = own.map(|volume| of_claim(volume, usage.at)).collect();
+    if !own.is_empty() {
+        all["volume"] = json!(own);
+    }
     all["process_stats"] = json!({"process_count": sum.pids.current});
     if let Some((name, first)) = sample.interfaces.first() {
         let mut network = interface(name, first);

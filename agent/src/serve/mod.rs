@@ -277,7 +277,7 @@ async fn assemble(config: &Arc<Config>) -> anyhow::Result<(Parts, Vec<Sockets>)>
     let (names, config) = listen_for_names(config, &network).await;
     let counters = Arc::new(Counters::new(facts.started_at).context("register metrics")?);
     let events = Arc::new(Recorder::new(store.clone(), &config.node_name));
-    let claims = Claims::new(&config.root, store.clone(), events.clone());
+    let claims = Claims::new(&config.root, &config.node_name, store.clone(), events.clone());
     // Before anybody can ask for them.
     claims.load();
     let services =

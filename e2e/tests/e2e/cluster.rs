@@ -8,6 +8,7 @@ use berth_e2e::leftovers;
 use berth_e2e::machine::OUTSIDE;
 use berth_e2e::manifest::Builder;
 use berth_e2e::node::{NAME, Node};
+use berth_e2e::pods::PodExt as _;
 use berth_e2e::poll;
 use berth_e2e::tools::{self, Ran};
 use serde_json::Value;
@@ -429,6 +430,77 @@ fn nodes_of_one_server_have_their_own_pods() {
 }
 
 /// As a controller of nodes that do not answer does it.
+fn claim(name: &str, volume: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}}}\nspec:\n  accessModes: [ReadWriteOnce]\n  \
+         resources: {{requests: {{storage: 1Mi}}}}\n  storageClassName: ''\n  volumeName: {volume}\n"
+    )
+}
+
+fn volume(name: &str, source: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: {name}}}\nspec:\n  accessModes: [ReadWriteOnce]\n  \
+         capacity: {{storage: 1Mi}}\n  storageClassName: ''\n  {source}\n"
+    )
+}
+
+/// A pod that counts its lives in a file of a claim, and tells how many there were.
+fn user(name: &str, claim: &str) -> Builder {
+    Builder::new(name)
+        .shell("echo life >>/data/lives; wc -l </data/lives; exec sleep 1000")
+        .with("volumeMounts: [{name: data, mountPath: /data}]")
+        .with_pod(&format!("volumes: [{{name: data, persistentVolumeClaim: {{claimName: {claim}}}}}]"))
+}
+
+#[test]
+fn claims_of_the_cluster_are_mounted_where_their_volume_says() {
+    let mut cluster = Cluster::new();
+    let (local, host) = (cluster.node.path("local"), cluster.node.path("host"));
+    std::fs::create_dir(&local).unwrap();
+    // The pod comes before its claim, as only without a scheduler.
+    cluster.apply(&bound(&user("web", "data")));
+    cluster.node.wait_event("web", "persistentvolumeclaim \"data\" not found").unwrap();
+    cluster.apply(&volume("disk", &format!("local: {{path: {}}}", local.display())));
+    cluster.apply(&claim("data", "disk"));
+    cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", "pod/web"]);
+    assert_eq!(std::fs::read_to_string(local.join("lives")).unwrap(), "life\n");
+    // How full it is.
+    let metrics = cluster.node.page("/metrics").unwrap();
+    let labels = "{namespace=\"default\",persistentvolumeclaim=\"data\"}";
+    let line =
+        metrics.lines().find(|l| l.starts_with(&format!("kubelet_volume_stats_capacity_bytes{labels}")));
+    assert!(line.is_some_and(|line| !line.ends_with(" 0")), "{metrics}");
+    let summary: Value = serde_json::from_str(&cluster.node.page("/stats/summary").unwrap()).unwrap();
+    let pods = summary["pods"].as_array().unwrap();
+    let web = pods.iter().find(|pod| pod["podRef"]["name"] == "web").unwrap();
+    assert_eq!(web["volume"][0]["pvcRef"], serde_json::json!({"name": "data", "namespace": "default"}));
+
+    // A container that begins again needs nobody's word for what its pod has, nor does one after a restart of the agent.
+    cluster.kill_server();
+    cluster.node.kill9_agent().unwrap();
+    cluster.node.start_agent().unwrap();
+    let pod = cluster.node.wait_running(&["web"]).unwrap().remove("web").unwrap();
+    cluster.node.machine().kill("KILL", &cluster.node.pids(pod.uid()).unwrap()).unwrap();
+    let second = || cluster.node.log(&pod, "main", 1).is_ok_and(|lines| lines == ["2"]);
+    poll::until_true("it lives again with its data", SECONDS_30, second).unwrap();
+    cluster.start_server();
+
+    // A path of the host, made for it.
+    cluster
+        .apply(&volume("path", &format!("hostPath: {{path: {}, type: DirectoryOrCreate}}", host.display())));
+    cluster.apply(&claim("files", "path"));
+    cluster.ready("reader", &user("reader", "files"));
+    assert!(host.join("lives").exists());
+
+    // The server's own disk is not this machine's.
+    let there = claim("there", "").replace("  storageClassName: ''\n  volumeName: \n", "");
+    cluster.apply(&there);
+    cluster.apply(&bound(&user("stranger", "there")));
+    cluster.node.wait_event("stranger", "its nodeAffinity does not match this node").unwrap();
+    cluster.delete(&["web", "reader", "stranger"]);
+    assert_eq!(std::fs::read_to_string(local.join("lives")).unwrap(), "life\nlife\n", "the data stays");
+}
+
 #[test]
 fn a_pod_that_the_cluster_has_given_up_ends() {
     let cluster = Cluster::new();

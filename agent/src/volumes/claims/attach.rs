@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use berth_reconciler::claims::is_provisioned;
-use berth_reconciler::pod::Pod;
+use berth_reconciler::pod::{Pod, Source};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-use super::record::{Key, Origin, Record, identify};
+use super::record::{Key, Origin, Record, State, identify};
 use super::{Claims, condemn, settle};
 
 /// Where the files of a claim are.
@@ -35,6 +35,26 @@ pub fn is_used_by(key: &Key, pod: &Pod) -> bool {
         && pod.spec().volumes.iter().flatten().any(|volume| claim_of(pod, volume).as_ref() == Some(key))
 }
 
+impl State {
+    fn holds(&self, key: &Key, pod: &Pod) -> bool {
+        self.users.get(key).is_some_and(|users| users.contains_key(pod.uid()))
+    }
+
+    /// A pod has the claim from now on; fails if another has it for itself alone.
+    fn hand_out(&mut self, key: &Key, pod: &Pod, claim: &v1::PersistentVolumeClaim) -> Result<(), String> {
+        let users = self.users.entry(key.clone()).or_default();
+        let exclusive = is_exclusive(claim);
+        if let Some(other) = users.iter().find(|(uid, _)| exclusive && *uid != pod.uid()) {
+            return Err(format!(
+                "persistentvolumeclaim {:?} has access mode ReadWriteOncePod and is in use by pod {:?}",
+                key.1, other.1
+            ));
+        }
+        users.insert(pod.uid().to_owned(), pod.name().to_owned());
+        Ok(())
+    }
+}
+
 impl Claims {
     /// Gives a pod the claim behind one of its volumes; makes it for an ephemeral volume. Can be repeated.
     ///
@@ -43,6 +63,12 @@ impl Claims {
     pub fn attach(&self, pod: &Pod, volume: &v1::Volume) -> Result<Attached, String> {
         let key = claim_of(pod, volume).ok_or("the volume is no claim")?;
         let mut state = self.lock();
+        if pod.source == Source::Cluster {
+            let holds = state.holds(&key, pod);
+            let bound = self.cluster.get(pod, volume, &key, holds)?;
+            state.hand_out(&key, pod, &bound.claim)?;
+            return attached(&bound.volume);
+        }
         if let Some(template) = volume.ephemeral.as_ref().and_then(|e| e.volume_claim_template.as_ref()) {
             match state.claims.get(&key) {
                 Some(claim) if claim.origin == Origin::Pod(pod.uid().to_owned()) => {}
@@ -68,8 +94,7 @@ impl Claims {
         let Some(claim) = state.claims.get(&key) else {
             return Err(format!("persistentvolumeclaim {name:?} not found"));
         };
-        let holds = state.users.get(&key).is_some_and(|users| users.contains_key(pod.uid()));
-        if claim.object.metadata.deletion_timestamp.is_some() && !holds {
+        if claim.object.metadata.deletion_timestamp.is_some() && !state.holds(&key, pod) {
             return Err(format!("persistentvolumeclaim {name:?} is being deleted"));
         }
         if state.wanted.insert(key.clone()) || settle::bound(&state, &key).is_none() {
@@ -80,17 +105,21 @@ impl Claims {
             let why = settle::waiting(&state, &key).map(|(_, message)| message).unwrap_or_default();
             return Err(format!("persistentvolumeclaim {name:?} is not bound: {why}"));
         };
-        let exclusive = state.claims.get(&key).is_some_and(|claim| is_exclusive(&claim.object));
-        let users = state.users.entry(key.clone()).or_default();
-        if let Some(other) = users.iter().find(|(uid, _)| exclusive && *uid != pod.uid()) {
-            return Err(format!(
-                "persistentvolumeclaim {name:?} has access mode ReadWriteOncePod and is in use by pod {:?}",
-                other.1
-            ));
-        }
-        users.insert(pod.uid().to_owned(), pod.name().to_owned());
+        let claim = state.claims.get(&key).map(|claim| claim.object.clone()).unwrap_or_default();
+        state.hand_out(&key, pod, &claim)?;
         let volume = state.volumes.get(&bound).ok_or("its volume is gone")?;
         attached(&volume.object)
+    }
+
+    /// Where the files of a pod's claim are, if it is a folder; nothing is looked up for it.
+    pub fn folder_of(&self, pod: &Pod, key: &Key) -> Option<PathBuf> {
+        let path =
+            |volume: &v1::PersistentVolume| Some(PathBuf::from(&volume.spec.as_ref()?.local.as_ref()?.path));
+        if pod.source == Source::Cluster {
+            return path(&self.cluster.volume(key)?.volume);
+        }
+        let state = self.lock();
+        path(&state.volumes.get(settle::bound(&state, key)?)?.object)
     }
 
     /// A pod of an earlier agent still has its claims.
@@ -112,7 +141,7 @@ impl Claims {
             !users.is_empty()
         });
         drop(state);
-        let Some(pods) = self.0.pods.get().filter(|_| !released.is_empty()) else { return };
+        let Some(pods) = self.inner.pods.get().filter(|_| !released.is_empty()) else { return };
         for pod in pods.all() {
             if pod.uid() != uid && released.iter().any(|key| is_used_by(key, &pod)) {
                 pods.wake(pod.uid());

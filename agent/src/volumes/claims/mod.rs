@@ -18,7 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use berth_reconciler::pod::Pod;
+use berth_reconciler::pod::{Pod, Source};
 use k8s_openapi::api::core::v1;
 
 pub use attach::{Attached, claim_of, is_used_by};
@@ -26,6 +26,7 @@ pub use record::{Key, Origin};
 pub use write::{MOVED, Refusal};
 
 use crate::backend::objects::Objects;
+use crate::cluster::ClusterClaims;
 use crate::events::{Recorder, Regarding};
 use crate::store::{Kind, ObjectStore};
 use record::{Object, Record, State};
@@ -41,11 +42,16 @@ pub trait Pods: Send + Sync {
 
 /// The claims and volumes of this node. Clones share.
 #[derive(Clone)]
-pub struct Claims(Arc<Inner>);
+pub struct Claims {
+    /// The claims of pods of a cluster, which its API server keeps.
+    pub cluster: ClusterClaims,
+    inner: Arc<Inner>,
+}
 
 struct Inner {
     /// Where volumes are made: `<root>/pv`.
     dir: PathBuf,
+    node_name: String,
     objects: Objects,
     store: ObjectStore,
     events: Arc<Recorder>,
@@ -55,32 +61,35 @@ struct Inner {
 
 impl Claims {
     /// None yet. What is put here is stored in the state folder, and shown in `store`.
-    pub fn new(root: &Path, store: ObjectStore, events: Arc<Recorder>) -> Self {
-        let (dir, objects) = (root.join("pv"), Objects::new(root));
-        Self(Arc::new(Inner { dir, objects, store, events, pods: OnceLock::new(), state: Mutex::default() }))
+    pub fn new(root: &Path, node_name: &str, store: ObjectStore, events: Arc<Recorder>) -> Self {
+        let (dir, node_name, objects) = (root.join("pv"), node_name.to_owned(), Objects::new(root));
+        let inner =
+            Inner { dir, node_name, objects, store, events, pods: OnceLock::new(), state: Mutex::default() };
+        Self { cluster: ClusterClaims::default(), inner: Arc::new(inner) }
     }
 
     /// Tells who knows the pods. Called once, at the start.
     pub fn connect(&self, pods: Arc<dyn Pods>) {
-        let _ = self.0.pods.set(pods);
+        let _ = self.inner.pods.set(pods);
     }
 
     /// Reads what an earlier agent has stored, and finishes the removals that it had begun.
     pub fn load(&self) {
         let mut state = self.lock();
-        for claim in self.0.objects.all::<Record<v1::PersistentVolumeClaim>>(Kind::PersistentVolumeClaim) {
+        for claim in self.inner.objects.all::<Record<v1::PersistentVolumeClaim>>(Kind::PersistentVolumeClaim)
+        {
             let meta = &claim.object.metadata;
             let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
-            self.0.store.put(Kind::PersistentVolumeClaim, &key.0, &key.1, &claim.object);
+            self.inner.store.put(Kind::PersistentVolumeClaim, &key.0, &key.1, &claim.object);
             state.claims.insert(key, claim);
         }
-        for volume in self.0.objects.all::<Record<v1::PersistentVolume>>(Kind::PersistentVolume) {
+        for volume in self.inner.objects.all::<Record<v1::PersistentVolume>>(Kind::PersistentVolume) {
             let name = volume.object.metadata.name.clone().unwrap_or_default();
-            self.0.store.put(Kind::PersistentVolume, "", &name, &volume.object);
+            self.inner.store.put(Kind::PersistentVolume, "", &name, &volume.object);
             state.volumes.insert(name, volume);
         }
         drop(state);
-        for entry in std::fs::read_dir(&self.0.dir).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(&self.inner.dir).into_iter().flatten().flatten() {
             if entry.file_name().as_encoded_bytes().starts_with(DOOMED.as_bytes()) {
                 remove_later(entry.path());
             }
@@ -106,11 +115,14 @@ impl Claims {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every step leaves the state whole.
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The pods that may use claims of this node.
     fn pods(&self) -> Vec<Arc<Pod>> {
-        self.0.pods.get().map(|pods| pods.all()).unwrap_or_default()
+        let mut all = self.inner.pods.get().map(|pods| pods.all()).unwrap_or_default();
+        all.retain(|pod| pod.source != Source::Cluster);
+        all
     }
 
     /// Takes every step that can be taken, shows the result and wakes the pods that it concerns. `gone` is the uid of a pod
@@ -123,7 +135,7 @@ impl Claims {
         }
         for pod in self.pods() {
             if changed.iter().any(|key| is_used_by(key, &pod))
-                && let Some(pods) = self.0.pods.get()
+                && let Some(pods) = self.inner.pods.get()
             {
                 pods.wake(pod.uid());
             }
@@ -175,8 +187,8 @@ impl Claims {
     fn take(&self, state: &mut State, step: &Step) -> io::Result<()> {
         match step {
             Step::RemoveClaim(key) => {
-                self.0.objects.remove(Kind::PersistentVolumeClaim, &key.0, &key.1);
-                self.0.store.delete(Kind::PersistentVolumeClaim, &key.0, &key.1);
+                self.inner.objects.remove(Kind::PersistentVolumeClaim, &key.0, &key.1);
+                self.inner.store.delete(Kind::PersistentVolumeClaim, &key.0, &key.1);
                 state.claims.remove(key);
                 state.saved.claims.remove(key);
                 state.wanted.remove(key);
@@ -186,8 +198,8 @@ impl Claims {
                 if *data && let Some(volume) = state.volumes.get(name) {
                     self.remove_data(&volume.object)?;
                 }
-                self.0.objects.remove(Kind::PersistentVolume, "", name);
-                self.0.store.delete(Kind::PersistentVolume, "", name);
+                self.inner.objects.remove(Kind::PersistentVolume, "", name);
+                self.inner.store.delete(Kind::PersistentVolume, "", name);
                 state.volumes.remove(name);
                 state.saved.volumes.remove(name);
             }
@@ -200,14 +212,14 @@ impl Claims {
 
     /// The folder of the volume that is made for a claim.
     fn folder(&self, key: &Key) -> PathBuf {
-        self.0.dir.join(&key.0).join(&key.1)
+        self.inner.dir.join(&key.0).join(&key.1)
     }
 
     /// Makes the volume of a claim; a folder that an earlier claim of this name has left is its own again.
     fn provision(&self, state: &mut State, key: &Key) -> io::Result<()> {
         let Some(claim) = state.claims.get(key) else { return Ok(()) };
         let folder = self.folder(key);
-        let volume = record::provisioned(key, claim, &folder);
+        let volume = record::provisioned(key, claim, &folder, &self.inner.node_name);
         if !folder.is_dir() {
             std::fs::create_dir_all(&folder)?;
             // Any user of a container may write, as in the folders of other provisioners; the way there is root's alone.
@@ -231,11 +243,12 @@ impl Claims {
     fn remove_data(&self, volume: &v1::PersistentVolume) -> io::Result<()> {
         let local = volume.spec.as_ref().and_then(|spec| spec.local.as_ref());
         // Only what lies below our own folder is ever deleted.
-        let Some(path) = local.map(|l| PathBuf::from(&l.path)).filter(|path| path.starts_with(&self.0.dir))
+        let Some(path) =
+            local.map(|l| PathBuf::from(&l.path)).filter(|path| path.starts_with(&self.inner.dir))
         else {
             return Ok(());
         };
-        let doomed = self.0.dir.join(format!("{DOOMED}{}", uuid::Uuid::new_v4()));
+        let doomed = self.inner.dir.join(format!("{DOOMED}{}", uuid::Uuid::new_v4()));
         match std::fs::rename(&path, &doomed) {
             Ok(()) => remove_later(doomed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -271,10 +284,10 @@ impl Claims {
     }
 
     fn save<T: Object>(&self, kind: Kind, namespace: &str, name: &str, record: &Record<T>) {
-        if let Err(error) = self.0.objects.save(kind, namespace, name, record) {
+        if let Err(error) = self.inner.objects.save(kind, namespace, name, record) {
             tracing::error!(kind = %kind, namespace, name, %error, "cannot store an object; it would be lost with the agent");
         }
-        self.0.store.put(kind, namespace, name, &record.object);
+        self.inner.store.put(kind, namespace, name, &record.object);
     }
 
     /// Records an event about a claim, unless it is what was said last.
@@ -291,7 +304,7 @@ impl Claims {
             uid: uid.unwrap_or_default(),
             field: String::new(),
         };
-        self.0.events.record(&about, warning, reason, message);
+        self.inner.events.record(&about, warning, reason, message);
     }
 }
 

@@ -157,6 +157,7 @@ pub fn provisioned(
     key: &Key,
     claim: &Record<v1::PersistentVolumeClaim>,
     folder: &std::path::Path,
+    node_name: &str,
 ) -> v1::PersistentVolume {
     let spec = claim.object.spec.clone().unwrap_or_default();
     let ephemeral = matches!(claim.origin, Origin::Pod(_));
@@ -176,6 +177,7 @@ pub fn provisioned(
                 path: folder.to_string_lossy().into_owned(),
                 ..v1::LocalVolumeSource::default()
             }),
+            node_affinity: Some(v1::VolumeNodeAffinity { required: Some(only_on(node_name)) }),
             persistent_volume_reclaim_policy: Some(policy),
             storage_class_name: spec.storage_class_name.or_else(|| Some(LOCAL_CLASS.to_owned())),
             volume_mode: Some("Filesystem".to_owned()),
@@ -185,6 +187,17 @@ pub fn provisioned(
     };
     identify(&mut volume, None);
     volume
+}
+
+/// A local volume is where its files are, and nowhere else.
+fn only_on(node_name: &str) -> v1::NodeSelector {
+    let hostname = v1::NodeSelectorRequirement {
+        key: "kubernetes.io/hostname".to_owned(),
+        operator: "In".to_owned(),
+        values: Some(vec![node_name.to_owned()]),
+    };
+    let term = v1::NodeSelectorTerm { match_expressions: Some(vec![hostname]), match_fields: None };
+    v1::NodeSelector { node_selector_terms: vec![term] }
 }
 
 /// How a claim refers to itself in its volume.

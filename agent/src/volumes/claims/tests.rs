@@ -43,7 +43,7 @@ impl Node {
     /// A new agent over what an earlier one left.
     fn on(dir: tempfile::TempDir) -> Node {
         let (store, known) = (ObjectStore::new(), Arc::new(Known::default()));
-        let claims = Claims::new(dir.path(), store.clone(), Arc::new(Recorder::new(store.clone(), "n")));
+        let claims = Claims::new(dir.path(), "n", store.clone(), Arc::new(Recorder::new(store.clone(), "n")));
         claims.connect(known.clone());
         claims.load();
         Node { dir, store, known, claims }
