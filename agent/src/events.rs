@@ -20,6 +20,7 @@ type Key = (String, String, String, String);
 
 struct Series {
     namespace: String,
+    uid: String,
     name: String,
     count: u32,
     first: Timestamp,
@@ -107,6 +108,7 @@ impl Recorder {
         }
         let series = known.series.entry(key).or_insert_with(|| Series {
             namespace: about.namespace.clone(),
+            uid: uuid::Uuid::new_v4().to_string(),
             name: format!("{}.{:x}", about.name, now.as_nanosecond() as u64 ^ serial),
             count: 0,
             first: now,
@@ -137,7 +139,8 @@ impl Recorder {
         }
         json!({
             "apiVersion": "v1", "kind": "Event",
-            "metadata": {"name": series.name, "namespace": series.namespace, "creationTimestamp": whole_seconds(series.first)},
+            "metadata": {"name": series.name, "namespace": series.namespace, "uid": series.uid,
+                "creationTimestamp": whole_seconds(series.first)},
             "involvedObject": involved,
             "type": if warning { "Warning" } else { "Normal" },
             "reason": reason, "message": message, "count": series.count,

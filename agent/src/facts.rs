@@ -1,12 +1,14 @@
 //! What there is to know of this machine: addresses, capacity, and the Node object made of them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::path::Path;
 
 use berth_reconciler::env;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::config::Config;
+use crate::store::Kind;
 
 /// Facts of the node that do not change while the agent runs.
 #[derive(Clone, Debug)]
@@ -123,8 +125,20 @@ pub const ROOT_ANNOTATION: &str = "berth.dev/root";
 
 /// A node keeps its uid over restarts.
 fn node_uid(name: &str) -> String {
+    hashed_uid(&format!("node/{name}"))
+}
+
+/// The uid of an object that every server has and nobody stores, such as the namespace `kube-system`: the same for as long as the
+/// state folder stays on this machine. Tools take that namespace's for the cluster's own id.
+pub fn built_in_uid(root: &Path, kind: Kind, name: &str) -> String {
+    let machine = first_line("/etc/machine-id");
+    let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+    hashed_uid(&format!("{}/{name} {machine} {}", kind.plural(), root.display()))
+}
+
+fn hashed_uid(text: &str) -> String {
     use sha2::{Digest, Sha256};
-    let hash = Sha256::digest(format!("node/{name}").as_bytes());
+    let hash = Sha256::digest(text.as_bytes());
     let mut bytes = [0u8; 16];
     bytes.copy_from_slice(&hash[..16]);
     uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()

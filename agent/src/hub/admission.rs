@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{How, Hub, Key, account_of, now};
 use crate::api::ApiError;
 use crate::configs::{self, Owner};
+use crate::facts;
 use crate::store::{Kind, Object};
 
 /// The service account of pods that name none.
@@ -43,7 +44,8 @@ impl Hub {
     /// Shows the priority classes that every cluster has.
     pub(super) fn show_classes(&self) {
         for (name, value, description) in CLASSES {
-            let class = json!({"metadata": {"creationTimestamp": now(), "generation": 1}, "value": value,
+            let uid = facts::built_in_uid(&self.folder, Kind::PriorityClass, name);
+            let class = json!({"metadata": {"uid": uid, "creationTimestamp": now(), "generation": 1}, "value": value,
                 "description": description, "preemptionPolicy": "PreemptLowerPriority"});
             self.store.put(Kind::PriorityClass, "", name, &class);
         }
@@ -235,7 +237,7 @@ fn push(list: &mut Value, value: Value) {
 }
 
 /// A pod stays for some minutes on a node that is away.
-fn tolerate(pod: &mut Value) {
+pub(super) fn tolerate(pod: &mut Value) {
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let tolerations = pod["spec"]["tolerations"].as_array().map(Vec::as_slice).unwrap_or_default();
         let covers = |toleration: &Value| {

@@ -63,8 +63,8 @@ pub struct Hub {
     reported: events::Reported,
     /// Who signs certificates, for those who must know this server.
     root: OnceLock<(Configs, String)>,
-    /// Where the key of tokens lies.
-    pki: PathBuf,
+    /// The agent's state folder; the key of tokens lies in its `pki`.
+    folder: PathBuf,
     /// Signs tokens, from the first on.
     signer: Mutex<Option<Arc<Signer>>>,
 }
@@ -96,7 +96,7 @@ impl Hub {
             own: own.to_owned(),
             reported: events::Reported::default(),
             root: OnceLock::new(),
-            pki: root.join("pki"),
+            folder: root.to_owned(),
             signer: Mutex::default(),
         }
     }
@@ -117,7 +117,8 @@ impl Hub {
         if let Some(signer) = signer.as_ref() {
             return Ok(signer.clone());
         }
-        let made = Signer::open(&self.pki).map_err(|error| ApiError::internal(format!("{error:#}")))?;
+        let made = Signer::open(&self.folder.join("pki"))
+            .map_err(|error| ApiError::internal(format!("{error:#}")))?;
         Ok(signer.insert(Arc::new(made)).clone())
     }
 
@@ -125,10 +126,12 @@ impl Hub {
     pub fn load(&self, own_node: Value) {
         self.show_classes();
         for kind in Kind::ALL.into_iter().filter(|kind| keeps(*kind) && durable(*kind)) {
-            for object in self.objects.all::<Value>(kind) {
+            for mut object in self.objects.all::<Value>(kind) {
                 let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-                if kind != Kind::Node || text("name") != self.own {
-                    self.store.put(kind, &text("namespace"), &text("name"), &object);
+                let (namespace, name) = (text("namespace"), text("name"));
+                if kind != Kind::Node || name != self.own {
+                    typed::complete(kind, &mut object);
+                    self.store.put(kind, &namespace, &name, &object);
                 }
             }
         }

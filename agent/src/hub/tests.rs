@@ -139,6 +139,13 @@ fn classes_keep_what_they_mean() {
         let refused = change(&hub, &key, How::default(), |o| o[field] = other).unwrap_err();
         assert_eq!((refused.code, refused.causes[0].field.as_str()), (422, field));
     }
+    let class = now_is(&hub, &key(Kind::PriorityClass, "", "x")).unwrap();
+    assert_eq!(class["preemptionPolicy"], "PreemptLowerPriority");
+    // What every server has is the same object after a restart.
+    let built_in = key(Kind::PriorityClass, "", "system-node-critical");
+    let uid = |hub: &Hub| now_is(hub, &built_in).unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    assert_eq!(uid(&hub), uid(&self::hub(dir.path())));
+    assert_ne!(uid(&hub), uid(&self::hub(tempfile::tempdir().unwrap().path())));
     let bare = hub.create(&key(Kind::RuntimeClass, "", "y"), json!({}), How::default()).unwrap_err();
     assert_eq!((bare.code, bare.causes[0].reason), (422, "FieldValueRequired"));
     let named = hub.create(&key(Kind::RuntimeClass, "", "../y"), json!({"handler": "a"}), How::default());

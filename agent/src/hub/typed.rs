@@ -44,7 +44,16 @@ pub fn read(kind: Kind, mut object: Value, strict: bool) -> Result<Value, ApiErr
     if !read["metadata"].is_object() {
         read["metadata"] = json!({});
     }
+    complete(kind, &mut read);
     Ok(read)
+}
+
+/// Fills in what clients rely on to be there (pkg/apis/scheduling/v1/defaults.go): kubectl ends with a nil pointer where it describes a
+/// class without it.
+pub fn complete(kind: Kind, object: &mut Value) {
+    if kind == Kind::PriorityClass && object["preemptionPolicy"].is_null() {
+        object["preemptionPolicy"] = json!("PreemptLowerPriority");
+    }
 }
 
 fn through<T: DeserializeOwned + Serialize>(object: &Value) -> Result<Value, serde_json::Error> {

@@ -9,7 +9,7 @@ mod kept;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use tokio::sync::watch;
 pub use kept::Refusal;
 
 use crate::events::{Recorder, Regarding};
+use crate::facts;
 use crate::hub::is_provided;
 use crate::store::{Kind, ObjectStore};
 use derive::Member;
@@ -77,6 +78,8 @@ struct Progress {
 pub struct Policies(Arc<Inner>);
 
 struct Inner {
+    /// The agent's state folder.
+    root: PathBuf,
     /// Whether policies are enforced.
     on: bool,
     store: ObjectStore,
@@ -95,7 +98,14 @@ impl Policies {
             pods: HashMap::new(),
         };
         let (changes, progress) = (watch::Sender::default(), watch::Sender::default());
-        Self(Arc::new(Inner { on, store, state: Mutex::new(state), changes, progress }))
+        Self(Arc::new(Inner {
+            root: root.to_owned(),
+            on,
+            store,
+            state: Mutex::new(state),
+            changes,
+            progress,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -138,12 +148,13 @@ impl Policies {
         for name in BUILT_IN.into_iter().filter(|name| self.0.store.get(Kind::Namespace, "", name).is_none())
         {
             let created = whole_seconds(jiff::Timestamp::now());
+            let uid = facts::built_in_uid(&self.0.root, Kind::Namespace, name);
             self.0.store.put(
                 Kind::Namespace,
                 "",
                 name,
                 &serde_json::json!({
-                    "metadata": {"name": name, "creationTimestamp": created, "labels": {NAMESPACE_NAME: name}},
+                    "metadata": {"name": name, "uid": uid, "creationTimestamp": created, "labels": {NAMESPACE_NAME: name}},
                     "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
                 }),
             );
