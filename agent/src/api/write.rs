@@ -226,7 +226,12 @@ async fn store_next(
         }
         _ => api.backend.put_config(target.kind, object, false, dry_run).await?,
     };
-    Ok(newest(api, target, dry_run, &updated))
+    let mut updated = newest(api, target, dry_run, &updated);
+    if dry_run {
+        // Nothing has changed: `kubectl diff` would show another version as a difference.
+        updated["metadata"]["resourceVersion"] = json!(current.version.to_string());
+    }
+    Ok(updated)
 }
 
 /// Reads a body of a kind that is not stored; it need not say which it is.
@@ -352,7 +357,7 @@ pub async fn delete(
         return Err(ApiError::conflict(target.kind, &target.name, &why));
     }
     if dry_run {
-        return Ok(json_response(StatusCode::OK, current.json.clone()));
+        return Ok(deleted(target, &current));
     }
     if api.hub.has(&current) {
         let (Deleted::Going(pod) | Deleted::Gone(pod)) = api.hub.delete_pod(target, &current, grace)?;
@@ -375,12 +380,24 @@ pub async fn delete(
     if hub::is_provided(&current) {
         api.hub.provide(&target.namespace);
     }
+    Ok(deleted(target, &current))
+}
+
+/// What is said of an object that is gone: what it was last, for the kinds of which the API server says that (ReturnDeletedObject in
+/// pkg/registry/core), else that it was deleted.
+fn deleted(target: &Target, last: &Object) -> Response {
+    let told =
+        [Kind::Pod, Kind::Service, Kind::ServiceAccount, Kind::PersistentVolume, Kind::PersistentVolumeClaim];
+    if told.contains(&target.kind) {
+        return json_response(StatusCode::OK, last.json.clone());
+    }
+    let uid = &last.value()["metadata"]["uid"];
     let mut status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-        "details": {"name": target.name, "kind": target.kind.plural(), "uid": value["metadata"]["uid"]}});
+        "details": {"name": target.name, "kind": target.kind.plural(), "uid": uid}});
     if !target.kind.group().name.is_empty() {
         status["details"]["group"] = json!(target.kind.group().name);
     }
-    Ok(json_response(StatusCode::OK, status.to_string()))
+    json_response(StatusCode::OK, status.to_string())
 }
 
 fn uid_conflict(target: &Target, asked: &str, has: &str) -> ApiError {

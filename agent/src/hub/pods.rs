@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1;
 use serde_json::{Value, json};
 
+use super::admission::tolerate;
 use super::{How, Hub, Key, now, typed};
 use crate::api::{ApiError, Part};
 use crate::store::{Kind, Object};
@@ -123,7 +124,14 @@ impl Hub {
     }
 
     fn with_spec(&self, key: &Key, part: Part, old: &Value, given: &Value) -> Result<Value, ApiError> {
-        let pod = self.checked(key, given, true)?;
+        let mut given = given.clone();
+        let mut tolerant = old.clone();
+        tolerate(&mut tolerant);
+        if part == Part::Whole && tolerant == *old {
+            // Who applies a pod's manifest anew does not mean what was added to it.
+            tolerate(&mut given);
+        }
+        let pod = self.checked(key, &given, true)?;
         let before: v1::Pod = serde_json::from_value(old.clone()).map_err(ApiError::internal)?;
         let allowed = match part {
             Part::Resize => manifest::pod_resize_allowed(&before, &pod),
