@@ -17,27 +17,27 @@ use tempfile::TempDir;
 const SECONDS_30: Duration = Duration::from_secs(30);
 
 /// A node whose pods come from a server, the server, and kubectl for it.
-struct Cluster {
-    node: Node,
+pub(super) struct Cluster {
+    pub(super) node: Node,
     dir: TempDir,
     server: Option<Child>,
 }
 
 impl Cluster {
     /// A server, and a node that has joined it with the rights of an administrator.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut cluster = Self::prepare("kubeconfig", "--kubeconfig");
         cluster.join();
         cluster
     }
 
     /// A server, and a node that is to join it with a kubeconfig of this name in the server's folder.
-    fn prepare(kubeconfig: &str, flag: &str) -> Self {
+    pub(super) fn prepare(kubeconfig: &str, flag: &str) -> Self {
         Self::prepare_with(kubeconfig, flag, "")
     }
 
     /// The same with more in the node's configuration.
-    fn prepare_with(kubeconfig: &str, flag: &str, more: &str) -> Self {
+    pub(super) fn prepare_with(kubeconfig: &str, flag: &str, more: &str) -> Self {
         Self::prepare_flags(&[(flag, kubeconfig)], more)
     }
 
@@ -58,7 +58,7 @@ impl Cluster {
         cluster
     }
 
-    fn join(&mut self) {
+    pub(super) fn join(&mut self) {
         self.node.start_agent().unwrap();
         let there = poll::until_true("the node is registered", SECONDS_30, || {
             self.run(&["get", "node", NAME]).ok().is_ok()
@@ -67,7 +67,7 @@ impl Cluster {
         self.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("node/{NAME}")]);
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -148,37 +148,37 @@ impl Cluster {
         self.end_outside("KILL", "", child);
     }
 
-    fn run(&self, words: &[&str]) -> Ran {
+    pub(super) fn run(&self, words: &[&str]) -> Ran {
         let mut command = self.node.machine().outside(tools::unpacked("kubectl").unwrap());
         command.env("HOME", self.dir.path()).env("KUBECONFIG", self.path("kubeconfig")).args(words);
         tools::run(command).unwrap()
     }
 
-    fn kubectl(&self, words: &[&str]) -> String {
+    pub(super) fn kubectl(&self, words: &[&str]) -> String {
         match self.run(words).ok() {
             Ok(text) => text,
             Err(error) => panic!("{words:?}: {error}\nthe server's log:\n{}", self.server_log()),
         }
     }
 
-    fn apply(&self, yaml: &str) {
+    pub(super) fn apply(&self, yaml: &str) {
         let file = self.path("applied.yaml");
         std::fs::write(&file, yaml).unwrap();
         self.kubectl(&["apply", "-f", file.to_str().unwrap()]);
     }
 
     /// A pod for the node, ready there.
-    fn ready(&self, name: &str, builder: &Builder) {
+    pub(super) fn ready(&self, name: &str, builder: &Builder) {
         self.apply(&bound(builder));
         self.kubectl(&["wait", "--for=condition=Ready", "--timeout=30s", &format!("pod/{name}")]);
     }
 
-    fn get(&self, what: &[&str]) -> Value {
+    pub(super) fn get(&self, what: &[&str]) -> Value {
         let words = [&["get", "-o", "json"], what].concat();
         serde_json::from_str(&self.kubectl(&words)).unwrap()
     }
 
-    fn delete(&self, pods: &[&str]) {
+    pub(super) fn delete(&self, pods: &[&str]) {
         for pod in pods {
             self.kubectl(&["delete", "pod", pod, "--timeout=30s"]);
             self.node.wait_gone(pod).unwrap();
@@ -203,7 +203,7 @@ fn path_text(path: &Path) -> String {
 }
 
 /// The pod's manifest, bound to the node.
-fn bound(builder: &Builder) -> String {
+pub(super) fn bound(builder: &Builder) -> String {
     builder.clone().with_pod(&format!("nodeName: {NAME}")).yaml()
 }
 
@@ -513,7 +513,7 @@ fn a_pod_that_the_cluster_has_given_up_ends() {
 }
 
 /// Asks the node's own API from outside of its machine.
-fn ask(cluster: &Cluster, path: &str, certificate: Option<(&Path, &Path)>) -> String {
+pub(super) fn ask(cluster: &Cluster, path: &str, certificate: Option<(&Path, &Path)>) -> String {
     let mut command = cluster.node.machine().outside("curl");
     command.args(["-sk", "--max-time", "30", "-w", "\n%{http_code}"]);
     if let Some((certificate, key)) = certificate {
@@ -550,7 +550,7 @@ fn the_nodes_own_api_is_for_whom_the_cluster_knows() {
 }
 
 /// A kubeconfig with a bootstrap token, as `kubeadm join` makes it.
-fn bootstrap(cluster: &Cluster) {
+pub(super) fn bootstrap(cluster: &Cluster) {
     let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: bootstrap-token-abcdef, namespace: kube-system}\n\
         type: bootstrap.kubernetes.io/token\nstringData: {token-id: abcdef, token-secret: 0123456789abcdef, \
         usage-bootstrap-authentication: 'true'}\n";

@@ -30,6 +30,7 @@ mod names;
 mod network;
 mod networks;
 mod oci_runtime;
+mod openapi;
 mod pause;
 mod policies;
 mod probes;

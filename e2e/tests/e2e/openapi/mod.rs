@@ -1,0 +1,213 @@
+//! Whether a node and its server say what Kubernetes 1.36 says: each request and each answer is held against the OpenAPI that
+//! Kubernetes publishes, for a test of Berth by Berth proves little.
+
+mod checker;
+mod recorder;
+mod seen;
+
+use std::time::Duration;
+
+use berth_e2e::manifest::Builder;
+use berth_e2e::node::NAME;
+use berth_e2e::poll;
+
+use crate::cluster::{Cluster, ask, bootstrap, bound};
+use recorder::{Known, Recorder};
+
+const SECONDS_30: Duration = Duration::from_secs(30);
+
+/// A bootstrapped node behind the proxy, and the objects of `objects.yaml`.
+fn recorded() -> (Cluster, Recorder) {
+    let mut cluster =
+        Cluster::prepare_with("bootstrap", "--bootstrap-kubeconfig", "serverTLSBootstrap: true\n");
+    let recorder = Recorder::before(&cluster);
+    bootstrap(&cluster);
+    cluster.join();
+    cluster.apply(include_str!("objects.yaml"));
+    (cluster, recorder)
+}
+
+const KNOWN: &[Known] = &[
+    (
+        "discovery offers create of pods/pause",
+        "Kubernetes cannot pause pods: a path of Berth's own beside its",
+    ),
+    ("discovery offers create of pods/resume", "as pods/pause"),
+];
+
+#[test]
+fn a_node_says_what_kubernetes_publishes() {
+    let (cluster, recorder) = recorded();
+    cluster.apply(include_str!("pod.yaml"));
+    let wait = |condition: &str, what: &str| {
+        cluster.kubectl(&["wait", "-n", "shop", &format!("--for={condition}"), "--timeout=30s", what]);
+    };
+    wait("jsonpath={.status.containerStatuses[0].ready}=true", "pod/full");
+    let restarted = "jsonpath={.status.containerStatuses[?(@.name==\"crash\")].restartCount}=1";
+    wait(restarted, "pod/full");
+    let shop = |words: &[&str]| cluster.kubectl(&[&["-n", "shop"], words].concat());
+    shop(&["annotate", "pod", "full", "note=second", "--overwrite"]);
+    shop(&["patch", "configmap", "settings", "--type=merge", "-p", r#"{"data": {"text": "two"}}"#]);
+    let gate = r#"{"status": {"conditions": [{"type": "example.org/gate", "status": "True"}]}}"#;
+    shop(&["patch", "pod", "full", "--subresource=status", "-p", gate]);
+    let more = r#"{"spec": {"containers": [{"name": "main", "resources": {"limits": {"cpu": "2"}}}]}}"#;
+    shop(&["patch", "pod", "full", "--subresource=resize", "-p", more]);
+    wait("jsonpath={.status.containerStatuses[?(@.name==\"main\")].resources.limits.cpu}=2", "pod/full");
+    let image = berth_e2e::manifest::IMAGE;
+    let debug = ["debug", "full", "--image", image, "--image-pull-policy=Never", "-c", "extra"];
+    shop(&[&debug[..], &["--", "sh", "-c", "exec sleep 1000"]].concat());
+    wait("jsonpath={.status.ephemeralContainerStatuses[0].state.running.startedAt}", "pod/full");
+
+    // Pods that end, that cannot run, and one of a manifest.
+    cluster.apply(&bound(&Builder::new("once").shell("exit 1").restart("Never")));
+    cluster.apply(&bound(&Builder::new("big").shell("true").with("resources: {requests: {cpu: 10k}}")));
+    cluster.apply(&bound(&Builder::new("lost").shell("true").image("nowhere.invalid/x", "Always")));
+    for pod in ["pod/once", "pod/big"] {
+        cluster.kubectl(&["wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=30s", pod]);
+    }
+    let waiting = "--for=jsonpath={.status.containerStatuses[0].state.waiting.reason}=ImagePullBackOff";
+    cluster.kubectl(&["wait", waiting, "--timeout=60s", "pod/lost"]);
+    cluster.node.apply("own.yaml", &Builder::new("own").shell("exec sleep 1000").yaml()).unwrap();
+    let mirror = format!("own-{NAME}");
+    let there = || cluster.run(&["get", "pod", &mirror]).ok().is_ok();
+    poll::until_true("the cluster has the mirror", SECONDS_30, there).unwrap();
+
+    // Who calls the node's own API.
+    let token = shop(&["create", "token", "clerk"]);
+    let mut command = cluster.node.machine().outside("curl");
+    command.args(["-sk", "-H", &format!("Authorization: Bearer {}", token.trim())]);
+    command.arg("https://192.0.2.1:10250/pods");
+    berth_e2e::tools::run(command).unwrap().ok().unwrap();
+    ask(&cluster, "/healthz", None);
+
+    // The node's own changes, and the end.
+    cluster.kubectl(&["cordon", NAME]);
+    cluster.kubectl(&["taint", "node", NAME, "slow=yes:NoSchedule"]);
+    cluster.kubectl(&["label", "node", NAME, "disk=ssd"]);
+    cluster.node.remove("own.yaml").unwrap();
+    cluster.kubectl(&["drain", NAME, "--force", "--delete-emptydir-data", "--timeout=60s"]);
+    cluster.node.wait_gone("full").unwrap();
+    cluster.kubectl(&["delete", "node", NAME]);
+    let back = || cluster.run(&["get", "node", NAME]).ok().is_ok();
+    poll::until_true("the node registers again", SECONDS_30, back).unwrap();
+
+    let findings = recorder.findings();
+    findings.assert_good(KNOWN);
+    findings.assert_seen(seen::NODE);
+}
+
+/// What kubectl does once to a cluster with the objects of `objects.yaml` and the pods `full` and `web`.
+const KUBECTL: &[&str] = &[
+    "version",
+    "api-versions",
+    "get --raw /readyz?verbose",
+    "auth whoami",
+    "auth can-i create pods",
+    "get pods -A -l app=web -o wide",
+    "get pods --field-selector=status.phase=Running --sort-by=.metadata.name",
+    "create configmap typed --from-literal=a=1",
+    "create secret generic typed --from-literal=a=1",
+    "create namespace other",
+    "create serviceaccount typed",
+    "create service clusterip typed --tcp=80",
+    "create priorityclass typed --value=5",
+    "create token default --duration=1h",
+    "label pod web tier=front",
+    "annotate pod web note=a",
+    "expose pod web --port=80 --name=exposed",
+    "set image pod/web main=docker.io/library/demo:latest",
+    "events --for pod/web",
+    "logs web --tail=1 --timestamps",
+    "logs -l app=web --prefix",
+    "exec web -- true",
+    "cp web:/etc/passwd /dev/null",
+    "top node",
+    "certificate approve typed",
+    "certificate deny other",
+    "delete configmap typed --dry-run=server",
+    "delete service exposed --dry-run=server",
+    "delete configmap typed --cascade=foreground",
+    "delete secret typed --now",
+    "delete service exposed typed",
+    "delete priorityclass typed",
+    "delete serviceaccount typed",
+    "delete namespace other",
+    "delete lease turn -n shop",
+    "delete csr typed other",
+    "delete pod web --grace-period=1",
+    "delete pod full -n shop",
+    "delete pvc space -n shop",
+    "delete pv disk",
+    "delete events --all -n default",
+];
+
+/// What a server refuses, for all sorts of reasons.
+const REFUSED: &[&str] = &[
+    "get pod none",
+    "create namespace default",
+    "run Bad_ --image=x",
+    "run web --image=x",
+    "label pod web a=b --resource-version=1",
+    "delete node server",
+    "logs web -c none",
+    "create token none",
+    "exec full -n none -- true",
+    "delete namespace kube-system",
+];
+
+/// Requests for certificates, under these names.
+fn certificate_requests(cluster: &Cluster, names: &[&str]) {
+    let dir = cluster.path("");
+    let make = "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=bob -keyout bob.key -out bob.csr";
+    let line = format!("cd {} && {make} 2>/dev/null && base64 -w0 bob.csr", dir.display());
+    let request = cluster.node.machine().shell(&line).unwrap();
+    let yaml = |name: &&str| {
+        format!(
+            "apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {{name: {name}}}\nspec:\n  \
+             request: {request}\n  signerName: kubernetes.io/kube-apiserver-client\n  usages: [client auth]\n---\n"
+        )
+    };
+    cluster.apply(&names.iter().map(yaml).collect::<String>());
+}
+
+#[test]
+fn a_server_says_to_kubectl_what_kubernetes_publishes() {
+    let (cluster, recorder) = recorded();
+    certificate_requests(&cluster, &["typed", "other"]);
+    let pod = cluster.path("pod.yaml");
+    std::fs::write(&pod, include_str!("pod.yaml")).unwrap();
+    let pod = pod.to_str().unwrap();
+    cluster.kubectl(&["apply", "-f", pod]);
+    let web = Builder::new("web").labels("{app: web}").shell("echo hello; sleep 5; exec sleep 1000");
+    cluster.ready("web", &web);
+    // Until the node has the certificate of its own API the server does not believe it.
+    let logs = || cluster.run(&["logs", "web"]).ok().is_ok_and(|log| log == "hello\n");
+    poll::until_true("the server gets the log", SECONDS_30, logs).unwrap();
+
+    let kinds = cluster.kubectl(&["api-resources", "--verbs=list", "-o", "name"]);
+    for kind in kinds.lines() {
+        cluster.kubectl(&["get", kind, "-A"]);
+        cluster.kubectl(&["get", kind, "-A", "-o", "yaml", "--chunk-size=1"]);
+        if !kind.ends_with("metrics.k8s.io") {
+            cluster.kubectl(&["describe", kind, "-A"]);
+        }
+    }
+    cluster.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", pod]);
+    cluster.kubectl(&["diff", "-f", pod]);
+    // A version that is gone, a watch as a table, and one from a version on.
+    cluster.kubectl(&["get", "--raw", "/api/v1/pods?watch=true&resourceVersion=1&timeoutSeconds=1"]);
+    cluster.kubectl(&["get", "pods", "-A", "--watch-only", "--request-timeout=1s"]);
+    let bootstrap = format!("--kubeconfig={}", cluster.path("bootstrap").display());
+    let stranger = [format!("{bootstrap} get pods"), format!("{bootstrap} --token=nobodys get pods")];
+    for words in REFUSED.iter().copied().chain(stranger.iter().map(String::as_str)) {
+        let ran = cluster.run(&words.split(' ').collect::<Vec<_>>());
+        assert_ne!(ran.code, 0, "{ran}");
+    }
+    for words in KUBECTL {
+        cluster.kubectl(&words.split(' ').collect::<Vec<_>>());
+    }
+    cluster.node.wait_gone("full").unwrap();
+    let findings = recorder.findings();
+    findings.assert_good(KNOWN);
+    findings.assert_seen(seen::KUBECTL);
+}
