@@ -196,7 +196,11 @@ impl Cluster {
     pub async fn keep_serving_certificate(&self, mut show: impl FnMut(CertifiedKey)) {
         let mut pause = Pause::new();
         loop {
+            // Whoever decides looks at the addresses of the Node, so that must be there.
             let issued = match self.asked() {
+                Ok(_) if self.registered().is_none() => {
+                    Err(anyhow::anyhow!("the node is not registered yet"))
+                }
                 Ok(client) => self.request_serving(client).await,
                 Err(error) => Err(error),
             };
