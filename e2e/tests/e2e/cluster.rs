@@ -320,8 +320,12 @@ fn pods_go_on_while_the_server_is_away() {
         status.is_some_and(|status| status.restart_count == 1 && status.ready)
     };
     cluster.node.wait("the container runs again", SECONDS_30, restarted).unwrap();
-    let log = cluster.node.log(&pod, "main", 1).unwrap();
-    assert!(log[0].ends_with("kept"), "{log:?}");
+    let said = poll::until("the new container has its variable", SECONDS_30, || {
+        let log = cluster.node.log(&pod, "main", 1).map_err(|error| error.to_string())?;
+        Ok(log.into_iter().next())
+    });
+    let said = said.unwrap();
+    assert!(said.ends_with("kept"), "{said}");
 
     // The server is told when it is back, and nothing begins anew.
     cluster.start_server();
