@@ -343,3 +343,35 @@ fn status_counts_a_sidecar_that_still_runs_as_running() {
     bench.exited("s", 0, 1, 4, 143);
     assert_eq!(phase(&bench), "Succeeded", "how a sidecar ends does not matter");
 }
+
+#[test]
+fn status_of_a_pod_that_is_removed_says_to_the_end_how_its_containers_ended() {
+    let spec = json!({
+        "restartPolicy": "OnFailure",
+        "initContainers": [{ "name": "i", "image": "i" }, { "name": "s", "image": "i", "restartPolicy": "Always" }],
+        "containers": [{ "name": "c", "image": "i" }],
+    });
+    let mut bench = Bench::up(pod(spec));
+    bench.exited("i", 0, 1, 2, 0);
+    bench.exited("s", 0, 2, 9, 137);
+    bench.exited("c", 2, 3, 9, 137);
+    bench.delete(8, 1);
+    let ended = bench.time(10).status(None);
+    assert_eq!(ended.phase.as_deref(), Some("Failed"));
+    // API servers refuse the status of an init container that has ended and then waits.
+    bench.seen.containers.clear();
+    bench.memory.note_status(&ended);
+    let gone = bench.time(11).status(Some(&ended));
+    assert_eq!(gone.phase, ended.phase);
+    assert_eq!(gone.init_container_statuses, ended.init_container_statuses);
+    assert_eq!(gone.container_statuses, ended.container_statuses);
+    assert_eq!(truth(&gone, "Initialized"), truth(&ended, "Initialized"));
+    // Of a sidecar that was only seen to run nobody knows how it ended.
+    let mut running = ended.clone();
+    let sidecar = &mut running.init_container_statuses.as_mut().unwrap()[1];
+    let since = v1::ContainerStateRunning::default();
+    sidecar.state = Some(v1::ContainerState { running: Some(since), ..v1::ContainerState::default() });
+    let unknown = bench.status(Some(&running)).init_container_statuses.unwrap().remove(1);
+    let reason = unknown.state.unwrap().terminated.unwrap().reason;
+    assert_eq!(reason.as_deref(), Some("ContainerStatusUnknown"));
+}

@@ -205,8 +205,8 @@ impl Cluster {
                     return Ok(());
                 }
                 Err(error) if matches!(code(&error), Some(400 | 422)) => {
+                    // It is sent again once something in it changes. A pod whose end the server does not believe has ended all the same.
                     tracing::error!(pod = format!("{}/{}", local.namespace, local.name), %error, "the API server does not take a pod's status");
-                    return Ok(());
                 }
                 Err(error) => return Err(error),
             }

@@ -163,7 +163,9 @@ fn initialized(ctx: &Context<'_>, phase: &str, statuses: &Statuses) -> Verdict {
     let begun = |container: &v1::Container| {
         if ctx.sandbox_since().is_some() { ctx.current(&container.name) } else { ctx.newest(&container.name) }
     };
-    if ctx.mains().iter().any(|container| begun(container).is_some()) {
+    // At the end of a pod its records go, and what was said of its containers stays.
+    let ran = |status: &v1::ContainerStatus| phase == "Failed" && status.container_id.is_some();
+    if ctx.mains().iter().any(|container| begun(container).is_some()) || statuses.main.iter().any(ran) {
         return Verdict::plain(true);
     }
     let incomplete = names(statuses.init.iter().filter(|status| {

@@ -82,28 +82,44 @@ fn status(
 }
 
 impl Statuses {
-    /// The pod has ended. A main container of which nothing is on record any more ended as was said before; one that
-    /// never got to run will not, and is shown as a kubelet shows it.
-    pub fn close(&mut self, previous: Option<&v1::PodStatus>) {
-        let before: &[v1::ContainerStatus] =
-            previous.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
-        let has_ended = |s: &v1::ContainerStatus| s.state.as_ref().is_some_and(|s| s.terminated.is_some());
-        for status in self.main.iter_mut().filter(|status| !has_ended(status)) {
-            if let Some(before) = before.iter().find(|before| before.name == status.name && has_ended(before))
-            {
-                *status = before.clone();
-                continue;
-            }
-            let state = status.state.get_or_insert_default();
+    /// The pod has ended. A container of which nothing is on record any more ended as was said before: API servers do not let
+    /// it begin anew. If the pod was `initialised`, a main container that never got to run will not, and is shown as a kubelet
+    /// shows it; a container whose turn had not come stays as it is.
+    pub fn close(&mut self, previous: Option<&v1::PodStatus>, initialised: bool) {
+        let before = |list: fn(&v1::PodStatus) -> &Option<Vec<v1::ContainerStatus>>| {
+            previous.and_then(|status| list(status).as_deref()).unwrap_or_default()
+        };
+        close(&mut self.main, before(|status| &status.container_statuses), initialised);
+        close(&mut self.init, before(|status| &status.init_container_statuses), false);
+        close(&mut self.ephemeral, before(|status| &status.ephemeral_container_statuses), false);
+    }
+}
+
+/// Gives the containers of a pod that has ended their ends: all of them, or those that have begun.
+fn close(statuses: &mut [v1::ContainerStatus], before: &[v1::ContainerStatus], all: bool) {
+    let has_ended = |s: &v1::ContainerStatus| s.state.as_ref().is_some_and(|s| s.terminated.is_some());
+    for status in statuses.iter_mut().filter(|status| !has_ended(status)) {
+        let before = before.iter().find(|before| before.name == status.name);
+        if let Some(before) = before.filter(|before| has_ended(before)) {
+            *status = before.clone();
+        } else if all || before.is_some_and(has_begun) {
             let terminated = v1::ContainerStateTerminated {
                 exit_code: 137,
                 reason: Some("ContainerStatusUnknown".to_owned()),
                 message: Some("The container could not be located when the pod was terminated".to_owned()),
                 ..v1::ContainerStateTerminated::default()
             };
-            *state = v1::ContainerState { terminated: Some(terminated), ..v1::ContainerState::default() };
+            status.state = Some(v1::ContainerState { terminated: Some(terminated), ..Default::default() });
         }
     }
+}
+
+/// Whether a container is known to have run.
+pub(super) fn has_begun(status: &v1::ContainerStatus) -> bool {
+    let shows = |state: &Option<v1::ContainerState>| {
+        state.as_ref().is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+    };
+    shows(&status.state) || shows(&status.last_state)
 }
 
 fn user(user: &LinuxUser) -> v1::ContainerUser {

@@ -40,8 +40,8 @@ pub fn pod_status(
     let ctx = Context::new(pod, deletion, observed, memory, now);
     let phase = phase::phase(&ctx);
     let mut statuses = container::Statuses::new(&ctx, previous);
-    if matches!(phase.name, "Succeeded" | "Failed") && phase::initialised(&ctx) {
-        statuses.close(previous);
+    if matches!(phase.name, "Succeeded" | "Failed") {
+        statuses.close(previous, phase::initialised(&ctx, previous));
     }
     let ips = pod_ips(observed, previous);
     let mut status = v1::PodStatus {

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1;
 
+use super::container::has_begun;
 use crate::planner::{Context, Role, end_of, exit_of, is_running};
 
 /// Phase with reason and message.
@@ -53,9 +54,13 @@ pub(super) fn phase(ctx: &Context<'_>) -> Phase {
     Phase::plain("Running")
 }
 
-/// Whether the main containers' turn has come, ever: one has begun, or there is nothing before them that has not ended
-/// well.
-pub(super) fn initialised(ctx: &Context<'_>) -> bool {
+/// Whether the main containers' turn has come, ever: one has begun (so says its record, or else the status published
+/// before), or there is nothing before them that has not ended well.
+pub(super) fn initialised(ctx: &Context<'_>, previous: Option<&v1::PodStatus>) -> bool {
+    let mut before = previous.and_then(|status| status.container_statuses.as_deref()).into_iter().flatten();
+    if before.any(has_begun) {
+        return true;
+    }
     let done = |container: &v1::Container, role| match role {
         Role::Init => ctx.newest(&container.name).and_then(exit_of).is_some_and(|exit| exit.code == 0),
         Role::Sidecar => ctx.newest(&container.name).is_some(),

@@ -21,6 +21,27 @@ fn statuses(status: &v1::PodStatus) -> impl Iterator<Item = &v1::ContainerStatus
     lists.into_iter().flatten().flatten()
 }
 
+/// API servers refuse the status of a pod that has ended in which a container's end is no more.
+fn ends_stay(before: &v1::PodStatus, status: &v1::PodStatus) -> Result<(), Broken> {
+    if !matches!(before.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return Ok(());
+    }
+    let end = |s: &v1::ContainerStatus| s.state.as_ref().and_then(|state| state.terminated.clone());
+    for old in statuses(before) {
+        let new = statuses(status).find(|new| new.name == old.name).and_then(end);
+        let stays = |was: v1::ContainerStateTerminated| match &new {
+            // Of an instance that was being made when the agent ended it may be learnt only with the sandbox's end.
+            Some(now) => *now == was || now.container_id != was.container_id,
+            None => false,
+        };
+        require(end(old).is_none_or(stays), || {
+            format!("{} of a pod that has ended does not end as it did", old.name)
+        })?;
+    }
+    let initialized = holds(status, "Initialized") || !holds(before, "Initialized");
+    require(initialized, || "a pod that has ended is not initialized any more".to_owned())
+}
+
 impl Rules {
     pub(in super::super) fn status(
         &mut self,
@@ -37,6 +58,9 @@ impl Rules {
             require(count >= *known, || format!("{}: restart count falls to {count}", container.name))?;
             *known = count;
             self.container(moment, container)?;
+        }
+        if let Some(before) = before {
+            ends_stay(before, status)?;
         }
         self.phase(moment, status)?;
         self.conditions(moment, before, status)?;
