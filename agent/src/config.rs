@@ -4,6 +4,7 @@
 //! read as it is) and Berth's own names, documented in `docs/config.md`, for what a kubelet leaves to others.
 
 pub mod cluster;
+pub mod eviction;
 pub mod networks;
 mod services;
 mod shutdown;
@@ -20,8 +21,6 @@ use berth_reconciler::shutdown::Turn;
 use berth_runtime::cgroup::Driver;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use serde::Deserialize;
-
-use crate::pressure::Thresholds;
 
 /// Flags of `berth agent`.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -158,6 +157,22 @@ struct File {
     authentication: Option<cluster::Authentication>,
     authorization: Option<cluster::Authorization>,
     eviction_hard: Option<BTreeMap<String, String>>,
+    eviction_soft: Option<BTreeMap<String, String>>,
+    eviction_soft_grace_period: Option<BTreeMap<String, String>>,
+    eviction_max_pod_grace_period: Option<u64>,
+    eviction_minimum_reclaim: Option<BTreeMap<String, String>>,
+    eviction_pressure_transition_period: Option<String>,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    image_gc_high_threshold_percent: Option<u8>,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    image_gc_low_threshold_percent: Option<u8>,
+    #[serde(rename = "imageMinimumGCAge")]
+    image_minimum_gc_age: Option<String>,
+    #[serde(rename = "imageMaximumGCAge")]
+    image_maximum_gc_age: Option<String>,
+    kube_reserved: Option<BTreeMap<String, String>>,
+    system_reserved: Option<BTreeMap<String, String>>,
+    enforce_node_allocatable: Option<Vec<String>>,
     // Berth's own.
     kubeconfig: Option<PathBuf>,
     bootstrap_kubeconfig: Option<PathBuf>,
@@ -459,8 +474,8 @@ pub struct Config {
     pub user_namespaces: UserNamespaces,
     /// Remove everything on exit.
     pub cleanup_on_exit: bool,
-    /// How little of memory, disk and processes may be left.
-    pub eviction_hard: Thresholds,
+    /// What pods may have of the machine, and what goes when it runs short.
+    pub room: eviction::Room,
     /// The cluster that the machine is a node of, if any.
     pub cluster: Option<cluster::ClusterConfig>,
 }
@@ -490,10 +505,10 @@ impl Config {
     fn merge(args: &AgentArgs, file: File) -> anyhow::Result<Self> {
         check_managers(&file)?;
         let (cfs, swap, memory_qos) = (Cfs::check(&file)?, check_swap(&file)?, check_memory_qos(&file)?);
-        let shutdown = shutdown::check(&file)?;
         let root =
             absolute(args.root.clone().or(file.root.clone()).unwrap_or_else(|| "/var/lib/berth".into()))?;
         let cluster = cluster::check(args, &file, &root)?;
+        let (shutdown, room) = (shutdown::check(&file)?, eviction::check(&file, cluster.is_some())?);
         let manifests = manifest_folders(args, file.manifests, file.static_pod_path);
         let run = absolute(args.run.clone().or(file.run).unwrap_or_else(|| "/run/berth".into()))?;
         let log_dir =
@@ -564,7 +579,7 @@ impl Config {
                 file.max_pods.unwrap_or(110),
             )?,
             cleanup_on_exit: args.cleanup_on_exit,
-            eviction_hard: Thresholds::parse(file.eviction_hard.as_ref())?,
+            room,
             cluster,
         };
         Ok(config)

@@ -1,9 +1,12 @@
 //! What there is to know of this machine: addresses, capacity, and the Node object made of them.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::Path;
 
 use berth_reconciler::env;
+use berth_reconciler::eviction::{Signal, allocatable};
+use berth_reconciler::resources::huge_pages_name;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -23,8 +26,23 @@ pub struct NodeFacts {
     pub memory: u64,
     /// Bytes of the file system of the state folder.
     pub storage: u64,
+    /// Bytes in huge pages, by the size of a page.
+    pub huge_pages: BTreeMap<u64, u64>,
+    /// What of it pods may have.
+    pub allocatable: Allocatable,
     /// When the agent was started.
     pub started_at: Timestamp,
+}
+
+/// What of the machine pods may have: all but reservations and what has to be left (`evictionHard`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allocatable {
+    /// CPU in thousandths of a core.
+    pub cpu_milli: u64,
+    /// Memory in bytes, without huge pages.
+    pub memory: u64,
+    /// Bytes of the disk.
+    pub storage: u64,
 }
 
 impl NodeFacts {
@@ -39,12 +57,24 @@ impl NodeFacts {
             ips.push(IpAddr::V4(Ipv4Addr::LOCALHOST));
         }
         let storage = nix::sys::statvfs::statvfs(&config.root).map_or(0, |s| s.blocks() * s.fragment_size());
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let memory = meminfo("MemTotal:").unwrap_or(0);
+        let huge_pages = crate::oci::huge_page_pools();
+        let (reserved, eviction) = (&config.room.reserved, config.room.eviction.as_ref());
+        let in_pages = huge_pages.values().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+        let allocatable = Allocatable {
+            cpu_milli: (cpus * 1000).saturating_sub(reserved.cpu_milli),
+            memory: allocatable(memory, reserved.memory, Signal::Memory, eviction).saturating_sub(in_pages),
+            storage: allocatable(storage, reserved.storage, Signal::Disk, eviction),
+        };
         Self {
             name: config.node_name.clone(),
             ips,
-            cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
-            memory: meminfo("MemTotal:").unwrap_or(0),
+            cpus,
+            memory,
             storage,
+            huge_pages,
+            allocatable,
             started_at: Timestamp::now(),
         }
     }
@@ -60,9 +90,9 @@ impl NodeFacts {
             node_name: self.name.clone(),
             host_ips: self.ips.clone(),
             pod_ips: pod_ips.to_vec(),
-            allocatable_cpu_milli: self.cpus * 1000,
-            allocatable_memory: self.memory,
-            allocatable_ephemeral_storage: self.storage,
+            allocatable_cpu_milli: self.allocatable.cpu_milli,
+            allocatable_memory: self.allocatable.memory,
+            allocatable_ephemeral_storage: self.allocatable.storage,
         }
     }
 
@@ -86,14 +116,19 @@ impl NodeFacts {
         let ranges: Vec<&String> = std::iter::once(&config.pod_cidr).chain(&config.pod_cidr6).collect();
         let now = Timestamp::now();
         // As a kubelet writes them: capacity in Ki, what pods may have of the disk in bytes.
-        let resources = |storage: String| {
-            json!({
-                "cpu": self.cpus.to_string(),
-                "memory": format!("{}Ki", self.memory / 1024),
+        let resources = |cpu_milli: u64, memory: u64, storage: String| {
+            let mut all = json!({
+                "cpu": if cpu_milli.is_multiple_of(1000) { (cpu_milli / 1000).to_string() } else { format!("{cpu_milli}m") },
+                "memory": format!("{}Ki", memory / 1024),
                 "ephemeral-storage": storage,
                 "pods": config.max_pods.to_string(),
-            })
+            });
+            for (size, bytes) in &self.huge_pages {
+                all[huge_pages_name(*size)] = json!(quantity_of(*bytes));
+            }
+            all
         };
+        let may = &self.allocatable;
         let condition = |kind: &str, status: &str, reason: &str, message: &str| {
             json!({"type": kind, "status": status, "reason": reason, "message": message,
                    "lastHeartbeatTime": now, "lastTransitionTime": self.started_at})
@@ -108,9 +143,9 @@ impl NodeFacts {
                          "annotations": {ROOT_ANNOTATION: root}, "creationTimestamp": self.started_at},
             "spec": {"podCIDR": config.pod_cidr, "podCIDRs": ranges},
             "status": {
-                "capacity": resources(format!("{}Ki", self.storage / 1024)),
-                "allocatable": resources(self.storage.to_string()),
-                 "addresses": addresses,
+                "capacity": resources(self.cpus * 1000, self.memory, format!("{}Ki", self.storage / 1024)),
+                "allocatable": resources(may.cpu_milli, may.memory, may.storage.to_string()),
+                "addresses": addresses,
                 "conditions": [
                     condition("Ready", "True", "BerthReady", "berth agent is running"),
                 ],
@@ -118,6 +153,14 @@ impl NodeFacts {
             }
         })
     }
+}
+
+/// Bytes in the largest unit that leaves a whole number.
+fn quantity_of(bytes: u64) -> String {
+    let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
+    let fits = units.into_iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
+    let (unit, suffix) = fits.unwrap_or((1, ""));
+    format!("{}{suffix}", bytes / unit)
 }
 
 /// Annotation of the Node: the agent's state folder, where its images lie.

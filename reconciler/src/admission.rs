@@ -3,11 +3,11 @@
 //! A scheduler that knows this node sends only what fits; but two may send at once, and what runs from manifests takes room
 //! that it does not know of. A pod that is not taken fails, so that its owner makes another elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1;
 
-use crate::resources::pod_requests;
+use crate::resources::{huge_pages_name, pod_huge_pages, pod_requests};
 
 /// What a node has for pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Capacity {
     pub memory: u64,
     /// Bytes of the disk.
     pub storage: u64,
+    /// Bytes in huge pages, by the size of a page.
+    pub huge_pages: BTreeMap<u64, u64>,
     /// Pods.
     pub pods: usize,
 }
@@ -55,6 +57,14 @@ pub fn admit(
         let (requested, used) = (requested[i], used.iter().map(|one| one[i]).fold(0, u64::saturating_add));
         if requested > 0 && requested.saturating_add(used) > room[i] {
             return Err(out_of(resource, requested, used, room[i]));
+        }
+    }
+    for (size, requested) in pod_huge_pages(pod) {
+        let of = |spec: &&v1::PodSpec| pod_huge_pages(spec).get(&size).copied().unwrap_or(0);
+        let used = taken.iter().map(of).fold(0, u64::saturating_add);
+        let room = capacity.huge_pages.get(&size).copied().unwrap_or(0);
+        if requested > 0 && requested.saturating_add(used) > room {
+            return Err(out_of(&huge_pages_name(size), requested, used, room));
         }
     }
     let theirs: BTreeSet<HostPort<'_>> = taken.iter().flat_map(|spec| host_ports(spec)).collect();
@@ -154,7 +164,10 @@ mod tests {
 
     use super::*;
 
-    const ROOM: Capacity = Capacity { cpu_milli: 2000, memory: 1 << 30, storage: 1 << 30, pods: 3 };
+    fn room() -> Capacity {
+        let huge_pages = [(2 << 20, 8 << 20)].into();
+        Capacity { cpu_milli: 2000, memory: 1 << 30, storage: 1 << 30, huge_pages, pods: 3 }
+    }
 
     fn spec(container: Value, pod: Value) -> v1::PodSpec {
         let mut spec = pod;
@@ -167,7 +180,7 @@ mod tests {
     }
 
     fn reason(pod: &v1::PodSpec, taken: &[&v1::PodSpec], taints: &[v1::Taint]) -> Option<Rejection> {
-        admit(pod, taken, &ROOM, taints).err()
+        admit(pod, taken, &room(), taints).err()
     }
 
     #[test]
@@ -182,6 +195,17 @@ mod tests {
         );
         let big = asking(json!({"memory": "2Gi"}));
         assert_eq!(reason(&big, &[], &[]).unwrap().reason, "OutOfmemory");
+        let pages = |limits: Value| spec(json!({"name": "c", "resources": {"limits": limits}}), json!({}));
+        let some = pages(json!({"hugepages-2Mi": "6Mi"}));
+        assert_eq!(reason(&some, &[], &[]), None);
+        let refused = reason(&some, &[&some], &[]).unwrap();
+        assert_eq!(refused.reason, "OutOfhugepages-2Mi");
+        assert!(
+            refused.message.ends_with("requested: 6291456, used: 6291456, capacity: 8388608"),
+            "{refused:?}"
+        );
+        let other = pages(json!({"hugepages-1Gi": "1Gi"}));
+        assert_eq!(reason(&other, &[], &[]).unwrap().reason, "OutOfhugepages-1Gi");
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod backoff;
 pub mod claims;
 pub mod env;
 pub mod envfile;
+pub mod eviction;
 pub mod folder;
 pub mod manifest;
 pub mod memory_qos;

@@ -387,6 +387,14 @@ fn pages(list: Option<&BTreeMap<String, ApiQuantity>>) -> BTreeMap<u64, u64> {
     page_limits(list).into_iter().map(|(size, (_, bytes))| (size, bytes)).collect()
 }
 
+/// The name of the resource that is huge pages of a size in bytes.
+pub fn huge_pages_name(size: u64) -> String {
+    let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
+    let fits = units.into_iter().find(|(unit, _)| size >= *unit && size.is_multiple_of(*unit));
+    let (unit, suffix) = fits.unwrap_or((1, ""));
+    format!("hugepages-{}{suffix}", size / unit)
+}
+
 /// The huge pages that a container may use, by the size of a page in bytes; without limits of its own the pod's.
 pub fn huge_pages(spec: &v1::PodSpec, container: &v1::Container) -> BTreeMap<u64, u64> {
     let mut all = pages(pod_level(spec).and_then(|pods| pods.limits.as_ref()));

@@ -4,8 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_reconciler::admission::{self, Capacity, Rejection};
+use berth_reconciler::eviction;
 use berth_reconciler::manifest::{self, Cause, MIRROR_ANNOTATION as MIRROR, ManifestError};
 use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::resources::QosClass;
 use berth_reconciler::status::{has_ended, is_own_condition, time};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1;
@@ -318,11 +320,14 @@ impl Cluster {
             .filter(|view| view.pod.uid() != pod.uid() && !has_ended(&view.status))
             .map(|view| view.pod.spec())
             .collect();
+        let asks_for_nothing = pod.qos_class() == QosClass::BestEffort;
+        eviction::admit(pod.spec(), asks_for_nothing, &*self.node.pressures.borrow())?;
         let facts = &self.node.facts;
         let capacity = Capacity {
-            cpu_milli: facts.cpus * 1000,
-            memory: facts.memory,
-            storage: facts.storage,
+            cpu_milli: facts.allocatable.cpu_milli,
+            memory: facts.allocatable.memory,
+            storage: facts.allocatable.storage,
+            huge_pages: facts.huge_pages.clone(),
             pods: self.node.config.max_pods as usize,
         };
         let node = self.registered().clone();

@@ -1,9 +1,10 @@
 //! The Node object: made once, its labels kept, its status told when it changes and now and then when it does not.
 
-use berth_reconciler::status::whole_seconds;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use berth_reconciler::eviction::Pressure;
+use berth_reconciler::status::whole_seconds;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use super::follow::{Seen, follow, key_of};
 use super::{Cluster, Pause, code};
-use crate::pressure::{self, Signals};
+use crate::pressure;
 
 /// Images that the status names, the largest first (kubelet's `nodeStatusMaxImages`).
 const IMAGES: usize = 50;
@@ -129,8 +130,7 @@ impl Cluster {
     }
 
     fn conditions(&self, before: Option<&v1::Node>) -> Value {
-        let signals = Signals::gather(&self.node.config.root);
-        let pressures = pressure::judge(&signals, &self.node.config.eviction_hard);
+        let pressures = *self.node.pressures.borrow();
         let known = before.and_then(|node| node.status.as_ref()?.conditions.as_deref()).unwrap_or_default();
         conditions(known, &pressures, Timestamp::now())
     }
@@ -140,6 +140,7 @@ impl Cluster {
         let api: Api<v1::Node> = Api::all(client);
         let mut pause = Pause::new();
         let (mut told, mut looks): (Option<Instant>, u32) = (None, 0);
+        let mut pressures = self.node.pressures.subscribe();
         loop {
             match self.report(&api, told).await {
                 Ok(sent) => {
@@ -154,7 +155,12 @@ impl Cluster {
                         berth_runtime::heap::trim();
                     }
                     let every = self.config.status_every;
-                    tokio::time::sleep(every + every.mul_f64(super::chance() / 25.0)).await;
+                    let rest = tokio::time::sleep(every + every.mul_f64(super::chance() / 25.0));
+                    // A shortage is told at once.
+                    tokio::select! {
+                        () = rest => {}
+                        Ok(()) = pressures.changed() => {}
+                    }
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot tell the cluster how the node is; trying again");
@@ -253,7 +259,7 @@ fn difference(theirs: &Value, ours: &Value) -> Value {
     status
 }
 
-fn conditions(known: &[v1::NodeCondition], pressures: &[pressure::Pressure], now: Timestamp) -> Value {
+fn conditions(known: &[v1::NodeCondition], pressures: &[Pressure], now: Timestamp) -> Value {
     let seconds = whole_seconds(now);
     let condition = |type_: &str, status: bool, reason: &str, message: &str| {
         let status = if status { "True" } else { "False" };
@@ -264,7 +270,10 @@ fn conditions(known: &[v1::NodeCondition], pressures: &[pressure::Pressure], now
     };
     let mut list: Vec<Value> = pressures
         .iter()
-        .map(|one| condition(one.condition, one.under, one.reason(), one.message()))
+        .map(|one| {
+            let (reason, message) = pressure::words(one);
+            condition(one.condition, one.under, reason, message)
+        })
         .collect();
     list.push(condition("Ready", true, "KubeletReady", "berth agent is posting ready status"));
     Value::Array(list)
@@ -281,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_condition_keeps_the_time_at_which_it_came() {
-        let pressures = |under: bool| vec![pressure::Pressure { condition: "MemoryPressure", under }];
+        let pressures = |under: bool| vec![Pressure { condition: "MemoryPressure", under }];
         let first: Vec<v1::NodeCondition> =
             serde_json::from_value(conditions(&[], &pressures(false), at(100))).unwrap();
         let later: Vec<v1::NodeCondition> =

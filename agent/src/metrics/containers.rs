@@ -30,6 +30,30 @@ pub struct ContainerSample {
     pub(super) stats: Stats,
 }
 
+impl ContainerSample {
+    /// Its name in the pod.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of memory that it cannot do without.
+    pub fn working_set(&self) -> u64 {
+        self.stats.memory.working_set
+    }
+
+    /// Its processes and threads.
+    pub fn processes(&self) -> u64 {
+        self.stats.pids.current
+    }
+}
+
+impl PodSample {
+    /// Whether these are that pod's.
+    pub fn is_of(&self, uid: &str) -> bool {
+        self.pod.uid() == uid
+    }
+}
+
 /// The figures of one pod.
 pub struct PodSample {
     pub(super) pod: Arc<Pod>,

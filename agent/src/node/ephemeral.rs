@@ -3,7 +3,7 @@
 //! Only pods that state a limit are looked at, every ten seconds as a kubelet does, or less often where that costs too much
 //! ([`rest`]): a walk through 100,000 files takes a fifth of a second. While there is no such pod, this sleeps.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use super::AgentNode;
 use super::entry::{Entry, write_json};
 use super::sandbox::blocking;
 use crate::volumes;
+use crate::volumes::usage::Used;
 
 /// kubelet's eviction manager looks as often.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -52,15 +53,38 @@ struct Places {
     volumes: Vec<(String, PathBuf)>,
 }
 
+/// What the files of a pod take.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// Each running container's writable layer and logs.
+    pub containers: BTreeMap<String, Used>,
+    /// Each emptyDir on disk.
+    pub volumes: BTreeMap<String, Used>,
+}
+
+impl Files {
+    fn bytes(&self) -> Usage {
+        let bytes = |all: &BTreeMap<String, Used>| {
+            all.iter().map(|(name, used)| (name.clone(), used.bytes)).collect()
+        };
+        Usage { containers: bytes(&self.containers), volumes: bytes(&self.volumes) }
+    }
+}
+
+/// Measures what the files of a pod take.
+pub(super) async fn measure(node: &AgentNode, entry: &Entry) -> std::io::Result<Files> {
+    let places = places(node, entry);
+    blocking(move || places.measure()).await
+}
+
 impl Places {
-    fn measure(&self) -> std::io::Result<Usage> {
-        let mut usage = Usage::default();
+    fn measure(&self) -> std::io::Result<Files> {
+        let mut usage = Files::default();
         for (name, paths) in &self.containers {
-            let mut sum = 0;
+            let sum = usage.containers.entry(name.clone()).or_default();
             for path in paths {
-                sum += volumes::usage::of(path)?;
+                *sum += volumes::usage::of(path)?;
             }
-            *usage.containers.entry(name.clone()).or_default() += sum;
         }
         for (name, path) in &self.volumes {
             usage.volumes.insert(name.clone(), volumes::usage::of(path)?);
@@ -105,7 +129,7 @@ async fn check(node: &AgentNode, entry: &Arc<Entry>) -> Cost {
     let places = places(node, entry);
     let (usage, cost) = blocking(move || timed(|| places.measure())).await;
     match usage {
-        Ok(usage) => judge(node, entry, &usage),
+        Ok(files) => judge(node, entry, &files.bytes()),
         Err(error) => {
             tracing::warn!(pod = pod.full_name(), %error, "cannot measure what the pod takes of the disk");
         }

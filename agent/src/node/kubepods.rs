@@ -20,6 +20,7 @@ use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use crate::config::eviction::Reserved;
 use crate::config::{Cfs, Config};
 use crate::oci::{cgroup_resources, huge_pages};
 
@@ -32,8 +33,38 @@ pub(super) struct Tree {
     pids_limit: Option<i64>,
     cfs: Cfs,
     memory_qos: Option<MemoryQos>,
+    /// What all pods together are kept to.
+    whole: Whole,
     /// What each pod asks for: the tiers above get the sums.
     asks: Mutex<HashMap<String, Ask>>,
+}
+
+/// What all pods together may have (`enforceNodeAllocatable: [pods]`); none: what there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Whole {
+    /// Bytes of memory.
+    memory: Option<u64>,
+    /// Process ids.
+    pids: Option<u64>,
+}
+
+impl Whole {
+    /// What is left of the machine beside what is reserved. As with a kubelet, what has to be left before pods are evicted
+    /// is not taken away here: pods are to be evicted, not killed.
+    fn of(reserved: &Reserved, memory: Option<u64>, pids: Option<u64>) -> Self {
+        let left = |all: Option<u64>, reserved: u64| {
+            all.filter(|_| reserved > 0).map(|all| all.saturating_sub(reserved))
+        };
+        match reserved.enforced {
+            true => Self { memory: left(memory, reserved.memory), pids: left(pids, reserved.pids) },
+            false => Self::default(),
+        }
+    }
+
+    fn limits(self) -> LinuxResources {
+        let limit = |amount: Option<u64>| amount.map_or(-1, |amount| i64::try_from(amount).unwrap_or(-1));
+        typed(json!({"memory": {"limit": limit(self.memory)}, "pids": {"limit": limit(self.pids)}}))
+    }
 }
 
 /// What a pod's cgroup asks of those above it.
@@ -104,6 +135,11 @@ impl Tree {
             pids_limit: config.pod_pids_limit,
             cfs: config.cfs,
             memory_qos,
+            whole: Whole::of(
+                &config.room.reserved,
+                crate::facts::meminfo("MemTotal:"),
+                crate::pressure::pid_limit(),
+            ),
             asks: Mutex::default(),
         }
     }
@@ -155,7 +191,16 @@ impl Tree {
 
     /// Makes the tiers; once, when the agent starts.
     pub fn prepare(&self) -> Result<(), Error> {
-        self.cgroups.create(&self.path(&[ROOT]), &LinuxResources::default())?;
+        let root = self.path(&[ROOT]);
+        if self.whole == Whole::default() {
+            self.cgroups.create(&root, &LinuxResources::default())?;
+            // An earlier agent may have had reservations.
+            if let Err(error) = self.cgroups.update(&root, &self.whole.limits()) {
+                tracing::debug!(%error, "cannot lift the limits of all pods");
+            }
+        } else {
+            self.cgroups.create(&root, &self.whole.limits())?;
+        }
         let least = typed(json!({"cpu": {"shares": MIN_SHARES}}));
         for class in [QosClass::Burstable, QosClass::BestEffort] {
             self.cgroups.create(&self.tier(class), &least)?;

@@ -2,7 +2,7 @@
 //!
 //! The tour: [`entry`] is what is known of one pod and how it lies on disk; [`sandbox`] starts and ends a pod's shim
 //! and network; [`start`] makes containers; [`shims`] turns what shims tell into records; [`image`] pulls; [`probe`]
-//! runs probes and hooks; [`ephemeral`] ends pods that take too much of the disk; [`resize`] changes cpu
+//! runs probes and hooks; [`ephemeral`] ends pods that take too much of the disk, [`shortage`] pods and images when the machine runs short; [`resize`] changes cpu
 //! and memory in place; [`adopt`] finds what an earlier agent
 //! left running; [`kubepods`] is the tree of cgroups; [`users`] the ids of pods with user namespaces.
 
@@ -15,6 +15,7 @@ pub mod ephemeral;
 mod exec;
 mod grpc;
 mod image;
+mod image_gc;
 pub(crate) mod kubepods;
 mod manifests;
 pub(crate) mod networks;
@@ -23,6 +24,7 @@ mod probe;
 mod resize;
 mod sandbox;
 mod shims;
+pub mod shortage;
 mod shutdown;
 mod signal;
 mod start;
@@ -37,6 +39,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use async_trait::async_trait;
 use berth_image::Store;
 use berth_netplug::Network;
+use berth_reconciler::eviction::{PLENTY, Pressure};
 use berth_reconciler::node::{
     Deletion, Failure, Hook, Node, Observation, PodEvent, ProbeOutcome, StartContainer, StopSignal,
 };
@@ -44,12 +47,13 @@ use berth_reconciler::pod::Pod;
 use berth_reconciler::worker::Reconciler;
 use berth_runtime::cgroup::{Cgroups, Version};
 use k8s_openapi::api::core::v1;
+use tokio::sync::watch;
 
 use crate::cluster::{Cluster, ClusterClasses, ClusterServices};
 use crate::cni::Cni;
 use crate::config::Config;
 use crate::configs::Configs;
-use crate::events::Recorder;
+use crate::events::{Recorder, Regarding};
 use crate::facts::NodeFacts;
 use crate::metrics::Counters;
 use crate::metrics::usage::Meter;
@@ -142,6 +146,8 @@ pub struct AgentNode {
     pub cluster_services: ClusterServices,
     /// The RuntimeClasses of the cluster, if the machine is a node of one.
     pub cluster_classes: ClusterClasses,
+    /// Whether the machine runs short of something.
+    pub pressures: watch::Sender<[Pressure; 3]>,
     cluster: OnceLock<Arc<Cluster>>,
 }
 
@@ -191,6 +197,7 @@ impl AgentNode {
             objects,
             cluster_services: ClusterServices::default(),
             cluster_classes: ClusterClasses::default(),
+            pressures: watch::Sender::new(PLENTY),
             cluster: OnceLock::new(),
         })
     }
@@ -225,6 +232,17 @@ impl AgentNode {
     pub fn connect(&self, reconciler: Arc<Reconciler<AgentNode>>) {
         self.claims.connect(reconciler.clone());
         let _ = self.reconciler.set(reconciler);
+    }
+
+    /// The Node, as events are about it.
+    pub fn regarding(&self) -> Regarding {
+        Regarding {
+            kind: "Node",
+            namespace: "default".to_owned(),
+            name: self.facts.name.clone(),
+            uid: String::new(),
+            field: String::new(),
+        }
     }
 
     /// All pods as they were published last.

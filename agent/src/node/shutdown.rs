@@ -40,7 +40,6 @@ impl AgentNode {
             let seconds = turns[index].seconds;
             tracing::info!(pods = pods.len(), priority = turns[index].priority, seconds, "ending pods");
             let end = Instant::now() + Duration::from_secs(seconds) + AFTER_KILL;
-            let mut changes = self.store.changes();
             for entry in &pods {
                 let eviction = Eviction {
                     reason: TERMINATED.into(),
@@ -50,13 +49,20 @@ impl AgentNode {
                 };
                 evict(self, entry, eviction, EVENT);
             }
-            while let left = self.not_ended(&pods)
-                && !left.is_empty()
-            {
-                if !matches!(timeout_at(end, changes.changed()).await, Ok(Ok(()))) {
-                    tracing::warn!(pods = left.join(", "), "these pods have not ended in time");
-                    break;
-                }
+            self.wait_for_end(&pods, end.saturating_duration_since(Instant::now())).await;
+        }
+    }
+
+    /// Waits until pods have ended, for that long at most.
+    pub(super) async fn wait_for_end(&self, pods: &[Arc<Entry>], at_most: Duration) {
+        let end = Instant::now() + at_most;
+        let mut changes = self.store.changes();
+        while let left = self.not_ended(pods)
+            && !left.is_empty()
+        {
+            if !matches!(timeout_at(end, changes.changed()).await, Ok(Ok(()))) {
+                tracing::warn!(pods = left.join(", "), "these pods have not ended in time");
+                break;
             }
         }
     }
@@ -80,7 +86,7 @@ impl AgentNode {
         left.map(|entry| entry.pod().full_name()).collect()
     }
 
-    fn has_ended_for_good(&self, entry: &Entry) -> bool {
+    pub(super) fn has_ended_for_good(&self, entry: &Entry) -> bool {
         let view = self.reconciler.get().and_then(|reconciler| reconciler.get(entry.pod().uid()));
         view.is_none_or(|view| has_ended(&view.status))
     }

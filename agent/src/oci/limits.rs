@@ -16,6 +16,8 @@ use crate::config::{Config, SwapBehavior};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 const POOLS: &str = "/sys/kernel/mm/hugepages";
+/// How many pages there are, and how many more may be made when they are wanted.
+const FILES: [&str; 2] = ["nr_hugepages", "nr_overcommit_hugepages"];
 
 /// The machine's memory and swap, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +32,7 @@ pub struct Swap {
 /// A size without any page, now or when one is wanted, needs no limit. On a machine whose control groups do not count huge pages
 /// there are no limits but its pools, as with containerd.
 pub fn huge_pages(asked: &BTreeMap<u64, u64>) -> Vec<Value> {
-    if counted(Path::new(CGROUPS)) { limits_of(asked, &pools(Path::new(POOLS))) } else { Vec::new() }
+    if counted(Path::new(CGROUPS)) { limits_of(asked, &pools(Path::new(POOLS), &FILES)) } else { Vec::new() }
 }
 
 /// Whether there is a hugetlb controller, of v1 or v2.
@@ -46,8 +48,14 @@ fn limits_of(asked: &BTreeMap<u64, u64>, pools: &BTreeMap<u64, u64>) -> Vec<Valu
     limits.iter().map(|(size, bytes)| json!({ "pageSize": page_size(*size), "limit": bytes })).collect()
 }
 
-/// How many pages of each size, in bytes, there are or may be made.
-fn pools(dir: &Path) -> BTreeMap<u64, u64> {
+/// The huge pages that the machine has now: bytes by the size of a page.
+pub fn huge_page_pools() -> BTreeMap<u64, u64> {
+    let pages = pools(Path::new(POOLS), &["nr_hugepages"]);
+    pages.into_iter().map(|(size, count)| (size, size.saturating_mul(count))).collect()
+}
+
+/// The sum of what some files say of each size of pages, in bytes.
+fn pools(dir: &Path, files: &[&str]) -> BTreeMap<u64, u64> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {
@@ -57,7 +65,7 @@ fn pools(dir: &Path) -> BTreeMap<u64, u64> {
                 let text = std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
                 text.trim().parse::<u64>().unwrap_or(0)
             };
-            Some((kilobytes << 10, count("nr_hugepages") + count("nr_overcommit_hugepages")))
+            Some((kilobytes << 10, files.iter().map(|file| count(file)).sum()))
         })
         .collect()
 }
@@ -156,8 +164,8 @@ mod tests {
             std::fs::write(dir.path().join(name).join("nr_hugepages"), pages).unwrap();
             std::fs::write(dir.path().join(name).join("nr_overcommit_hugepages"), more).unwrap();
         }
-        assert_eq!(pools(dir.path()), BTreeMap::from([(2 << 20, 4), (1 << 30, 0)]));
-        assert_eq!(pools(&dir.path().join("none")), BTreeMap::new());
+        assert_eq!(pools(dir.path(), &FILES), BTreeMap::from([(2 << 20, 4), (1 << 30, 0)]));
+        assert_eq!(pools(&dir.path().join("none"), &FILES), BTreeMap::new());
     }
 
     #[test]

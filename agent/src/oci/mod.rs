@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Cfs, Config};
 
-pub use limits::{Swap, huge_pages, memory_qos};
+pub use limits::{Swap, huge_page_pools, huge_pages, memory_qos};
 pub use mounts::{MountSource, SubPathError};
 pub use user::read_in_layers;
 
@@ -82,7 +82,7 @@ pub(crate) fn create_error(message: impl Into<String>) -> Failure {
 ///
 /// # Errors
 /// `CreateContainerConfigError` when the pod asks for what its image cannot give (a user that does not exist,
-/// `runAsNonRoot` with a root image), `CreateContainerError` for a missing command or a bad subPath.
+/// `runAsNonRoot` with a root image) or a bad subPath, `CreateContainerError` for a missing command.
 pub fn build(inputs: &Inputs<'_>) -> Result<Built, Failure> {
     let args = arguments(inputs)?;
     let user = user::resolve(inputs)?;

@@ -25,8 +25,9 @@ pub enum MountSource {
 
 /// Why a subPath cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to prepare subPath {sub:?} of volume {volume:?}: {reason}")]
+#[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}: {sub}: {reason}")]
 pub struct SubPathError {
+    container: String,
     volume: String,
     sub: String,
     reason: String,
@@ -143,8 +144,11 @@ fn volume_mount(
         None => MountSource::Whole(root.clone()),
         Some(sub) => MountSource::Within(
             within(root, &sub)
-                .map_err(|reason| SubPathError { volume: mount.name.clone(), sub, reason })
-                .map_err(|e| create_error(e.to_string()))?,
+                .map_err(|reason| {
+                    let container = inputs.container.name.clone();
+                    SubPathError { container, volume: mount.name.clone(), sub, reason }
+                })
+                .map_err(|e| super::config_error(e.to_string()))?,
         ),
     };
     let path = match source {

@@ -25,7 +25,7 @@ use crate::cni::Cni;
 use crate::config::{AgentArgs, Config};
 use crate::configs::Configs;
 use crate::dns::{self, server::Sockets};
-use crate::events::{Recorder, Regarding};
+use crate::events::Recorder;
 use crate::facts::NodeFacts;
 use crate::hub::Hub;
 use crate::metrics::Counters;
@@ -153,6 +153,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     notify_systemd(&config, readiness);
     tokio::spawn(give_memory_back(store));
     tokio::spawn(crate::node::ephemeral::watch(node.clone()));
+    tokio::spawn(crate::node::shortage::watch(node.clone()));
 
     tokio::select! {
         _ = terminate.recv() => {}
@@ -369,13 +370,7 @@ async fn give_memory_back(store: ObjectStore) {
 
 fn announce_node(node: &AgentNode) {
     let name = &node.facts.name;
-    let about = Regarding {
-        kind: "Node",
-        namespace: "default".into(),
-        name: name.clone(),
-        uid: String::new(),
-        field: String::new(),
-    };
+    let about = node.regarding();
     node.events.record(&about, false, "Starting", "Starting berth.");
     node.events.record(&about, false, "NodeReady", &format!("Node {name} status is now: NodeReady"));
 }

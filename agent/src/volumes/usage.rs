@@ -14,31 +14,48 @@ use super::walk::{Walk, is_folder, look};
 /// `st_blocks` is in these (inode(7)).
 const BLOCK: u64 = 512;
 
-/// Bytes of disk below a folder, or of a file; nothing that is mounted below counts. What is not there takes nothing.
+/// What files take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files and folders.
+    pub inodes: u64,
+}
+
+impl std::ops::AddAssign for Used {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.inodes += other.inodes;
+    }
+}
+
+/// What a folder and all below it takes of the disk, or a file; nothing that is mounted below counts. What is not there takes
+/// nothing.
 ///
 /// # Errors
 /// What keeps a folder from being read.
-pub fn of(path: &Path) -> io::Result<u64> {
-    let Some(stat) = look(AT_FDCWD, path.as_os_str())? else { return Ok(0) };
-    let mut count = Count { device: stat.st_dev, seen: HashSet::new(), bytes: 0 };
+pub fn of(path: &Path) -> io::Result<Used> {
+    let Some(stat) = look(AT_FDCWD, path.as_os_str())? else { return Ok(Used::default()) };
+    let mut count = Count { device: stat.st_dev, seen: HashSet::new(), used: Used::default() };
     count.add(&stat);
     if let Some(walk) = Walk::at(path)?.filter(|_| is_folder(&stat)) {
         count.tree(walk)?;
     }
-    Ok(count.bytes)
+    Ok(count.used)
 }
 
 struct Count {
     device: u64,
     /// Files with several names that have been counted.
     seen: HashSet<u64>,
-    bytes: u64,
+    used: Used,
 }
 
 impl Count {
     fn add(&mut self, stat: &FileStat) {
         if is_folder(stat) || stat.st_nlink < 2 || self.seen.insert(stat.st_ino) {
-            self.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK;
+            self.used += Used { bytes: u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK, inodes: 1 };
         }
     }
 
@@ -74,18 +91,20 @@ mod tests {
         let (tree, outside) = (dir.path().join("tree"), dir.path().join("outside"));
         std::fs::create_dir_all(tree.join("a/b")).unwrap();
         std::fs::create_dir(&outside).unwrap();
-        let empty = of(&tree).unwrap();
+        let empty = of(&tree).unwrap().bytes;
         std::fs::write(outside.join("big"), vec![1; 4 << 20]).unwrap();
         std::os::unix::fs::symlink(&outside, tree.join("link")).unwrap();
         std::fs::write(tree.join("a/b/file"), vec![1; 1 << 20]).unwrap();
         std::fs::hard_link(tree.join("a/b/file"), tree.join("again")).unwrap();
-        let used = of(&tree).unwrap() - empty;
+        let used = of(&tree).unwrap();
+        assert_eq!(used.inodes, 5, "tree, a, b, the link and the file of two names");
+        let used = used.bytes - empty;
         assert!((1 << 20..3 << 19).contains(&used), "{used}");
         // A hole takes nothing.
         std::fs::File::create(tree.join("hole")).unwrap().set_len(1 << 30).unwrap();
-        assert!(of(&tree).unwrap() - empty < 3 << 19);
-        assert_eq!(of(&dir.path().join("none")).unwrap(), 0);
-        assert_eq!(of(&outside.join("big")).unwrap(), 4 << 20, "a file");
+        assert!(of(&tree).unwrap().bytes - empty < 3 << 19);
+        assert_eq!(of(&dir.path().join("none")).unwrap(), Used::default());
+        assert_eq!(of(&outside.join("big")).unwrap().bytes, 4 << 20, "a file");
     }
 
     /// However deep a container hides it.
@@ -94,7 +113,7 @@ mod tests {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let tree = dir.path().join("tree");
         nest(&tree, 2_000);
-        assert!(of(&tree).unwrap() >= 8192);
+        assert!(of(&tree).unwrap().bytes >= 8192);
         crate::volumes::remove_tree(&tree).unwrap();
     }
 }

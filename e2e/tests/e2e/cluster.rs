@@ -14,6 +14,8 @@ use berth_e2e::tools::{self, Ran};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod shortage;
+
 const SECONDS_30: Duration = Duration::from_secs(30);
 
 /// A node whose pods come from a server, the server, and kubectl for it.

@@ -324,6 +324,46 @@ fn processes_of_a_pod_are_counted_and_limited() {
 }
 
 #[test]
+fn what_is_reserved_is_not_for_pods() {
+    let mut node =
+        node_with("systemReserved: {memory: 1Gi, cpu: 100m}\nkubeReserved: {memory: 1Gi, pid: 1k}\n");
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next());
+    let left = (total.unwrap().parse::<u64>().unwrap() << 10) - (2 << 30);
+    let root = format!("{}/kubepods", node.cgroup_parent());
+    let limit = |v1: &str, v2: &str| {
+        let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}"));
+        read(&format!("{v1}{root}/{v2}"))
+            .or_else(|_| read(&format!("{root}/{v2}")))
+            .map(|text| text.trim().to_owned())
+    };
+    let memory =
+        || limit("memory", "memory.limit_in_bytes").or_else(|_| limit("memory", "memory.max")).unwrap();
+    assert_eq!(memory(), left.to_string());
+    assert_ne!(limit("pids", "pids.max").unwrap(), "max");
+    let shown: serde_json::Value = berth_e2e::http::get(&node.socket(), "/api/v1/nodes/n1").unwrap();
+    let (capacity, may) = (&shown["status"]["capacity"], &shown["status"]["allocatable"]);
+    assert_eq!(may["memory"], format!("{}Ki", left >> 10));
+    let cores: u64 = capacity["cpu"].as_str().unwrap().parse().unwrap();
+    assert_eq!(may["cpu"], format!("{}m", cores * 1000 - 100));
+    // A container without a limit may have what pods may have.
+    let pod = Builder::new("a")
+        .shell("echo $MOST; exec sleep 1000000")
+        .with("env: [{ name: MOST, valueFrom: { resourceFieldRef: { resource: limits.memory } } }]");
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    let pod = node.wait_running(&["a"]).unwrap().remove("a").unwrap();
+    node.wait_log(&pod, &left.to_string()).unwrap();
+
+    // The next agent has no reservations.
+    node.stop_agent().unwrap();
+    std::fs::write(node.path("config.yaml"), "").unwrap();
+    node.start_agent().unwrap();
+    assert_ne!(memory(), left.to_string());
+    assert_eq!(limit("pids", "pids.max").unwrap(), "max");
+    node.finish().unwrap();
+}
+
+#[test]
 fn names_and_name_servers_of_the_spec_are_in_the_containers_files() {
     let node = Node::start().unwrap();
     let pod = Builder::new("a")

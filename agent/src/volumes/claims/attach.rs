@@ -207,5 +207,7 @@ fn attached(volume: &v1::PersistentVolume) -> Result<Attached, String> {
         let whose = if is_provisioned(volume) { "the folder of" } else { "the local path of" };
         return Err(format!("{whose} volume {name:?} does not exist: {}", path.display()));
     }
-    Ok(Attached::Folder(path))
+    // It may be a link, which has no owner or permissions to speak of.
+    let folder = path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(Attached::Folder(folder))
 }
