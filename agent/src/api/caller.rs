@@ -7,6 +7,9 @@ use crate::hub::node_user;
 /// Members may do everything, as in Kubernetes.
 pub const ADMINS: &str = "system:masters";
 
+/// Everybody whose name is known is a member.
+const AUTHENTICATED: &str = "system:authenticated";
+
 /// Who a connection belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
@@ -41,9 +44,11 @@ impl Caller {
     /// The caller's groups.
     pub fn groups(&self) -> Vec<String> {
         match self {
-            Caller::Owner => vec![ADMINS.to_owned(), "system:authenticated".to_owned()],
+            Caller::Owner => vec![ADMINS.to_owned(), AUTHENTICATED.to_owned()],
             Caller::User { groups, .. } => {
-                groups.iter().cloned().chain(["system:authenticated".to_owned()]).collect()
+                // Whoever was asked about a token may have said it already.
+                let others = groups.iter().filter(|group| *group != AUTHENTICATED).cloned();
+                others.chain([AUTHENTICATED.to_owned()]).collect()
             }
             Caller::Anonymous => vec!["system:unauthenticated".to_owned()],
         }
