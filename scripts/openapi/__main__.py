@@ -1,11 +1,12 @@
 """Holds what is said to and by a Kubernetes API server against the OpenAPI that Kubernetes publishes.
 
     scripts/openapi record --listen ADDRESS --server ADDRESS --authority FILE --key FILE RECORD
-    scripts/openapi check RECORD
+    scripts/openapi check [--node] RECORD
 
 `record` is a proxy for clients of the server, until it is killed; see record.py. `check` prints JSON: {"seen": {"client verb path": how
-often}, "complaints": {complaint: how often}}. `scripts/install test` puts what Kubernetes publishes into <target>/tools: the schemas
-into helm/, the paths into openapi/ (by `scripts/openapi paths FOLDER`, of the client of published.py).
+often}, "complaints": {complaint: how often}}; --node: the server was a node with its own API. `scripts/install test` puts what
+Kubernetes publishes into <target>/tools: the schemas into helm/, the paths into openapi/ (by `scripts/openapi paths FOLDER`, of the
+client of published.py).
 """
 import argparse
 import collections
@@ -19,12 +20,16 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or pathlib.Path(__file_
 TOOLS = pathlib.Path(os.environ.get("BERTH_TOOLS") or TARGET / "tools")
 
 
-def check(path):
+def check(path, of_node):
     import exchange
+    import node
+    import unpublished
     from check import Checker
 
     definitions = json.loads((TOOLS / "helm/schemas/_definitions.json").read_text())["$defs"]
-    checker = Checker(json.loads((TOOLS / "openapi/paths.json").read_text()), definitions)
+    definitions.update({**unpublished.DEFINITIONS, **node.DEFINITIONS})
+    paths = node.PATHS if of_node else {**json.loads((TOOLS / "openapi/paths.json").read_text()), **unpublished.PATHS}
+    checker = Checker(paths, definitions, stores=not of_node)
     seen, complaints = collections.Counter(), collections.Counter()
     with open(path) as lines:
         for one in exchange.read(lines):
@@ -38,7 +43,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("paths").add_argument("folder", type=pathlib.Path)
-    verbs.add_parser("check").add_argument("record")
+    checking = verbs.add_parser("check")
+    checking.add_argument("--node", action="store_true")
+    checking.add_argument("record")
     recording = verbs.add_parser("record")
     for flag in ("--listen", "--server", "--authority", "--key"):
         recording.add_argument(flag, required=True)
@@ -47,7 +54,7 @@ def main():
     if given.verb == "paths":
         print(json.dumps(published.paths(given.folder)))
     elif given.verb == "check":
-        check(given.record)
+        check(given.record, given.node)
     else:
         import record
 

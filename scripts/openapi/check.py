@@ -12,7 +12,7 @@ from schemas import FULL, MERGE, META, STRATEGIC, Schemas
 JSON = "application/json"
 OBJECTS = {JSON, "application/yaml", "application/vnd.kubernetes.protobuf", "application/cbor"}
 PATCHES = {"application/merge-patch+json": MERGE, "application/strategic-merge-patch+json": STRATEGIC, "application/apply-patch+yaml": MERGE}
-UPGRADES = {"exec", "attach", "portforward"}
+UPGRADES = {"attach", "exec", "portForward", "portforward"}
 # What has the type of another object in the published OpenAPI, but is answered with a Status.
 ANSWERED_WITH_STATUS = ("/binding", "/eviction")
 EVENTS = {"ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"}
@@ -36,11 +36,12 @@ class Template:
         parts = path.split("/")
         self.group = parts[2] if parts[1] == "apis" and len(parts) > 2 else ""
         self.group_version = tuple(parts[2:4]) if parts[1] == "apis" else ("", "v1")
-        self.last = parts[-1]
+        # A node's own API has the word first.
+        self.upgrades = bool(UPGRADES & {parts[-1], parts[1]})
 
     def verb(self, exchange):
         """As an authorizer calls it: k8s.io/apiserver, pkg/endpoints/request/requestinfo.go."""
-        if self.last in UPGRADES:
+        if self.upgrades:
             return "connect"
         verb = {"get": "get", "post": "create", "put": "update", "patch": "patch", "delete": "delete"}.get(exchange.method.lower(), "?")
         if verb == "get" and self.is_list():
@@ -53,9 +54,11 @@ class Template:
 
 
 class Checker:
-    def __init__(self, published, definitions):
-        self.schemas = Schemas({**definitions, **unpublished.DEFINITIONS})
-        templates = [Template(path, operations) for path, operations in {**published, **unpublished.PATHS}.items()]
+    """Of an API server with these paths; or of a node's own API, which keeps no objects."""
+
+    def __init__(self, paths, definitions, stores=True):
+        self.schemas, self.stores = Schemas(definitions), stores
+        templates = [Template(path, operations) for path, operations in paths.items()]
         self.templates = sorted(templates, key=lambda template: template.rank)
         self.paths = {template.path: template for template in templates}
 
@@ -182,8 +185,8 @@ class One:
             yield from self.result(value)
 
     def failure(self, code, media):
-        # Health tells in text what is ill.
-        if self.operation["responses"].get("200") == "str" and media == "text/plain" and not self.template.path.startswith("/api"):
+        # Health tells in text what is ill, and a node's own API whatever is wrong.
+        if media == "text/plain" and (not self.checker.stores or not self.template.path.startswith("/api")):
             return
         value, wrong = parsed(self.exchange.data)
         if wrong:
@@ -248,6 +251,8 @@ class One:
 
     def is_stored(self):
         """Whether the path is of an object that can be read again."""
+        if not self.checker.stores:
+            return False
         whole = re.match(r".*/\{name\}", self.template.path)
         at = self.checker.paths.get(whole[0] if whole else f"{self.template.path}/{{name}}")
         answer = self.operation["responses"]["200"]
@@ -275,14 +280,15 @@ class One:
         yield from (f"{at}{text}" for text in defaults.missing(value.get("kind"), value))
 
     def items(self, value):
-        if not (value.get("metadata") or {}).get("resourceVersion") and "metrics.k8s.io" not in self.template.path:
+        if not self.is_stored_list():
+            return
+        if not (value.get("metadata") or {}).get("resourceVersion"):
             yield "metadata.resourceVersion: missing"
-        if self.is_stored_list():
-            for n, item in enumerate(value.get("items") or []):
-                yield from self.stored(item, f"items[{n}].")
+        for n, item in enumerate(value.get("items") or []):
+            yield from self.stored(item, f"items[{n}].")
 
     def is_stored_list(self):
-        return "metrics.k8s.io" not in self.template.path
+        return self.checker.stores and "metrics.k8s.io" not in self.template.path
 
     def table(self, value, at, first):
         """A list, an object or an event as a table."""

@@ -14,7 +14,7 @@ KNOWN = {"$ref", "additionalProperties", "enum", "format", "items", "oneOf", "pr
          "x-kubernetes-list-map-keys", "x-kubernetes-list-type", "x-kubernetes-patch-merge-key", "x-kubernetes-patch-strategy"}
 SILENT = {"default", "description", "x-kubernetes-group-version-kind", "x-kubernetes-map-type", "x-kubernetes-unions"}
 TYPES = {"array": list, "boolean": bool, "integer": int, "number": (int, float), "object": dict, "string": str}
-RANGES = {"int32": 2**31, "int64": 2**63}
+RANGES = {"int32": (-2**31, 2**31), "int64": (-2**63, 2**63), "uint64": (0, 2**64)}
 DIRECTIVE = re.compile(r"\$(setElementOrder|deleteFromPrimitiveList)/(.+)")
 # What an API server takes and gives: k8s.io/apimachinery, pkg/apis/meta/v1/{time,micro_time}.go, pkg/api/resource/quantity.go.
 DATE = r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}"
@@ -116,7 +116,8 @@ class Schemas:
             yield f"{at}: {value!r} is no {name.rpartition('.')[2]}"
 
     def formatted(self, form, value, at):
-        if form in RANGES and not -RANGES[form] <= value < RANGES[form]:
+        low, end = RANGES.get(form, (value, value))
+        if form in RANGES and not low <= value < end:
             yield f"{at}: {value} is no {form}"
         if form == "byte" and not is_base64(value):
             yield f"{at}: no base64"

@@ -80,7 +80,7 @@ impl Cluster {
         command
     }
 
-    fn start_server(&mut self) {
+    pub(super) fn start_server(&mut self) {
         let address = format!("{OUTSIDE}:6443");
         let flags = ["--node-name", "server", "--bridge", "brserver0", "--nft-table", "berth_server"];
         let more = ["--pod-cidr", "10.99.0.0/16", "--api-address", &address];
@@ -145,7 +145,7 @@ impl Cluster {
     }
 
     /// `kill -9` of the server.
-    fn kill_server(&mut self) {
+    pub(super) fn kill_server(&mut self) {
         let Some(child) = self.server.take() else { return };
         self.end_outside("KILL", "", child);
     }

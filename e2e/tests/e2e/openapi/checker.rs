@@ -42,11 +42,11 @@ impl Said {
     }
 }
 
-fn findings(all: &[Said]) -> Findings {
+fn findings(all: &[Said], flags: &[&str]) -> Findings {
     let file = tempfile::NamedTempFile::new().unwrap();
     let text: String = all.iter().enumerate().map(|(id, said)| said.lines(id)).collect();
     std::fs::write(file.path(), text).unwrap();
-    check(file.path())
+    check(file.path(), flags)
 }
 
 const PODS: &str = "/api/v1/namespaces/a/pods";
@@ -118,15 +118,15 @@ fn what_kubernetes_says_passes() {
         Said::new("DELETE", POD, 200, pod()).body("application/json", json!({"gracePeriodSeconds": 0})),
         Said::new("GET", POD, 404, status(404, "NotFound")),
     ];
-    let findings = findings(&all);
+    let findings = findings(&all, &[]);
     findings.assert_good(&[]);
     findings.assert_seen(&["berth watch /api/v1/namespaces/{namespace}/pods"]);
 }
 
 /// Each of these is complained of.
-fn assert_complaints(cases: &[(Said, &str)]) {
+fn assert_complaints(flags: &[&str], cases: &[(Said, &str)]) {
     for (said, complaint) in cases {
-        let found = findings(std::slice::from_ref(said)).complaints;
+        let found = findings(std::slice::from_ref(said), flags).complaints;
         assert!(found.keys().any(|one| one.contains(complaint)), "no {complaint:?} among {found:#?}");
     }
 }
@@ -155,178 +155,244 @@ fn watched(text: String) -> Said {
 
 #[test]
 fn paths_methods_parameters_and_types_are_checked() {
-    assert_complaints(&[
-        (Said::new("GET", "/api/v1/namespaces/a/pod/x", 200, pod()), "Kubernetes has no such path"),
-        (Said::new("POST", POD, 200, pod()), "Kubernetes has no such method there"),
-        (Said::new("GET", &format!("{POD}?watching=1"), 200, pod()), "request: unknown parameter watching=1"),
-        (
-            Said::new("GET", &format!("{PODS}?limit=many"), 404, status(404, "NotFound")),
-            "parameter limit=many: no number",
-        ),
-        (
-            Said::new("DELETE", &format!("{POD}?dryRun=yes"), 200, pod()),
-            "parameter dryRun=yes: none of ['All']",
-        ),
-        (
-            Said::new("GET", &format!("{PODS}?fieldSelector=spec.color%3Dred"), 404, status(404, "NotFound")),
-            "no selector for the field spec.color of pods",
-        ),
-        (
-            Said::new("GET", &format!("{PODS}?watch=1&sendInitialEvents=true"), 200, ""),
-            "sendInitialEvents without resourceVersionMatch=NotOlderThan",
-        ),
-        (patched("application/json", json!({})), "application/json is no patch"),
-        (
-            Said::new("POST", PODS, 201, pod()).body("text/html", "<p>"),
-            "request: a body of the type 'text/html'",
-        ),
-    ]);
+    assert_complaints(
+        &[],
+        &[
+            (Said::new("GET", "/api/v1/namespaces/a/pod/x", 200, pod()), "Kubernetes has no such path"),
+            (Said::new("POST", POD, 200, pod()), "Kubernetes has no such method there"),
+            (
+                Said::new("GET", &format!("{POD}?watching=1"), 200, pod()),
+                "request: unknown parameter watching=1",
+            ),
+            (
+                Said::new("GET", &format!("{PODS}?limit=many"), 404, status(404, "NotFound")),
+                "parameter limit=many: no number",
+            ),
+            (
+                Said::new("DELETE", &format!("{POD}?dryRun=yes"), 200, pod()),
+                "parameter dryRun=yes: none of ['All']",
+            ),
+            (
+                Said::new(
+                    "GET",
+                    &format!("{PODS}?fieldSelector=spec.color%3Dred"),
+                    404,
+                    status(404, "NotFound"),
+                ),
+                "no selector for the field spec.color of pods",
+            ),
+            (
+                Said::new("GET", &format!("{PODS}?watch=1&sendInitialEvents=true"), 200, ""),
+                "sendInitialEvents without resourceVersionMatch=NotOlderThan",
+            ),
+            (patched("application/json", json!({})), "application/json is no patch"),
+            (
+                Said::new("POST", PODS, 201, pod()).body("text/html", "<p>"),
+                "request: a body of the type 'text/html'",
+            ),
+        ],
+    );
 }
 
 #[test]
 fn bodies_are_checked() {
     let lease = json!({"spec": {"renewTime": "2026-01-01T00:00:00Z"}});
-    assert_complaints(&[
-        (
-            sent(json!({"spec": {"containers": [{"name": "c"}], "nodename": "n"}})),
-            "request: spec.nodename: unknown field",
-        ),
-        (sent(json!({"spec": {}})), "request: spec.containers: missing"),
-        (sent(container(json!({"name": 3}))), "request: spec.containers[0].name: 3 is no string"),
-        (
-            sent(container(json!({"name": "c", "resources": {"limits": {"cpu": "1 core"}}}))),
-            "spec.containers[0].resources.limits['cpu']: '1 core' is no Quantity",
-        ),
-        (
-            sent(container(json!({"name": "c", "ports": [{"containerPort": 4_294_967_296_u64}]}))),
-            "containerPort: 4294967296 is no int32",
-        ),
-        (
-            sent(json!({"metadata": {"resourceVersion": "7"}, "spec": {"containers": []}})),
-            "metadata.resourceVersion: set on an object to be created",
-        ),
-        (
-            sent(json!({"kind": "Node", "apiVersion": "v1", "spec": {"containers": []}})),
-            "request: kind: 'Node' is none of ['Pod']",
-        ),
-        (
-            Said::new(
-                "PUT",
-                "/apis/coordination.k8s.io/v1/namespaces/a/leases/x",
-                409,
-                status(409, "Conflict"),
-            )
-            .body("application/json", lease.clone()),
-            "metadata.resourceVersion: must be specified for an update of a Lease",
-        ),
-        (
-            Said::new(
-                "PUT",
-                "/apis/coordination.k8s.io/v1/namespaces/a/leases/x",
-                409,
-                status(409, "Conflict"),
-            )
-            .body("application/json", lease),
-            "spec.renewTime: '2026-01-01T00:00:00Z' is no MicroTime",
-        ),
-    ]);
+    assert_complaints(
+        &[],
+        &[
+            (
+                sent(json!({"spec": {"containers": [{"name": "c"}], "nodename": "n"}})),
+                "request: spec.nodename: unknown field",
+            ),
+            (sent(json!({"spec": {}})), "request: spec.containers: missing"),
+            (sent(container(json!({"name": 3}))), "request: spec.containers[0].name: 3 is no string"),
+            (
+                sent(container(json!({"name": "c", "resources": {"limits": {"cpu": "1 core"}}}))),
+                "spec.containers[0].resources.limits['cpu']: '1 core' is no Quantity",
+            ),
+            (
+                sent(container(json!({"name": "c", "ports": [{"containerPort": 4_294_967_296_u64}]}))),
+                "containerPort: 4294967296 is no int32",
+            ),
+            (
+                sent(json!({"metadata": {"resourceVersion": "7"}, "spec": {"containers": []}})),
+                "metadata.resourceVersion: set on an object to be created",
+            ),
+            (
+                sent(json!({"kind": "Node", "apiVersion": "v1", "spec": {"containers": []}})),
+                "request: kind: 'Node' is none of ['Pod']",
+            ),
+            (
+                Said::new(
+                    "PUT",
+                    "/apis/coordination.k8s.io/v1/namespaces/a/leases/x",
+                    409,
+                    status(409, "Conflict"),
+                )
+                .body("application/json", lease.clone()),
+                "metadata.resourceVersion: must be specified for an update of a Lease",
+            ),
+            (
+                Said::new(
+                    "PUT",
+                    "/apis/coordination.k8s.io/v1/namespaces/a/leases/x",
+                    409,
+                    status(409, "Conflict"),
+                )
+                .body("application/json", lease),
+                "spec.renewTime: '2026-01-01T00:00:00Z' is no MicroTime",
+            ),
+        ],
+    );
 }
 
 #[test]
 fn patches_are_checked() {
-    assert_complaints(&[
-        (patched(MERGE, json!({"spec": {"nodename": "n"}})), "request: spec.nodename: unknown field"),
-        (patched(MERGE, json!({"$patch": "replace"})), "request: $patch: unknown field"),
-        (
-            patched(MERGE, json!({"spec": {"containers": [{"image": "i"}]}})),
-            "request: spec.containers[0].name: missing",
-        ),
-        (
-            patched(STRATEGIC, json!({"spec": {"containers": [{"image": "i"}]}})),
-            "spec.containers[0]: without name, by which it is merged",
-        ),
-        (
-            patched(STRATEGIC, json!({"spec": {"$setElementOrder/colors": []}})),
-            "spec.$setElementOrder/colors: no directive for a list that is merged",
-        ),
-        (
-            patched("application/json-patch+json", json!([{"op": "add", "path": "/a"}])),
-            "[0]: add has the fields ['op', 'path']",
-        ),
-        (patched("application/apply-patch+yaml", json!({})), "server-side apply without fieldManager"),
-    ]);
+    assert_complaints(
+        &[],
+        &[
+            (patched(MERGE, json!({"spec": {"nodename": "n"}})), "request: spec.nodename: unknown field"),
+            (patched(MERGE, json!({"$patch": "replace"})), "request: $patch: unknown field"),
+            (
+                patched(MERGE, json!({"spec": {"containers": [{"image": "i"}]}})),
+                "request: spec.containers[0].name: missing",
+            ),
+            (
+                patched(STRATEGIC, json!({"spec": {"containers": [{"image": "i"}]}})),
+                "spec.containers[0]: without name, by which it is merged",
+            ),
+            (
+                patched(STRATEGIC, json!({"spec": {"$setElementOrder/colors": []}})),
+                "spec.$setElementOrder/colors: no directive for a list that is merged",
+            ),
+            (
+                patched("application/json-patch+json", json!([{"op": "add", "path": "/a"}])),
+                "[0]: add has the fields ['op', 'path']",
+            ),
+            (patched("application/apply-patch+yaml", json!({})), "server-side apply without fieldManager"),
+        ],
+    );
 }
 
 #[test]
 fn answers_are_checked() {
-    assert_complaints(&[
-        (Said::new("GET", POD, 202, pod()), "answer: the code 202"),
-        (sent(json!({"spec": {"containers": []}})).coded(200), "answer: the code 200"),
-        (got("/kind", json!("Node")), "answer: : is Node of 'v1', not Pod"),
-        (got("/metadata/uid", Value::Null), "answer: metadata.uid: missing"),
-        (
-            got("/metadata/creationTimestamp", json!("today")),
-            "metadata.creationTimestamp: 'today' is no Time",
-        ),
-        (got("/metadata/name", json!("y")), "metadata.name: 'y' is not the path's"),
-        (got("/status/phases", json!("Running")), "answer: status.phases: unknown field"),
-        (got("/spec/schedulerName", Value::Null), "spec.schedulerName: missing, which servers fill in"),
-        (
-            got("/status/podIPs", json!([{"ip": "1.1.1.1"}, {"ip": "1.1.1.1"}])),
-            "status.podIPs: more than one item",
-        ),
-        (
-            Said::new(
-                "GET",
-                PODS,
-                200,
-                json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": []}),
+    assert_complaints(
+        &[],
+        &[
+            (Said::new("GET", POD, 202, pod()), "answer: the code 202"),
+            (sent(json!({"spec": {"containers": []}})).coded(200), "answer: the code 200"),
+            (got("/kind", json!("Node")), "answer: : is Node of 'v1', not Pod"),
+            (got("/metadata/uid", Value::Null), "answer: metadata.uid: missing"),
+            (
+                got("/metadata/creationTimestamp", json!("today")),
+                "metadata.creationTimestamp: 'today' is no Time",
             ),
-            "answer: metadata.resourceVersion: missing",
-        ),
-        (
-            Said::new("DELETE", POD, 200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"})),
-            "a Status, not the Pod that was deleted",
-        ),
-        (Said::new("GET", POD, 404, status(403, "Forbidden")), "code: 403 in the body, 404 in the answer"),
-        (Said::new("GET", POD, 409, status(409, "Because")), "reason: 'Because' does not go with 409"),
-        (Said::new("GET", POD, 404, "not found"), "answer: no JSON"),
-    ]);
+            (got("/metadata/name", json!("y")), "metadata.name: 'y' is not the path's"),
+            (got("/status/phases", json!("Running")), "answer: status.phases: unknown field"),
+            (got("/spec/schedulerName", Value::Null), "spec.schedulerName: missing, which servers fill in"),
+            (
+                got("/status/podIPs", json!([{"ip": "1.1.1.1"}, {"ip": "1.1.1.1"}])),
+                "status.podIPs: more than one item",
+            ),
+            (
+                Said::new(
+                    "GET",
+                    PODS,
+                    200,
+                    json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": []}),
+                ),
+                "answer: metadata.resourceVersion: missing",
+            ),
+            (
+                Said::new(
+                    "DELETE",
+                    POD,
+                    200,
+                    json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}),
+                ),
+                "a Status, not the Pod that was deleted",
+            ),
+            (
+                Said::new("GET", POD, 404, status(403, "Forbidden")),
+                "code: 403 in the body, 404 in the answer",
+            ),
+            (Said::new("GET", POD, 409, status(409, "Because")), "reason: 'Because' does not go with 409"),
+            (Said::new("GET", POD, 404, "not found"), "answer: no JSON"),
+        ],
+    );
 }
 
 #[test]
 fn watches_are_checked() {
     let end = event("BOOKMARK", &bookmark(json!({"k8s.io/initial-events-end": "true"})));
-    assert_complaints(&[
-        (watched(event("CHANGED", &pod()) + &end), "event 0 CHANGED : no event"),
-        (
-            watched(event("ADDED", &json!({"apiVersion": "v1", "kind": "Node"})) + &end),
-            "is Node of 'v1', not Pod",
-        ),
-        (
-            watched(event("ADDED", &pod_with("/spec/color", json!("red"))) + &end),
-            "event 0 ADDED .spec.color: unknown field",
-        ),
-        (watched(event("ADDED", &pod())), "no bookmark tells of the end of the initial events"),
-        (watched(end.clone() + &event("MODIFIED", &pod())), "version 7 after 9"),
-        (
-            watched(end.clone() + &event("ERROR", &status(410, "Invalid"))),
-            "reason: 'Invalid' does not go with 410",
-        ),
-        (watched(end + "{\"type\": \"ADD"), "the watch ends within a line"),
-    ]);
+    assert_complaints(
+        &[],
+        &[
+            (watched(event("CHANGED", &pod()) + &end), "event 0 CHANGED : no event"),
+            (
+                watched(event("ADDED", &json!({"apiVersion": "v1", "kind": "Node"})) + &end),
+                "is Node of 'v1', not Pod",
+            ),
+            (
+                watched(event("ADDED", &pod_with("/spec/color", json!("red"))) + &end),
+                "event 0 ADDED .spec.color: unknown field",
+            ),
+            (watched(event("ADDED", &pod())), "no bookmark tells of the end of the initial events"),
+            (watched(end.clone() + &event("MODIFIED", &pod())), "version 7 after 9"),
+            (
+                watched(end.clone() + &event("ERROR", &status(410, "Invalid"))),
+                "reason: 'Invalid' does not go with 410",
+            ),
+            (watched(end + "{\"type\": \"ADD"), "the watch ends within a line"),
+        ],
+    );
 }
 
 #[test]
 fn discovery_is_checked() {
-    assert_complaints(&[(
-        Said::new(
-            "GET",
-            "/api/v1",
-            200,
-            json!({"kind": "APIResourceList", "groupVersion": "v1", "resources": [{"name": "pods/pause",
+    assert_complaints(
+        &[],
+        &[(
+            Said::new(
+                "GET",
+                "/api/v1",
+                200,
+                json!({"kind": "APIResourceList", "groupVersion": "v1", "resources": [{"name": "pods/pause",
             "singularName": "", "namespaced": true, "kind": "Pod", "verbs": ["create"]}]}),
+            ),
+            "discovery offers create of pods/pause",
+        )],
+    );
+}
+
+#[test]
+fn a_nodes_own_api_is_checked() {
+    let time = "2026-01-01T00:00:00Z";
+    let summary = |cpu: Value| json!({"node": {"nodeName": "n", "startTime": time, "cpu": cpu}, "pods": []});
+    let list = |pod| json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": [pod]});
+    let good = [
+        Said::new("GET", "/pods", 200, list(pod_with("/metadata/resourceVersion", Value::Null))),
+        Said::new("GET", "/stats/summary", 200, summary(json!({"time": time, "usageNanoCores": 1}))),
+    ];
+    findings(&good, &["--node"]).assert_good(&[]);
+    let cases = [
+        (Said::new("GET", "/pod", 404, ""), "Kubernetes has no such path"),
+        (
+            Said::new("GET", "/pods", 200, list(pod_with("/spec/color", json!("red")))),
+            "items[0].spec.color: unknown field",
         ),
-        "discovery offers create of pods/pause",
-    )]);
+        (
+            Said::new("GET", "/stats/summary", 200, summary(json!({"time": time, "cores": 1}))),
+            "node.cpu.cores: unknown field",
+        ),
+        (
+            Said::new("GET", "/stats/summary", 200, summary(json!({"usageNanoCores": 1}))),
+            "node.cpu.time: missing",
+        ),
+        (
+            Said::new("GET", "/stats/summary", 200, summary(json!({"time": time, "usageNanoCores": -1}))),
+            "-1 is no uint64",
+        ),
+    ];
+    assert_complaints(&["--node"], &cases);
 }

@@ -7,11 +7,11 @@ mod seen;
 
 use std::time::Duration;
 
-use berth_e2e::manifest::Builder;
+use berth_e2e::manifest::{Builder, IMAGE};
 use berth_e2e::node::NAME;
-use berth_e2e::poll;
+use berth_e2e::{poll, tools};
 
-use crate::cluster::{Cluster, ask, bootstrap, bound};
+use crate::cluster::{Cluster, bootstrap, bound};
 use recorder::{Known, Recorder};
 
 const SECONDS_30: Duration = Duration::from_secs(30);
@@ -20,7 +20,7 @@ const SECONDS_30: Duration = Duration::from_secs(30);
 fn recorded() -> (Cluster, Recorder) {
     let mut cluster =
         Cluster::prepare_with("bootstrap", "--bootstrap-kubeconfig", "serverTLSBootstrap: true\n");
-    let recorder = Recorder::before(&cluster);
+    let recorder = Recorder::before_server(&cluster);
     bootstrap(&cluster);
     cluster.join();
     cluster.apply(include_str!("objects.yaml"));
@@ -35,16 +35,14 @@ const KNOWN: &[Known] = &[
     ("discovery offers create of pods/resume", "as pods/pause"),
 ];
 
-#[test]
-fn a_node_says_what_kubernetes_publishes() {
-    let (cluster, recorder) = recorded();
+/// A pod with everything runs, and is changed.
+fn a_pod_lives(cluster: &Cluster) {
     cluster.apply(include_str!("pod.yaml"));
-    let wait = |condition: &str, what: &str| {
-        cluster.kubectl(&["wait", "-n", "shop", &format!("--for={condition}"), "--timeout=30s", what]);
+    let wait = |condition: &str| {
+        cluster.kubectl(&["wait", "-n", "shop", &format!("--for={condition}"), "--timeout=30s", "pod/full"]);
     };
-    wait("jsonpath={.status.containerStatuses[0].ready}=true", "pod/full");
-    let restarted = "jsonpath={.status.containerStatuses[?(@.name==\"crash\")].restartCount}=1";
-    wait(restarted, "pod/full");
+    wait("jsonpath={.status.containerStatuses[0].ready}=true");
+    wait("jsonpath={.status.containerStatuses[?(@.name==\"crash\")].restartCount}=1");
     let shop = |words: &[&str]| cluster.kubectl(&[&["-n", "shop"], words].concat());
     shop(&["annotate", "pod", "full", "note=second", "--overwrite"]);
     shop(&["patch", "configmap", "settings", "--type=merge", "-p", r#"{"data": {"text": "two"}}"#]);
@@ -52,13 +50,14 @@ fn a_node_says_what_kubernetes_publishes() {
     shop(&["patch", "pod", "full", "--subresource=status", "-p", gate]);
     let more = r#"{"spec": {"containers": [{"name": "main", "resources": {"limits": {"cpu": "2"}}}]}}"#;
     shop(&["patch", "pod", "full", "--subresource=resize", "-p", more]);
-    wait("jsonpath={.status.containerStatuses[?(@.name==\"main\")].resources.limits.cpu}=2", "pod/full");
-    let image = berth_e2e::manifest::IMAGE;
-    let debug = ["debug", "full", "--image", image, "--image-pull-policy=Never", "-c", "extra"];
+    wait("jsonpath={.status.containerStatuses[?(@.name==\"main\")].resources.limits.cpu}=2");
+    let debug = ["debug", "full", "--image", IMAGE, "--image-pull-policy=Never", "-c", "extra"];
     shop(&[&debug[..], &["--", "sh", "-c", "exec sleep 1000"]].concat());
-    wait("jsonpath={.status.ephemeralContainerStatuses[0].state.running.startedAt}", "pod/full");
+    wait("jsonpath={.status.ephemeralContainerStatuses[0].state.running.startedAt}");
+}
 
-    // Pods that end, that cannot run, and one of a manifest.
+/// Pods that end or cannot run, and one of a manifest.
+fn other_pods(cluster: &Cluster) {
     cluster.apply(&bound(&Builder::new("once").shell("exit 1").restart("Never")));
     cluster.apply(&bound(&Builder::new("big").shell("true").with("resources: {requests: {cpu: 10k}}")));
     cluster.apply(&bound(&Builder::new("lost").shell("true").image("nowhere.invalid/x", "Always")));
@@ -71,29 +70,92 @@ fn a_node_says_what_kubernetes_publishes() {
     let mirror = format!("own-{NAME}");
     let there = || cluster.run(&["get", "pod", &mirror]).ok().is_ok();
     poll::until_true("the cluster has the mirror", SECONDS_30, there).unwrap();
+}
 
-    // Who calls the node's own API.
-    let token = shop(&["create", "token", "clerk"]);
-    let mut command = cluster.node.machine().outside("curl");
-    command.args(["-sk", "-H", &format!("Authorization: Bearer {}", token.trim())]);
-    command.arg("https://192.0.2.1:10250/pods");
-    berth_e2e::tools::run(command).unwrap().ok().unwrap();
-    ask(&cluster, "/healthz", None);
+/// The server forgets what watches began from, and a new agent finds its Node with a label less.
+fn both_begin_anew(cluster: &mut Cluster) {
+    cluster.kill_server();
+    cluster.start_server();
+    cluster.ready("late", &Builder::new("late").shell("exec sleep 1000"));
+    cluster.kubectl(&["label", "node", NAME, "kubernetes.io/arch-"]);
+    cluster.node.stop_agent().unwrap();
+    cluster.node.start_agent().unwrap();
+    let labelled = || cluster.get(&["node", NAME])["metadata"]["labels"]["kubernetes.io/arch"].is_string();
+    poll::until_true("the node has its label again", SECONDS_30, labelled).unwrap();
+}
 
-    // The node's own changes, and the end.
+/// The node is emptied, leaves, and comes again.
+fn the_node_is_drained(cluster: &Cluster) {
     cluster.kubectl(&["cordon", NAME]);
     cluster.kubectl(&["taint", "node", NAME, "slow=yes:NoSchedule"]);
-    cluster.kubectl(&["label", "node", NAME, "disk=ssd"]);
     cluster.node.remove("own.yaml").unwrap();
     cluster.kubectl(&["drain", NAME, "--force", "--delete-emptydir-data", "--timeout=60s"]);
     cluster.node.wait_gone("full").unwrap();
     cluster.kubectl(&["delete", "node", NAME]);
     let back = || cluster.run(&["get", "node", NAME]).ok().is_ok();
     poll::until_true("the node registers again", SECONDS_30, back).unwrap();
+}
 
+#[test]
+fn a_node_says_what_kubernetes_publishes() {
+    let (mut cluster, recorder) = recorded();
+    a_pod_lives(&cluster);
+    other_pods(&cluster);
+    // Of whoever calls the node's own API it asks the server.
+    let token = cluster.kubectl(&["create", "token", "clerk", "-n", "shop"]);
+    let mut command = cluster.node.machine().outside("curl");
+    command.args(["-sk", "-H", &format!("Authorization: Bearer {}", token.trim())]);
+    command.arg("https://192.0.2.1:10250/pods");
+    tools::run(command).unwrap().ok().unwrap();
+    both_begin_anew(&mut cluster);
+    the_node_is_drained(&cluster);
     let findings = recorder.findings();
     findings.assert_good(KNOWN);
     findings.assert_seen(seen::NODE);
+}
+
+#[test]
+fn a_nodes_own_api_says_what_a_kubelet_says() {
+    let (cluster, _recorder) = recorded();
+    a_pod_lives(&cluster);
+    cluster.node.apply("own.yaml", &Builder::new("own").shell("exec sleep 1000").yaml()).unwrap();
+    cluster.node.wait_running(&["own"]).unwrap();
+    let save = |name: &str, field: &str| {
+        let template = format!("--template={{{{index (index .users 0).user \"{field}\" | base64decode}}}}");
+        let text = cluster.kubectl(&["config", "view", "--raw", "-o", "go-template", &template]);
+        std::fs::write(cluster.path(name), text).unwrap();
+        cluster.path(name)
+    };
+    let (certificate, key) =
+        (save("admin.crt", "client-certificate-data"), save("admin.key", "client-key-data"));
+    let recorder = Recorder::before_node(&cluster);
+    let ask = |path: &str| {
+        let mut command = cluster.node.machine().outside("curl");
+        command.args(["-sk", "--max-time", "30", "--fail-with-body", "-A", "api-server/1", "--cert"]);
+        command.arg(&certificate).arg("--key").arg(&key).arg(format!("{}{path}", recorder.url()));
+        tools::run(command).unwrap()
+    };
+    // Until the node has the certificate of its own API nobody believes it.
+    let healthy = || ask("/healthz").ok().is_ok_and(|text| text == "ok");
+    poll::until_true("the node's own API answers", SECONDS_30, healthy).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&ask("/stats/summary").ok().unwrap()).unwrap();
+    assert!(summary["pods"].as_array().is_some_and(|pods| pods.len() >= 2), "{summary}");
+    for path in [
+        "/pods",
+        "/configz",
+        "/metrics",
+        "/metrics/cadvisor",
+        "/metrics/resource",
+        "/containerLogs/shop/full/main?tailLines=1&timestamps=true",
+    ] {
+        ask(path).ok().unwrap();
+    }
+    assert_ne!(ask("/containerLogs/shop/full/none").code, 0);
+    cluster.kubectl(&["delete", "pod", "full", "-n", "shop", "--timeout=30s"]);
+    cluster.node.wait_gone("full").unwrap();
+    let findings = recorder.findings();
+    findings.assert_good(&[]);
+    findings.assert_seen(seen::OWN_API);
 }
 
 /// What kubectl does once to a cluster with the objects of `objects.yaml` and the pods `full` and `web`.

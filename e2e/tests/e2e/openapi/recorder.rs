@@ -6,19 +6,21 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use berth_e2e::machine::OUTSIDE;
+use berth_e2e::machine::{ADDRESS, OUTSIDE};
 use berth_e2e::tools;
 use serde::Deserialize;
 
 use crate::cluster::Cluster;
 
-/// Where the proxy listens, beside the server.
-const PORT: u16 = 7443;
+/// Where proxies listen, on the server's machine.
+const BEFORE_SERVER: u16 = 7443;
+const BEFORE_NODE: u16 = 11250;
 
-/// A proxy before a cluster's server.
+/// A proxy before a cluster's server, or before the node's own API.
 pub struct Recorder {
     child: Child,
     record: PathBuf,
+    port: u16,
 }
 
 /// What has been said, and what is wrong with it.
@@ -37,38 +39,53 @@ fn openapi(mut python: Command) -> Command {
     python
 }
 
-/// What is to be said of a record.
-pub fn check(record: &Path) -> Findings {
+/// What is to be said of a record; `flags` are the checker's.
+pub fn check(record: &Path, flags: &[&str]) -> Findings {
     let mut command = openapi(Command::new("python3"));
-    command.arg("check").arg(record);
+    command.arg("check").args(flags).arg(record);
     let text = tools::run(command).unwrap().ok().unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
 impl Recorder {
     /// Sends whoever uses the cluster's kubeconfig through a proxy.
-    pub fn before(cluster: &Cluster) -> Self {
-        let record = cluster.path("record");
-        let mut command = openapi(cluster.node.machine().outside("python3"));
+    pub fn before_server(cluster: &Cluster) -> Self {
         let address = |port: u16| format!("{OUTSIDE}:{port}");
-        command.args(["record", "--listen", &address(PORT), "--server", &address(6443)]);
+        let recorder = Self::start(cluster, BEFORE_SERVER, &address(6443));
+        let kubeconfig = cluster.path("kubeconfig");
+        let text = std::fs::read_to_string(&kubeconfig).unwrap();
+        let through = text.replace(&address(6443), &address(BEFORE_SERVER));
+        assert_ne!(text, through, "the kubeconfig names another address");
+        std::fs::write(&kubeconfig, through).unwrap();
+        recorder
+    }
+
+    /// A proxy by which the node's own API can be asked.
+    pub fn before_node(cluster: &Cluster) -> Self {
+        Self::start(cluster, BEFORE_NODE, &format!("{ADDRESS}:10250"))
+    }
+
+    fn start(cluster: &Cluster, port: u16, server: &str) -> Self {
+        let record = cluster.path(&format!("record-{port}"));
+        let mut command = openapi(cluster.node.machine().outside("python3"));
+        command.args(["record", "--listen", &format!("{OUTSIDE}:{port}"), "--server", server]);
         command.arg("--authority").arg(cluster.path("root/pki/ca.crt"));
         command.arg("--key").arg(cluster.path("root/pki/ca.key")).arg(&record);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "listening\n", "the proxy has ended: {:?}", child.wait());
-        let kubeconfig = cluster.path("kubeconfig");
-        let text = std::fs::read_to_string(&kubeconfig).unwrap();
-        let through = text.replace(&address(6443), &address(PORT));
-        assert_ne!(text, through, "the kubeconfig names another address");
-        std::fs::write(&kubeconfig, through).unwrap();
-        Self { child, record }
+        Self { child, record, port }
+    }
+
+    /// Where to ask it.
+    pub fn url(&self) -> String {
+        format!("https://{OUTSIDE}:{}", self.port)
     }
 
     /// What has been said up to now.
     pub fn findings(&self) -> Findings {
-        check(&self.record)
+        check(&self.record, if self.port == BEFORE_NODE { &["--node"] } else { &[] })
     }
 }
 

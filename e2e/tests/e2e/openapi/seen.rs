@@ -14,6 +14,9 @@ pub const NODE: &[&str] = &[
     "berth get /apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}",
     "berth list /api/v1/namespaces/{namespace}/configmaps",
     "berth list /api/v1/namespaces/{namespace}/secrets",
+    "berth get /api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}",
+    "berth get /api/v1/nodes/{name}",
+    "berth get /api/v1/persistentvolumes/{name}",
     "berth list /api/v1/nodes",
     "berth list /api/v1/pods",
     "berth list /api/v1/services",
@@ -21,6 +24,7 @@ pub const NODE: &[&str] = &[
     "berth list /apis/node.k8s.io/v1/runtimeclasses",
     "berth patch /api/v1/namespaces/{namespace}/events/{name}",
     "berth patch /api/v1/namespaces/{namespace}/pods/{name}/status",
+    "berth patch /api/v1/nodes/{name}",
     "berth patch /api/v1/nodes/{name}/status",
     "berth update /apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}",
     "berth watch /api/v1/namespaces/{namespace}/configmaps",
@@ -120,4 +124,16 @@ pub const KUBECTL: &[&str] = &[
     "kubectl watch /api/v1/namespaces/{namespace}/pods",
     "kubectl watch /api/v1/nodes",
     "kubectl watch /api/v1/pods",
+];
+
+/// Of a node's own API.
+pub const OWN_API: &[&str] = &[
+    "api-server get /configz",
+    "api-server get /containerLogs/{namespace}/{pod}/{container}",
+    "api-server get /healthz",
+    "api-server get /metrics",
+    "api-server get /metrics/cadvisor",
+    "api-server get /metrics/resource",
+    "api-server list /pods",
+    "api-server get /stats/summary",
 ];
