@@ -375,3 +375,16 @@ fn status_of_a_pod_that_is_removed_says_to_the_end_how_its_containers_ended() {
     let reason = unknown.state.unwrap().terminated.unwrap().reason;
     assert_eq!(reason.as_deref(), Some("ContainerStatusUnknown"));
 }
+
+#[test]
+fn status_of_a_pod_that_is_removed_before_its_turn_came_keeps_what_has_ended() {
+    let spec = json!({ "initContainers": [{ "name": "i", "image": "i" }], "containers": [{ "name": "c", "image": "i" }] });
+    let mut bench = Bench::up(pod(spec));
+    bench.exited("i", 0, 1, 2, 0);
+    bench.delete(8, 1);
+    let before = bench.time(10).status(None);
+    assert_eq!(before.phase.as_deref(), Some("Pending"), "the main container could not be made");
+    bench.seen.containers.clear();
+    let gone = bench.time(11).status(Some(&before));
+    assert_eq!(gone.init_container_statuses, before.init_container_statuses);
+}

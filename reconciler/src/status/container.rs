@@ -82,36 +82,61 @@ fn status(
 }
 
 impl Statuses {
-    /// The pod has ended. A container of which nothing is on record any more ended as was said before: API servers do not let
-    /// it begin anew. If the pod was `initialised`, a main container that never got to run will not, and is shown as a kubelet
-    /// shows it; a container whose turn had not come stays as it is.
+    /// The pod has ended or is to be removed, so nothing of it begins anew. A container of which nothing is on record any more
+    /// ended as was said before: API servers refuse to be told otherwise.
+    pub fn keep_ends(&mut self, previous: Option<&v1::PodStatus>) {
+        for (statuses, before) in self.with_before(previous) {
+            for status in statuses.iter_mut().filter(|status| status.container_id.is_none()) {
+                let before = before.iter().find(|before| before.name == status.name);
+                if let Some(before) = before.filter(|before| has_ended(before)) {
+                    *status = before.clone();
+                }
+            }
+        }
+    }
+
+    /// The pod has ended. If it was `initialised`, a main container that never got to run will not, and is shown as a kubelet
+    /// shows it; so is any that has begun. A container whose turn had not come stays as it is.
     pub fn close(&mut self, previous: Option<&v1::PodStatus>, initialised: bool) {
+        for (index, (statuses, before)) in self.with_before(previous).into_iter().enumerate() {
+            let all = index == 0 && initialised;
+            for status in statuses.iter_mut().filter(|status| !has_ended(status)) {
+                let begun = || before.iter().any(|before| before.name == status.name && has_begun(before));
+                if !all && !begun() {
+                    continue;
+                }
+                let terminated = v1::ContainerStateTerminated {
+                    exit_code: 137,
+                    reason: Some("ContainerStatusUnknown".to_owned()),
+                    message: Some(
+                        "The container could not be located when the pod was terminated".to_owned(),
+                    ),
+                    ..v1::ContainerStateTerminated::default()
+                };
+                status.state =
+                    Some(v1::ContainerState { terminated: Some(terminated), ..Default::default() });
+            }
+        }
+    }
+
+    /// The main containers', init containers' and ephemeral containers' statuses, each with what was said before.
+    fn with_before<'a>(
+        &'a mut self,
+        previous: Option<&'a v1::PodStatus>,
+    ) -> [(&'a mut Vec<v1::ContainerStatus>, &'a [v1::ContainerStatus]); 3] {
         let before = |list: fn(&v1::PodStatus) -> &Option<Vec<v1::ContainerStatus>>| {
             previous.and_then(|status| list(status).as_deref()).unwrap_or_default()
         };
-        close(&mut self.main, before(|status| &status.container_statuses), initialised);
-        close(&mut self.init, before(|status| &status.init_container_statuses), false);
-        close(&mut self.ephemeral, before(|status| &status.ephemeral_container_statuses), false);
+        [
+            (&mut self.main, before(|status| &status.container_statuses)),
+            (&mut self.init, before(|status| &status.init_container_statuses)),
+            (&mut self.ephemeral, before(|status| &status.ephemeral_container_statuses)),
+        ]
     }
 }
 
-/// Gives the containers of a pod that has ended their ends: all of them, or those that have begun.
-fn close(statuses: &mut [v1::ContainerStatus], before: &[v1::ContainerStatus], all: bool) {
-    let has_ended = |s: &v1::ContainerStatus| s.state.as_ref().is_some_and(|s| s.terminated.is_some());
-    for status in statuses.iter_mut().filter(|status| !has_ended(status)) {
-        let before = before.iter().find(|before| before.name == status.name);
-        if let Some(before) = before.filter(|before| has_ended(before)) {
-            *status = before.clone();
-        } else if all || before.is_some_and(has_begun) {
-            let terminated = v1::ContainerStateTerminated {
-                exit_code: 137,
-                reason: Some("ContainerStatusUnknown".to_owned()),
-                message: Some("The container could not be located when the pod was terminated".to_owned()),
-                ..v1::ContainerStateTerminated::default()
-            };
-            status.state = Some(v1::ContainerState { terminated: Some(terminated), ..Default::default() });
-        }
-    }
+fn has_ended(status: &v1::ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|state| state.terminated.is_some())
 }
 
 /// Whether a container is known to have run.

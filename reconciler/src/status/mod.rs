@@ -40,7 +40,11 @@ pub fn pod_status(
     let ctx = Context::new(pod, deletion, observed, memory, now);
     let phase = phase::phase(&ctx);
     let mut statuses = container::Statuses::new(&ctx, previous);
-    if matches!(phase.name, "Succeeded" | "Failed") {
+    let ended = matches!(phase.name, "Succeeded" | "Failed");
+    if ended || deletion.is_some() {
+        statuses.keep_ends(previous);
+    }
+    if ended {
         statuses.close(previous, phase::initialised(&ctx, previous));
     }
     let ips = pod_ips(observed, previous);

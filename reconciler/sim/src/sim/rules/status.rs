@@ -21,24 +21,27 @@ fn statuses(status: &v1::PodStatus) -> impl Iterator<Item = &v1::ContainerStatus
     lists.into_iter().flatten().flatten()
 }
 
-/// API servers refuse the status of a pod that has ended in which a container's end is no more.
-fn ends_stay(before: &v1::PodStatus, status: &v1::PodStatus) -> Result<(), Broken> {
-    if !matches!(before.phase.as_deref(), Some("Succeeded" | "Failed")) {
+/// API servers refuse the status of a pod that has ended, or is to be removed, in which a container's end is no more.
+fn ends_stay(before: &v1::PodStatus, status: &v1::PodStatus, deleted: bool) -> Result<(), Broken> {
+    let ended = matches!(before.phase.as_deref(), Some("Succeeded" | "Failed"));
+    if !ended && !deleted {
         return Ok(());
     }
     let end = |s: &v1::ContainerStatus| s.state.as_ref().and_then(|state| state.terminated.clone());
     for old in statuses(before) {
-        let new = statuses(status).find(|new| new.name == old.name).and_then(end);
-        let stays = |was: v1::ContainerStateTerminated| match &new {
-            // Of an instance that was being made when the agent ended it may be learnt only with the sandbox's end.
-            Some(now) => *now == was || now.container_id != was.container_id,
-            None => false,
+        let new = statuses(status).find(|new| new.name == old.name);
+        // Of an instance that was being made when the agent ended, or the deletion came, it may be learnt late.
+        let another =
+            new.is_some_and(|new| new.container_id.is_some() && new.container_id != old.container_id);
+        let stays = |was: v1::ContainerStateTerminated| match new.and_then(end) {
+            Some(now) => now == was || another || was.container_id.is_none(),
+            None => another,
         };
         require(end(old).is_none_or(stays), || {
             format!("{} of a pod that has ended does not end as it did", old.name)
         })?;
     }
-    let initialized = holds(status, "Initialized") || !holds(before, "Initialized");
+    let initialized = !ended || holds(status, "Initialized") || !holds(before, "Initialized");
     require(initialized, || "a pod that has ended is not initialized any more".to_owned())
 }
 
@@ -60,7 +63,7 @@ impl Rules {
             self.container(moment, container)?;
         }
         if let Some(before) = before {
-            ends_stay(before, status)?;
+            ends_stay(before, status, moment.deletion.is_some())?;
         }
         self.phase(moment, status)?;
         self.conditions(moment, before, status)?;
