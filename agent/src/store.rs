@@ -359,16 +359,43 @@ impl ObjectStore {
     /// # Panics
     /// When `value` does not serialise to a JSON object: objects are Kubernetes types.
     pub fn put(&self, kind: Kind, namespace: &str, name: &str, value: &impl Serialize) -> u64 {
+        self.put_if(kind, namespace, name, value, |_| true).unwrap_or_default()
+    }
+
+    /// The same if the object there is has this uid: none if it is gone, or another.
+    pub fn replace(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        value: &impl Serialize,
+    ) -> Option<u64> {
+        let is_it = |before: Option<&Object>| before.is_some_and(|o| o.value()["metadata"]["uid"] == uid);
+        self.put_if(kind, namespace, name, value, is_it)
+    }
+
+    fn put_if(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        value: &impl Serialize,
+        wanted: impl Fn(Option<&Object>) -> bool,
+    ) -> Option<u64> {
         let mut value = serde_json::to_value(value).expect("Kubernetes types serialise");
         let namespace = if kind.namespaced() { namespace } else { "" };
         complete(&mut value, kind, namespace, name);
         let mut state = self.lock();
         let key = (kind, namespace.to_owned(), name.to_owned());
         let before = state.objects.get(&key).cloned();
+        if !wanted(before.as_deref()) {
+            return None;
+        }
         if let Some(before) = &before {
             set_version(&mut value, before.version);
             if text(&value) == before.json {
-                return before.version;
+                return Some(before.version);
             }
         }
         state.version += 1;
@@ -380,7 +407,7 @@ impl ObjectStore {
         state.record(Change { version, before, after: Some(object.clone()), last: object });
         drop(state);
         self.0.changed.send_replace(version);
-        version
+        Some(version)
     }
 
     /// Removes an object; false if there was none.

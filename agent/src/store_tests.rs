@@ -29,6 +29,20 @@ fn an_equal_object_is_no_change() {
 }
 
 #[test]
+fn only_what_is_still_there_is_replaced() {
+    let store = store();
+    let pod = |uid: &str, n: u32| json!({"metadata": {"uid": uid}, "spec": {"n": n}});
+    assert_eq!(store.replace(Kind::Pod, "default", "a", "1", &pod("1", 1)), None);
+    assert!(store.get(Kind::Pod, "default", "a").is_none());
+    let version = store.put(Kind::Pod, "default", "a", &pod("1", 1));
+    assert_eq!(store.replace(Kind::Pod, "default", "a", "1", &pod("1", 2)), Some(version + 1));
+    assert_eq!(store.replace(Kind::Pod, "default", "a", "1", &pod("1", 2)), Some(version + 1), "no change");
+    // By now the name is another pod's.
+    assert_eq!(store.replace(Kind::Pod, "default", "a", "2", &pod("2", 3)), None);
+    assert_eq!(store.get(Kind::Pod, "default", "a").unwrap().value()["spec"]["n"], 2);
+}
+
+#[test]
 fn lists_one_namespace_only() {
     let store = store();
     for (namespace, name) in [("b", "2"), ("a", "1"), ("b", "1"), ("c", "1")] {

@@ -112,6 +112,25 @@ async fn worker_starts_the_same_uid_anew_after_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn worker_begins_nothing_for_a_change_of_a_pod_that_is_deleted_or_gone() {
+    let pods = reconciler();
+    pods.apply(pod("u", "web", json!({})));
+    pass(1).await;
+    assert!(pods.delete("u", Some(1)));
+    pass(1).await;
+    // As `kubectl label` does while the pod ends.
+    assert!(pods.update(pod("u", "web", json!({}))));
+    pods.node().exit("u", 137, Timestamp::from_second(1_800_000_002).unwrap());
+    pods.wake("u");
+    pods.drained().await;
+    pods.node().calls();
+    assert!(!pods.update(pod("u", "web", json!({}))), "nobody knows it any more");
+    pass(3600).await;
+    assert_eq!(pods.node().calls(), [""; 0]);
+    assert!(pods.pods().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn worker_survives_a_panic_and_adopts_what_runs() {
     let pods = reconciler();
     pods.node().lock().panics = Some("start");

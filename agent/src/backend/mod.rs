@@ -129,6 +129,21 @@ impl AgentBackend {
         .boxed()
     }
 
+    /// Stores and shows a change of a pod. Its end may come at the same time: what is gone does not come back.
+    fn change(&self, pod: &Arc<Pod>, deletion: Option<&Deletion>, shown: &v1::Pod) -> Result<(), ApiError> {
+        self.node.objects.save_pod(pod, deletion);
+        let replaced = self.replace(pod, shown);
+        if replaced.is_err() {
+            self.node.objects.remove_pod(pod);
+        }
+        replaced
+    }
+
+    fn replace(&self, pod: &Pod, shown: &v1::Pod) -> Result<(), ApiError> {
+        let replaced = self.node.store.replace(Kind::Pod, pod.namespace(), pod.name(), pod.uid(), shown);
+        replaced.map(drop).ok_or_else(|| ApiError::not_found(Kind::Pod, pod.name()))
+    }
+
     /// Makes a pod visible and wanted.
     fn accept(&self, pod: Arc<Pod>, deletion: Option<&Deletion>, status: &v1::PodStatus) -> v1::Pod {
         let shown = self.node.shown_pod(&pod, deletion, status);
@@ -224,8 +239,9 @@ impl Backend for AgentBackend {
         if dry_run {
             return Ok(self.node.shown_pod(&pod, view.deletion.as_ref(), &view.status));
         }
-        self.node.objects.save_pod(&pod, view.deletion.as_ref());
-        let shown = self.accept(pod.clone(), view.deletion.as_ref(), &view.status);
+        let shown = self.node.shown_pod(&pod, view.deletion.as_ref(), &view.status);
+        self.change(&pod, view.deletion.as_ref(), &shown)?;
+        self.reconciler.update(pod.clone());
         if pod.object.metadata != *old_metadata {
             // Files of the downward API tell labels and annotations.
             self.node.refresh_volumes(&pod);
@@ -251,7 +267,7 @@ impl Backend for AgentBackend {
         let status = berth_reconciler::status::with_conditions(&view.status, &conditions);
         let shown = self.node.shown_pod(&view.pod, view.deletion.as_ref(), &status);
         if !dry_run {
-            self.node.store.put(Kind::Pod, namespace, name, &shown);
+            self.replace(&view.pod, &shown)?;
             self.reconciler.set_conditions(view.pod.uid(), conditions);
         }
         Ok(shown)
@@ -283,9 +299,8 @@ impl Backend for AgentBackend {
             requested_at: whole_seconds(Timestamp::now()),
             grace_seconds: grace.unwrap_or(own),
         });
-        self.node.objects.save_pod(&view.pod, Some(&deletion));
         let shown = self.node.shown_pod(&view.pod, Some(&deletion), &view.status);
-        self.node.store.put(Kind::Pod, namespace, name, &shown);
+        self.change(&view.pod, Some(&deletion), &shown)?;
         self.reconciler.delete(view.pod.uid(), grace);
         Ok(shown)
     }

@@ -422,7 +422,6 @@ impl Node for AgentNode {
     }
 
     fn gone(&self, pod: &Arc<Pod>) {
-        self.objects.remove_pod(pod);
         self.claims.pod_gone(pod);
         self.services.pod_gone(pod.uid());
         self.policies.pod_gone(pod.uid());
@@ -434,6 +433,8 @@ impl Node for AgentNode {
         if !others.iter().any(|v| v.pod.uid() != pod.uid() && v.pod.full_name() == pod.full_name()) {
             self.store.delete(Kind::Pod, pod.namespace(), pod.name());
         }
+        // Whoever changes it at this moment has stored it before finding that it is shown no more.
+        self.objects.remove_pod(pod);
     }
 
     fn event(&self, pod: &Arc<Pod>, event: PodEvent) {

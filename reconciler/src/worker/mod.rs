@@ -106,6 +106,22 @@ impl<N: Node> Reconciler<N> {
         self.inner.admit(pod, None, None);
     }
 
+    /// Changes a pod that is there, whether or not it is being deleted; nothing begins by it. Returns whether the uid is known.
+    pub fn update(&self, pod: Arc<Pod>) -> bool {
+        let mut table = self.inner.lock();
+        if let Some(entry) = table.active.get(pod.uid()) {
+            entry.slot.set_pod(pod);
+            return true;
+        }
+        match table.waiting.values_mut().find(|waiting| waiting.uid() == pod.uid()) {
+            Some(waiting) => {
+                *waiting = pod;
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Takes over a pod that an earlier agent ran, with its deletion and the status published last. Where two pods
     /// share a name, the one being deleted has to come first.
     pub fn adopt(&self, pod: Arc<Pod>, deletion: Option<Deletion>, status: Option<v1::PodStatus>) {

@@ -111,6 +111,8 @@ impl Chart {
             // There is no systemd to ask.
             "cgroupDriver": "cgroupfs",
             "network": {"cniConfDir": path("second/cni")},
+            // The disk of the machine that runs this test may be nearly full.
+            "config": {"evictionHard": {"memory.available": "1Mi"}, "imageGCHighThresholdPercent": 100},
             "hostPaths": {
                 "bin": path("host/bin"), "config": path("host/config"), "units": path("host/units"),
                 "root": path("second/root"), "run": path("second/run"), "logs": path("second/log"),
