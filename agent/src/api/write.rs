@@ -365,7 +365,12 @@ pub async fn delete(
     }
     if target.kind == Kind::Pod {
         let pod = api.backend.delete_pod(&target.namespace, &target.name, grace, expected.uid).await?;
-        return Ok(json_response(StatusCode::OK, json!(pod).to_string()));
+        let mut pod = newest(api, target, false, &json!(pod));
+        if pod["metadata"]["resourceVersion"].is_null() {
+            // It is gone already.
+            pod["metadata"]["resourceVersion"] = json!(current.version.to_string());
+        }
+        return Ok(json_response(StatusCode::OK, pod.to_string()));
     }
     match target.kind {
         // Nobody but the API has them.

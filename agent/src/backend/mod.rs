@@ -9,9 +9,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use berth_reconciler::manifest::{self, ManifestError};
+use berth_reconciler::manifest::{self, HASH_ANNOTATION, MIRROR_ANNOTATION, ManifestError};
 use berth_reconciler::node::Deletion;
 use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::resources;
 use berth_reconciler::status::{time, whole_seconds};
 use berth_reconciler::worker::{PodView, Reconciler};
 use futures::FutureExt;
@@ -33,6 +34,13 @@ use crate::store::Kind;
 pub fn shown_pod(pod: &Pod, deletion: Option<&Deletion>, status: &v1::PodStatus) -> v1::Pod {
     let mut shown = pod.object.clone();
     shown.status = Some(status.clone());
+    shown.metadata.generation.get_or_insert(1);
+    if matches!(pod.source, Source::File(_)) {
+        // What a cluster shows of such a pod is a mirror, by which `kubectl drain` knows to pass it over.
+        let annotations = shown.metadata.annotations.get_or_insert_default();
+        let hash = annotations.get(HASH_ANNOTATION).cloned().unwrap_or_else(|| pod.uid().to_owned());
+        annotations.insert(MIRROR_ANNOTATION.to_owned(), hash);
+    }
     if let Some(deletion) = deletion {
         let grace = i64::try_from(deletion.grace_seconds).unwrap_or(i64::MAX);
         let at =
@@ -167,7 +175,12 @@ impl Backend for AgentBackend {
             return Ok(pod.object.clone());
         }
         self.node.objects.create_pod(&pod).map_err(|e| ApiError::internal(format!("store the pod: {e}")))?;
-        let pending = v1::PodStatus { phase: Some("Pending".into()), ..Default::default() };
+        let qos = resources::qos_class(pod.spec()).as_str();
+        let pending = v1::PodStatus {
+            phase: Some("Pending".into()),
+            qos_class: Some(qos.into()),
+            ..Default::default()
+        };
         Ok(self.accept(pod, None, &pending))
     }
 

@@ -8,7 +8,9 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use berth_reconciler::manifest::MIRROR_ANNOTATION;
 use http::{StatusCode, header};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -76,15 +78,17 @@ async fn summary(State(served): State<Served>) -> axum::Json<serde_json::Value> 
 
 /// All pods, as kubelet's `/pods`.
 async fn pods(State(served): State<Served>) -> Response {
-    let (mut objects, _) = served.node.store.list(Kind::Pod, None);
-    objects.retain(|pod| node_of(&pod.value()) == served.node.facts.name);
-    let mut text = String::from(r#"{"kind":"PodList","apiVersion":"v1","metadata":{},"items":["#);
-    for (i, object) in objects.iter().enumerate() {
-        if i > 0 {
-            text.push(',');
-        }
-        text.push_str(&String::from_utf8_lossy(&object.json));
+    let all = served.node.store.list(Kind::Pod, None).0;
+    let own = all.iter().map(|pod| pod.value()).filter(|pod| node_of(pod) == served.node.facts.name);
+    let items: Vec<Value> = own.map(without_mirror).collect();
+    let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items});
+    axum::Json(list).into_response()
+}
+
+/// The pod of a manifest itself, not what an API server shows of it.
+fn without_mirror(mut pod: Value) -> Value {
+    if let Some(annotations) = pod["metadata"]["annotations"].as_object_mut() {
+        annotations.remove(MIRROR_ANNOTATION);
     }
-    text.push_str("]}");
-    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+    pod
 }

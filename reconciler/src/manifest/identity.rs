@@ -36,6 +36,7 @@ pub fn admit(mut pod: v1::Pod, source: Source, node_name: &str) -> Pod {
             if pod.metadata.name.as_deref().unwrap_or_default().is_empty() {
                 pod.metadata.name = pod.metadata.generate_name.as_deref().map(generated_name);
             }
+            pod.metadata.generation = Some(1);
             uuid::Uuid::new_v4().to_string()
         }
         Source::Cluster => pod.metadata.uid.take().unwrap_or_default(),
