@@ -5,6 +5,7 @@ mod checker;
 mod recorder;
 mod seen;
 
+use std::process::Command;
 use std::time::Duration;
 
 use berth_e2e::manifest::{Builder, IMAGE};
@@ -35,9 +36,12 @@ const KNOWN: &[Known] = &[
     ("discovery offers create of pods/resume", "as pods/pause"),
 ];
 
-/// A pod with everything runs, and is changed.
-fn a_pod_lives(cluster: &Cluster) {
-    cluster.apply(include_str!("pod.yaml"));
+/// A pod with everything.
+const POD: &str = include_str!("pod.yaml");
+
+/// It runs, and is changed.
+fn a_pod_lives(cluster: &Cluster, pod: &str) {
+    cluster.apply(pod);
     let wait = |condition: &str| {
         cluster.kubectl(&["wait", "-n", "shop", &format!("--for={condition}"), "--timeout=30s", "pod/full"]);
     };
@@ -99,7 +103,7 @@ fn the_node_is_drained(cluster: &Cluster) {
 #[test]
 fn a_node_says_what_kubernetes_publishes() {
     let (mut cluster, recorder) = recorded();
-    a_pod_lives(&cluster);
+    a_pod_lives(&cluster, POD);
     other_pods(&cluster);
     // Of whoever calls the node's own API it asks the server.
     let token = cluster.kubectl(&["create", "token", "clerk", "-n", "shop"]);
@@ -114,10 +118,79 @@ fn a_node_says_what_kubernetes_publishes() {
     findings.assert_seen(seen::NODE);
 }
 
+/// What is said of pods that the server runs itself.
+#[test]
+fn a_server_with_pods_says_what_kubernetes_publishes() {
+    let cluster = Cluster::prepare("kubeconfig", "--kubeconfig");
+    let recorder = Recorder::before_server(&cluster);
+    let mut import = cluster.node.machine().outside(tools::berth());
+    import.args(["image", "import", "--root"]).arg(cluster.path("root"));
+    tools::run(command_with(import, &[tools::demo_rootfs().unwrap().to_str().unwrap(), IMAGE]))
+        .unwrap()
+        .ok()
+        .unwrap();
+    cluster.apply(include_str!("objects.yaml"));
+    // What only pods of clusters have.
+    let others = ["nodeName:", "runtimeClassName:", "serviceAccountToken:"];
+    let pod: String = POD
+        .lines()
+        .filter(|line| !others.iter().any(|word| line.contains(word)))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    a_pod_lives(&cluster, &pod);
+    let front = "--for=jsonpath={.endpoints[0].addresses[0]}";
+    cluster.kubectl(&[
+        "wait",
+        "endpointslices",
+        "-n",
+        "shop",
+        "-l",
+        "kubernetes.io/service-name=front",
+        front,
+        "--timeout=30s",
+    ]);
+    let own = Builder::new("own").shell("exec sleep 1000").yaml();
+    std::fs::write(cluster.path("manifests/own.yaml"), own).unwrap();
+    let there =
+        || cluster.run(&["wait", "--for=condition=Ready", "--timeout=5s", "pod/own-server"]).ok().is_ok();
+    poll::until_true("the pod of the manifest runs", SECONDS_30, there).unwrap();
+    for words in OWN_PODS {
+        cluster.kubectl(&words.split(' ').collect::<Vec<_>>());
+    }
+    let findings = recorder.findings();
+    findings.assert_good(KNOWN);
+    findings.assert_seen(seen::OWN_PODS);
+}
+
+fn command_with(mut command: Command, words: &[&str]) -> Command {
+    command.args(words);
+    command
+}
+
+/// What kubectl does to a server that runs the pod `full`.
+const OWN_PODS: &[&str] = &[
+    "get all,endpoints,endpointslices,events,pv,pvc -A -o yaml",
+    "get all,endpoints,endpointslices,events,pv,pvc -A",
+    "describe pod full -n shop",
+    "describe node server",
+    "describe service front -n shop",
+    "top node",
+    "top pods -A --containers",
+    "logs full -n shop -c main --since=1h",
+    "exec full -n shop -c main -- true",
+    "patch pod full -n shop --type=json -p [{\"op\":\"add\",\"path\":\"/metadata/labels/a\",\"value\":\"b\"}]",
+    "patch service front -n shop -p {\"spec\":{\"ports\":[{\"port\":53,\"protocol\":\"UDP\",\"targetPort\":5353}]}}",
+    "run once -n shop --image=docker.io/library/demo:latest --image-pull-policy=Never --restart=Never -i --rm -- cat",
+    "taint node server slow=yes:NoSchedule",
+    "drain server --force --delete-emptydir-data --timeout=60s",
+    "uncordon server",
+    "delete service front -n shop",
+];
+
 #[test]
 fn a_nodes_own_api_says_what_a_kubelet_says() {
     let (cluster, _recorder) = recorded();
-    a_pod_lives(&cluster);
+    a_pod_lives(&cluster, POD);
     cluster.node.apply("own.yaml", &Builder::new("own").shell("exec sleep 1000").yaml()).unwrap();
     cluster.node.wait_running(&["own"]).unwrap();
     let save = |name: &str, field: &str| {
@@ -237,7 +310,7 @@ fn a_server_says_to_kubectl_what_kubernetes_publishes() {
     let (cluster, recorder) = recorded();
     certificate_requests(&cluster, &["typed", "other"]);
     let pod = cluster.path("pod.yaml");
-    std::fs::write(&pod, include_str!("pod.yaml")).unwrap();
+    std::fs::write(&pod, POD).unwrap();
     let pod = pod.to_str().unwrap();
     cluster.kubectl(&["apply", "-f", pod]);
     let web = Builder::new("web").labels("{app: web}").shell("echo hello; sleep 5; exec sleep 1000");

@@ -137,3 +137,19 @@ pub const OWN_API: &[&str] = &[
     "api-server list /pods",
     "api-server get /stats/summary",
 ];
+
+/// By kubectl to a server that runs pods itself.
+pub const OWN_PODS: &[&str] = &[
+    "kubectl connect /api/v1/namespaces/{namespace}/pods/{name}/attach",
+    "kubectl create /api/v1/namespaces/{namespace}/pods/{name}/eviction",
+    "kubectl list /api/v1/endpoints",
+    "kubectl list /apis/discovery.k8s.io/v1/endpointslices",
+    "kubectl list /apis/metrics.k8s.io/v1beta1/pods",
+    "kubectl patch /api/v1/namespaces/{namespace}/pods/{name}",
+    "kubectl patch /api/v1/namespaces/{namespace}/pods/{name}/ephemeralcontainers",
+    "kubectl patch /api/v1/namespaces/{namespace}/pods/{name}/resize",
+    "kubectl patch /api/v1/namespaces/{namespace}/pods/{name}/status",
+    "kubectl patch /api/v1/namespaces/{namespace}/services/{name}",
+    "kubectl patch /api/v1/nodes/{name}",
+    "kubectl watch /apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices",
+];
