@@ -1,6 +1,6 @@
 //! Events as `kubectl get events` shows them: one object per thing that happens, counted when it happens again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_reconciler::node::PodEvent;
@@ -16,7 +16,38 @@ const KEEP: usize = 1000;
 /// How long an event is kept after it happened last, in seconds (the API server's `--event-ttl`).
 const TTL_SECONDS: i64 = 3600;
 
+/// So many different messages of one kind of event about one object are kept apart; those after them are shown as one, whose
+/// message is the newest (client-go's `EventAggregator`).
+const APART: usize = 10;
+/// After so many seconds without any they count anew.
+const APART_SECONDS: i64 = 600;
+/// How the message of several begins.
+const COMBINED: &str = "(combined from similar events): ";
+
 type Key = (String, String, String, String);
+
+/// What is alike but for its message: object, field, reason, and whether it is a warning.
+type Likeness = (String, String, String, bool);
+
+#[derive(Default)]
+struct Alike {
+    messages: BTreeSet<String>,
+    last: Timestamp,
+}
+
+impl Alike {
+    /// Whether a message is one too many to be kept apart.
+    fn combines(&mut self, message: &str, now: Timestamp) -> bool {
+        if now.as_second() - self.last.as_second() > APART_SECONDS {
+            self.messages.clear();
+        }
+        self.last = now;
+        if self.messages.len() < APART {
+            self.messages.insert(message.to_owned());
+        }
+        !self.messages.contains(message)
+    }
+}
 
 struct Series {
     namespace: String,
@@ -31,6 +62,7 @@ struct Series {
 struct Known {
     series: HashMap<Arc<Key>, Series>,
     order: VecDeque<Arc<Key>>,
+    alike: HashMap<Likeness, Alike>,
     serial: u64,
 }
 
@@ -95,12 +127,13 @@ impl Recorder {
         let now = Timestamp::now();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.forget_old(&mut known, now);
-        let key = Arc::new((
-            format!("{}/{}", about.uid, about.name),
-            about.field.clone(),
-            reason.to_owned(),
-            message.to_owned(),
-        ));
+        let (object, field, reason_of) =
+            (format!("{}/{}", about.uid, about.name), about.field.clone(), reason.to_owned());
+        let likeness = (object.clone(), field.clone(), reason_of.clone(), warning);
+        let combines = known.alike.entry(likeness).or_default().combines(message, now);
+        let combined = combines.then(|| format!("{COMBINED}{message}"));
+        let message = combined.as_deref().unwrap_or(message);
+        let key = Arc::new((object, field, reason_of, if combines { COMBINED } else { message }.to_owned()));
         known.serial += 1;
         let serial = known.serial;
         if !known.series.contains_key(&key) {
@@ -151,6 +184,9 @@ impl Recorder {
     }
 
     fn forget_old(&self, known: &mut Known, now: Timestamp) {
+        if known.alike.len() >= KEEP {
+            known.alike.retain(|_, alike| now.as_second() - alike.last.as_second() <= APART_SECONDS);
+        }
         while let Some(key) = known.order.front() {
             let old =
                 known.series.get(key).is_none_or(|s| now.as_second() - s.last.as_second() > TTL_SECONDS);
@@ -188,6 +224,47 @@ mod tests {
         let counts: Vec<i64> = events.iter().map(|e| e.value()["count"].as_i64().unwrap()).collect();
         assert_eq!(counts.iter().sum::<i64>(), 3);
         assert_eq!(counts.len(), 2);
+    }
+
+    #[test]
+    fn events_that_differ_in_their_message_only_become_one_after_the_tenth() {
+        let store = ObjectStore::new();
+        let recorder = Recorder::new(store.clone(), "n");
+        let about = Regarding {
+            kind: "Pod",
+            namespace: "default".into(),
+            name: "p".into(),
+            uid: "u".into(),
+            field: String::new(),
+        };
+        let all = || {
+            let (events, _) = store.list(Kind::Event, None);
+            let pair = |event: Value| {
+                (event["message"].as_str().unwrap().to_owned(), event["count"].as_u64().unwrap())
+            };
+            events.iter().map(|event| pair(event.value())).collect::<HashMap<_, _>>()
+        };
+        for n in 1..=12 {
+            recorder.record(&about, true, "Unhealthy", &format!("answer {n}"));
+        }
+        recorder.record(&about, true, "Unhealthy", "answer 3");
+        let seen = all();
+        assert_eq!(seen.len(), 11, "{seen:?}");
+        assert_eq!(seen["answer 3"], 2, "one of the first is still counted as itself");
+        assert_eq!(seen["(combined from similar events): answer 12"], 2);
+        // Another reason is another matter.
+        recorder.record(&about, true, "BackOff", "answer 13");
+        assert_eq!(all()["answer 13"], 1);
+    }
+
+    #[test]
+    fn messages_are_kept_apart_again_after_a_while() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let mut alike = Alike::default();
+        assert!((0..10).all(|n| !alike.combines(&n.to_string(), at(1000))));
+        assert!(alike.combines("a", at(1600)));
+        assert!(alike.combines("b", at(2200)));
+        assert!(!alike.combines("c", at(2801)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 
 use super::pods::Remote;
-use super::{Cluster, Pause, code, remove};
+use super::{Cluster, Pause, code, remove, why};
 
 impl Cluster {
     pub(super) fn mirror_seen(&self, remote: &Remote) {
@@ -78,7 +78,11 @@ impl Cluster {
                     tracing::debug!(namespace, name, "the cluster has a pod by the name of a mirror");
                 }
                 Err(error) if matches!(code(&error), Some(400 | 403 | 404 | 422)) => {
-                    tracing::warn!(pod = pod.full_name(), %error, "the cluster does not take the mirror of a manifest's pod, which runs all the same");
+                    tracing::warn!(
+                        pod = pod.full_name(),
+                        error = why(&error),
+                        "the cluster does not take the mirror of a manifest's pod, which runs all the same"
+                    );
                 }
                 Err(error) => return Err(error),
             }

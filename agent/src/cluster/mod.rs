@@ -127,6 +127,14 @@ fn chance() -> f64 {
     f64::from(u16::from_le_bytes([bytes[0], bytes[1]])) / f64::from(u16::MAX)
 }
 
+/// An error in one line: a refusal in the server's words.
+fn why(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
+    }
+}
+
 /// The status code of the server's refusal; none for an error on the way to it.
 fn code(error: &kube::Error) -> Option<u16> {
     match error {
@@ -245,7 +253,11 @@ impl Cluster {
             Ok(Ok(_)) => tracing::info!(node = name, "the node has left the cluster"),
             Ok(Err(error)) if code(&error) == Some(404) => {}
             Ok(Err(error)) => {
-                tracing::warn!(node = name, %error, "the Node object is still there; remove it with `kubectl delete node {name}`");
+                tracing::warn!(
+                    node = name,
+                    error = why(&error),
+                    "the Node object is still there; remove it with `kubectl delete node {name}`"
+                );
             }
             Err(_) => tracing::warn!(
                 node = name,

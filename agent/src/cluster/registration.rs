@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::follow::{Seen, follow, key_of};
-use super::{Cluster, Pause, code};
+use super::{Cluster, Pause, code, why};
 use crate::pressure;
 
 /// Images that the status names, the largest first (kubelet's `nodeStatusMaxImages`).
@@ -36,7 +36,11 @@ impl Cluster {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(node = self.node.facts.name, %error, "cannot register the node; trying again");
+                    tracing::warn!(
+                        node = self.node.facts.name,
+                        error = why(&error),
+                        "cannot register the node; trying again"
+                    );
                     tokio::time::sleep(pause.take()).await;
                 }
             }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Cluster, Pause, code, remove};
+use super::{Cluster, Pause, code, remove, why};
 
 /// Requests that may be under way at once.
 const AT_ONCE: usize = 8;
@@ -206,7 +206,11 @@ impl Cluster {
                 }
                 Err(error) if matches!(code(&error), Some(400 | 422)) => {
                     // It is sent again once something in it changes. A pod whose end the server does not believe has ended all the same.
-                    tracing::error!(pod = format!("{}/{}", local.namespace, local.name), %error, "the API server does not take a pod's status");
+                    tracing::error!(
+                        pod = format!("{}/{}", local.namespace, local.name),
+                        error = why(&error),
+                        "the API server does not take a pod's status"
+                    );
                 }
                 Err(error) => return Err(error),
             }

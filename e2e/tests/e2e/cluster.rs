@@ -150,10 +150,14 @@ impl Cluster {
         self.end_outside("KILL", "", child);
     }
 
-    pub(super) fn run(&self, words: &[&str]) -> Ran {
+    fn command(&self, words: &[&str]) -> Command {
         let mut command = self.node.machine().outside(tools::unpacked("kubectl").unwrap());
         command.env("HOME", self.dir.path()).env("KUBECONFIG", self.path("kubeconfig")).args(words);
-        tools::run(command).unwrap()
+        command
+    }
+
+    pub(super) fn run(&self, words: &[&str]) -> Ran {
+        tools::run(self.command(words)).unwrap()
     }
 
     pub(super) fn kubectl(&self, words: &[&str]) -> String {
@@ -691,8 +695,34 @@ fn the_server_passes_on_what_only_the_node_of_a_pod_can_say() {
     let none = cluster.run(&["exec", "web", "--", "no-such-program"]);
     assert_eq!(none.code, 1, "{none}");
     assert!(cluster.run(&["logs", "web", "-c", "none"]).code != 0);
-    cluster.delete(&["web"]);
+    // By SPDY and by WebSockets: what is attached to, and ports.
+    let shell =
+        "mkdir -p /w; echo made >/w/index.html; httpd -p 80 -h /w; while read l; do echo got $l; done";
+    for (name, websockets) in [("spdy", "false"), ("ws", "true")] {
+        let greeter = Builder::new(name).shell(shell).with("stdin: true").with("stdinOnce: true");
+        let greeter = greeter.restart("Never").grace(0);
+        cluster.ready(name, &greeter);
+        let with = |words: &[&str]| {
+            let mut command = cluster.command(words);
+            command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets);
+            command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets);
+            command
+        };
+        let mut forward = cluster.node.machine().outside("bash");
+        forward.args(["-c", FORWARD, name]).env("KUBECTL", tools::unpacked("kubectl").unwrap());
+        for (key, value) in with(&[]).get_envs() {
+            forward.env(key, value.unwrap());
+        }
+        assert_eq!(tools::run(forward).unwrap().ok().unwrap(), "made\n", "{name}");
+        let ran = tools::run_with(with(&["attach", "-i", name]), b"hello\n").unwrap();
+        assert!(ran.code == 0 && ran.stdout.contains("got hello\n"), "{name}: {ran}");
+    }
+    cluster.delete(&["web", "spdy", "ws"]);
 }
+
+/// What a port of the pod `$0` answers, by `kubectl port-forward`.
+const FORWARD: &str = "coproc F { exec $KUBECTL port-forward pod/$0 :80; }\nread -r line <&${F[0]}\nport=${line#*:}\n\
+    curl -s --max-time 20 http://127.0.0.1:${port%% *}/; code=$?\nkill $F_PID; exit $code";
 
 #[test]
 fn bad_settings_of_a_cluster_are_told_at_once() {
