@@ -23,6 +23,8 @@ pub(super) struct Cluster {
     pub(super) node: Node,
     dir: TempDir,
     server: Option<Child>,
+    /// More of the server's configuration, for its next start.
+    pub(super) server_config: &'static str,
 }
 
 impl Cluster {
@@ -53,7 +55,7 @@ impl Cluster {
             "crashLoopBackOff:\n  maxContainerRestartPeriod: 1s\nevictionHard: {memory.available: 1Mi}\n";
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let node = Node::prepare(&format!("{config}{more}"), &words).unwrap();
-        let mut cluster = Self { node, dir, server: None };
+        let mut cluster = Self { node, dir, server: None, server_config: "" };
         cluster.start_server();
         let made = tools::run(cluster.server_command(&["kubeconfig"])).unwrap().ok().unwrap();
         std::fs::write(cluster.path("kubeconfig"), made).unwrap();
@@ -84,7 +86,7 @@ impl Cluster {
         let address = format!("{OUTSIDE}:6443");
         let flags = ["--node-name", "server", "--bridge", "brserver0", "--nft-table", "berth_server"];
         let more = ["--pod-cidr", "10.99.0.0/16", "--api-address", &address];
-        self.server = Some(self.start_outside("", "", &[&flags[..], &more].concat()));
+        self.server = Some(self.start_outside("", self.server_config, &[&flags[..], &more].concat()));
     }
 
     /// Starts an agent on the other end of the link, with its folders in one of the server's folder, and waits for it.
@@ -150,7 +152,7 @@ impl Cluster {
         self.end_outside("KILL", "", child);
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub(super) fn command(&self, words: &[&str]) -> Command {
         let mut command = self.node.machine().outside(tools::unpacked("kubectl").unwrap());
         command.env("HOME", self.dir.path()).env("KUBECONFIG", self.path("kubeconfig")).args(words);
         command

@@ -5,7 +5,8 @@ mod checker;
 mod recorder;
 mod seen;
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use berth_e2e::manifest::{Builder, IMAGE};
@@ -46,7 +47,11 @@ fn a_pod_lives(cluster: &Cluster, pod: &str) {
         cluster.kubectl(&["wait", "-n", "shop", &format!("--for={condition}"), "--timeout=30s", "pod/full"]);
     };
     wait("jsonpath={.status.containerStatuses[0].ready}=true");
-    wait("jsonpath={.status.containerStatuses[?(@.name==\"crash\")].restartCount}=1");
+    let restarted = || {
+        let pod = cluster.get(&["pod", "full", "-n", "shop"]);
+        pod["status"]["containerStatuses"][1]["restartCount"].as_u64().is_some_and(|count| count > 0)
+    };
+    poll::until_true("the container that ends runs again", SECONDS_30, restarted).unwrap();
     let shop = |words: &[&str]| cluster.kubectl(&[&["-n", "shop"], words].concat());
     shop(&["annotate", "pod", "full", "note=second", "--overwrite"]);
     shop(&["patch", "configmap", "settings", "--type=merge", "-p", r#"{"data": {"text": "two"}}"#]);
@@ -80,7 +85,9 @@ fn other_pods(cluster: &Cluster) {
 fn both_begin_anew(cluster: &mut Cluster) {
     cluster.kill_server();
     cluster.start_server();
-    cluster.ready("late", &Builder::new("late").shell("exec sleep 1000"));
+    // The node waits longer and longer between its tries to follow the pods.
+    cluster.apply(&bound(&Builder::new("late").shell("exec sleep 1000")));
+    cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=120s", "pod/late"]);
     cluster.kubectl(&["label", "node", NAME, "kubernetes.io/arch-"]);
     cluster.node.stop_agent().unwrap();
     cluster.node.start_agent().unwrap();
@@ -121,7 +128,10 @@ fn a_node_says_what_kubernetes_publishes() {
 /// What is said of pods that the server runs itself.
 #[test]
 fn a_server_with_pods_says_what_kubernetes_publishes() {
-    let cluster = Cluster::prepare("kubeconfig", "--kubeconfig");
+    let mut cluster = Cluster::prepare("kubeconfig", "--kubeconfig");
+    cluster.kill_server();
+    cluster.server_config = "networkPolicy: true\n";
+    cluster.start_server();
     let recorder = Recorder::before_server(&cluster);
     let mut import = cluster.node.machine().outside(tools::berth());
     import.args(["image", "import", "--root"]).arg(cluster.path("root"));
@@ -154,12 +164,34 @@ fn a_server_with_pods_says_what_kubernetes_publishes() {
     let there =
         || cluster.run(&["wait", "--for=condition=Ready", "--timeout=5s", "pod/own-server"]).ok().is_ok();
     poll::until_true("the pod of the manifest runs", SECONDS_30, there).unwrap();
+    cluster.apply(POLICY);
+    older_streams(&cluster);
     for words in OWN_PODS {
         cluster.kubectl(&words.split(' ').collect::<Vec<_>>());
     }
     let findings = recorder.findings();
     findings.assert_good(KNOWN);
     findings.assert_seen(seen::OWN_PODS);
+}
+
+const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: quiet, namespace: shop}\nspec:\n  \
+    podSelector: {matchLabels: {app: front}}\n  ingress: [{from: [{podSelector: {}}], ports: [{port: 80}, {port: http}]}]\n";
+
+/// SPDY begins with POST, unlike WebSockets.
+fn older_streams(cluster: &Cluster) {
+    let mut exec = cluster.command(&["exec", "-n", "shop", "full", "-c", "main", "--", "true"]);
+    exec.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false");
+    tools::run(exec).unwrap().ok().unwrap();
+    for websockets in ["true", "false"] {
+        let mut forward = cluster.command(&["port-forward", "-n", "shop", "pod/full", ":80"]);
+        forward.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets);
+        let mut child = forward.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(line.contains("-> 80"), "{line}");
+    }
 }
 
 fn command_with(mut command: Command, words: &[&str]) -> Command {
@@ -169,8 +201,9 @@ fn command_with(mut command: Command, words: &[&str]) -> Command {
 
 /// What kubectl does to a server that runs the pod `full`.
 const OWN_PODS: &[&str] = &[
-    "get all,endpoints,endpointslices,events,pv,pvc -A -o yaml",
-    "get all,endpoints,endpointslices,events,pv,pvc -A",
+    "get all,endpoints,endpointslices,events,pv,pvc,networkpolicies -A -o yaml",
+    "get all,endpoints,endpointslices,events,pv,pvc,networkpolicies -A",
+    "describe networkpolicy quiet -n shop",
     "describe pod full -n shop",
     "describe node server",
     "describe service front -n shop",
@@ -185,6 +218,7 @@ const OWN_PODS: &[&str] = &[
     "drain server --force --delete-emptydir-data --timeout=60s",
     "uncordon server",
     "delete service front -n shop",
+    "delete networkpolicy quiet -n shop",
 ];
 
 #[test]
@@ -332,6 +366,13 @@ fn a_server_says_to_kubectl_what_kubernetes_publishes() {
     // A version that is gone, a watch as a table, and one from a version on.
     cluster.kubectl(&["get", "--raw", "/api/v1/pods?watch=true&resourceVersion=1&timeoutSeconds=1"]);
     cluster.kubectl(&["get", "pods", "-A", "--watch-only", "--request-timeout=1s"]);
+    // What there is as the beginning of a watch.
+    for kind in ["pods", "nodes", "secrets"] {
+        let stream =
+            "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+        let said = cluster.kubectl(&["get", "--raw", &format!("/api/v1/{kind}?{stream}&timeoutSeconds=1")]);
+        assert!(said.contains("k8s.io/initial-events-end"), "{said}");
+    }
     let bootstrap = format!("--kubeconfig={}", cluster.path("bootstrap").display());
     let stranger = [format!("{bootstrap} get pods"), format!("{bootstrap} --token=nobodys get pods")];
     for words in REFUSED.iter().copied().chain(stranger.iter().map(String::as_str)) {

@@ -121,8 +121,6 @@ pub const KUBECTL: &[&str] = &[
     "kubectl list /apis/scheduling.k8s.io/v1/priorityclasses",
     "kubectl patch /api/v1/namespaces/{namespace}/pods/{name}",
     "kubectl update /apis/certificates.k8s.io/v1/certificatesigningrequests/{name}/approval",
-    "kubectl watch /api/v1/namespaces/{namespace}/pods",
-    "kubectl watch /api/v1/nodes",
     "kubectl watch /api/v1/pods",
 ];
 
@@ -141,7 +139,11 @@ pub const OWN_API: &[&str] = &[
 /// By kubectl to a server that runs pods itself.
 pub const OWN_PODS: &[&str] = &[
     "kubectl connect /api/v1/namespaces/{namespace}/pods/{name}/attach",
+    "kubectl connect /api/v1/namespaces/{namespace}/pods/{name}/exec",
+    "kubectl connect /api/v1/namespaces/{namespace}/pods/{name}/portforward",
     "kubectl create /api/v1/namespaces/{namespace}/pods/{name}/eviction",
+    "kubectl create /apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
+    "kubectl delete /apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies/{name}",
     "kubectl list /api/v1/endpoints",
     "kubectl list /apis/discovery.k8s.io/v1/endpointslices",
     "kubectl list /apis/metrics.k8s.io/v1beta1/pods",
@@ -151,5 +153,4 @@ pub const OWN_PODS: &[&str] = &[
     "kubectl patch /api/v1/namespaces/{namespace}/pods/{name}/status",
     "kubectl patch /api/v1/namespaces/{namespace}/services/{name}",
     "kubectl patch /api/v1/nodes/{name}",
-    "kubectl watch /apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices",
 ];
