@@ -564,7 +564,7 @@ impl Config {
             cni_conf_dir: file.cni_conf_dir.map(absolute).transpose()?,
             cluster_domain: file.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             resolv_conf: file.resolv_conf.unwrap_or_else(|| "/etc/resolv.conf".into()),
-            seccomp_default: file.seccomp_default.unwrap_or(true),
+            seccomp_default: file.seccomp_default.unwrap_or(cluster.is_none()),
             max_restart_period: file.crash_loop_back_off.unwrap_or_default().check()?,
             runtimes: check_runtimes(file.runtimes.unwrap_or_default())?,
             cfs,

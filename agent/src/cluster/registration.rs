@@ -211,8 +211,12 @@ impl Cluster {
     pub(super) async fn follow_node(self: Arc<Self>, client: Client) {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.node.facts.name));
         let known = self.registered().iter().map(|node| key_of(node.as_ref())).collect();
+        let mut told = None;
         let see = |seen| match seen {
-            Seen::Is(node) => *self.registered() = Some(Arc::new(node)),
+            Seen::Is(node) => {
+                self.compare_ranges(&node, &mut told);
+                *self.registered() = Some(Arc::new(node));
+            }
             Seen::Gone(_) => {
                 if !self.is_leaving() {
                     tracing::warn!(node = self.node.facts.name, "somebody has deleted the Node object");
@@ -223,6 +227,30 @@ impl Cluster {
             Seen::Failed(error) => tracing::debug!(%error, "cannot follow the Node object"),
         };
         follow(Api::<v1::Node>::all(client), config, known, see).await;
+    }
+}
+
+impl Cluster {
+    /// Says, once for each, that the cluster has given the node another range of pod addresses than it uses: whoever routes
+    /// to pods by that range does not reach them.
+    fn compare_ranges(&self, node: &v1::Node, told: &mut Option<Vec<String>>) {
+        let given = node.spec.as_ref().and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
+        let config = &self.node.config;
+        let own = std::iter::once(&config.pod_cidr).chain(&config.pod_cidr6);
+        if given.is_empty()
+            || config.cni_conf_dir.is_some()
+            || given.iter().eq(own)
+            || told.as_ref() == Some(&given)
+        {
+            return;
+        }
+        let given_text = given.join(",");
+        tracing::warn!(
+            given = given_text,
+            own = config.pod_cidr,
+            "the cluster has given this node another range of pod addresses than its own; set podCIDR to it, or cniConfDir if a CNI plugin connects pods"
+        );
+        *told = Some(given);
     }
 }
 

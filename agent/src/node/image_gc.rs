@@ -61,8 +61,11 @@ impl ImageKeeper {
         let disk = signals.get(&Signal::ImageDisk).copied();
         let Some(want) = disk.and_then(|disk| wanted(disk, gc)) else { return };
         let freed = self.free(node, gc, want).await;
-        tracing::info!(freed, want, "removed images because the disk fills up");
+        if freed > 0 {
+            tracing::info!(freed, want, "removed images because the disk fills up");
+        }
         if freed < want {
+            tracing::warn!(freed, want, "the disk fills up, and not by images that could be removed");
             let text = format!(
                 "Failed to garbage collect required amount of images. Attempted to free {want} bytes, but only found {freed} bytes eligible to free."
             );

@@ -76,7 +76,9 @@ impl Keeper {
             if let Some(gc) = gc {
                 let node = self.node.clone();
                 let freed = self.images.free(&node, gc, u64::MAX).await;
-                tracing::info!(freed, "removed images that nobody uses");
+                if freed > 0 {
+                    tracing::info!(freed, "removed images that nobody uses");
+                }
             }
             let signals = pressure::gather(&self.node.config.root);
             verdict = self.manager.look(settings, &signals, self.begun.elapsed());

@@ -221,8 +221,12 @@ fn config_map(text: &str) -> String {
 
 /// Waits until a file of a container says something.
 fn wait_file(node: &Node, pod: &str, path: &str, text: &str) {
-    let seen = poll::until(&format!("{path} in {pod} says {text:?}"), SECONDS_30, || {
-        let ran = node.berth(&["exec", pod, "--", "cat", path]).map_err(|error| error.to_string())?;
+    wait_output(node, &["exec", pod, "--", "cat", path], text);
+}
+
+fn wait_output(node: &Node, words: &[&str], text: &str) {
+    let seen = poll::until(&format!("{words:?} says {text:?}"), SECONDS_30, || {
+        let ran = node.berth(words).map_err(|error| error.to_string())?;
         if ran.stdout == text { Ok(Some(())) } else { Err(format!("{ran:?}")) }
     });
     seen.unwrap();
@@ -255,6 +259,8 @@ fn pods_of_a_cluster_run_here_and_the_cluster_sees_how_they_are() {
     let status = &pod["status"]["containerStatuses"][0];
     assert_eq!((&status["ready"], &status["restartCount"]), (&true.into(), &0.into()));
     wait_file(&cluster.node, "web", "/settings/text", "one");
+    // As a kubelet that has not been told otherwise.
+    wait_output(&cluster.node, &["exec", "web", "--", "grep", "Seccomp:", "/proc/1/status"], "Seccomp:\t0\n");
 
     // A change of the cluster's object comes through.
     cluster.apply(&config_map("two"));
