@@ -96,7 +96,7 @@ class Schemas:
         kinds = schema.get("type", [])
         kinds = [kinds] if isinstance(kinds, str) else kinds
         if value is None:
-            if kinds and "null" not in kinds:
+            if (kinds and "null" not in kinds) or None not in schema.get("enum", [None]):
                 yield f"{at}: null, but it is required"
             return
         if kinds and not any(is_a(value, kind) for kind in kinds if kind != "null"):

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::recorder::{Findings, check};
+use super::recorder::{Findings, check, compare};
 
 /// An exchange as the proxy writes it down: what was asked, and the answer's code and text.
 struct Said {
@@ -151,6 +151,15 @@ fn got(pointer: &str, value: Value) -> Said {
 
 fn watched(text: String) -> Said {
     Said::new("GET", &format!("{PODS}{STREAM}"), 200, text)
+}
+
+/// The checker is checked itself: by an implementation of JSON Schema that others have written.
+#[test]
+fn what_jsonschema_finds_the_checker_finds() {
+    let judged = compare("io.k8s.api.core.v1.Pod", &pod());
+    assert_eq!(judged["passed"], json!([]));
+    let count = |field: &str| judged[field].as_u64().unwrap();
+    assert!(count("wrong") > 50 && count("tried") > count("wrong"), "{judged}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use berth_e2e::machine::{ADDRESS, OUTSIDE};
 use berth_e2e::tools;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::cluster::Cluster;
 
@@ -44,6 +45,15 @@ pub fn check(record: &Path, flags: &[&str]) -> Findings {
     let mut command = openapi(Command::new("python3"));
     command.arg("check").args(flags).arg(record);
     let text = tools::run(command).unwrap().ok().unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// How an object of a definition is judged beside python's jsonschema, see `scripts/openapi/compare.py`.
+pub fn compare(definition: &str, object: &Value) -> Value {
+    // Where Debian's packages are.
+    let mut command = openapi(Command::new("/usr/bin/python3"));
+    command.args(["compare", definition]);
+    let text = tools::run_with(command, object.to_string().as_bytes()).unwrap().ok().unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
