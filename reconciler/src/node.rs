@@ -219,6 +219,8 @@ pub enum Hook {
 pub enum ProbeOutcome {
     /// It succeeded.
     Success,
+    /// It counts as a success, but somebody should look: the text of kubelet's `ProbeWarning` event.
+    Warning(String),
     /// It failed or ran out of time; the text says how, as in kubelet's `Unhealthy` events.
     Failure(String),
 }

@@ -18,6 +18,8 @@ use crate::store::Kind;
 const ALL: Rate = Rate { burst: 100.0, per_second: 50.0 };
 /// The same of one object, of which more are not sent at all (client-go's `EventSourceObjectSpamFilter`).
 const OF_ONE: Rate = Rate { burst: 25.0, per_second: 1.0 / 300.0 };
+/// The name by which clusters know the component that runs pods.
+const KUBELET: &str = "kubelet";
 /// Events that have been sent and may be counted on.
 const REMEMBERED: usize = 1000;
 
@@ -180,6 +182,9 @@ async fn first(api: &Api<v1::Event>, event: &Value) -> Result<(), kube::Error> {
         event["involvedObject"]["uid"] = event["involvedObject"]["name"].clone();
         event["involvedObject"].as_object_mut().map(|about| about.remove("namespace"));
     }
+    // Whoever looks for what nodes say looks for this name (`kubectl get events --field-selector source=kubelet`).
+    event["source"]["component"] = json!(KUBELET);
+    event["reportingComponent"] = json!(KUBELET);
     let event: v1::Event = serde_json::from_value(event).map_err(kube::Error::SerdeError)?;
     api.create(&PostParams::default(), &event).await.map(drop)
 }

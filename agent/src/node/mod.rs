@@ -14,6 +14,7 @@ mod env_files;
 pub mod ephemeral;
 mod exec;
 mod grpc;
+mod http_probe;
 mod image;
 mod image_gc;
 pub(crate) mod kubepods;

@@ -8,9 +8,6 @@ use std::time::Duration;
 use berth_reconciler::node::{Failure, Hook, ProbeOutcome};
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::{Feature, RunRequest};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::AsyncReadExt;
@@ -18,10 +15,10 @@ use tokio::net::TcpStream;
 use tokio::net::unix::pipe::Receiver;
 
 use super::entry::{Entry, Instance};
-use super::{AgentNode, ExecSpec, exec, grpc};
+use super::{AgentNode, ExecSpec, exec, grpc, http_probe as http};
 
 /// Most of an answer that is read (kubelet: 10 KiB).
-const BODY_MAX: usize = 10 << 10;
+pub(super) const BODY_MAX: usize = 10 << 10;
 
 /// Runs one probe. While the pod is paused it waits, and a probe that a pause came into is made again: nothing that is
 /// frozen can answer.
@@ -47,7 +44,10 @@ async fn once(node: &AgentNode, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> 
     let result = if let Some(action) = &probe.exec {
         exec_probe(&entry, &instance, action.command.as_deref().unwrap_or_default(), timeout).await
     } else if let Some(action) = &probe.http_get {
-        http(&entry, pod, &instance, action, timeout).await
+        match http(&entry, pod, &instance, action, timeout).await {
+            Ok(http::Found::Redirected(text)) => return ProbeOutcome::Warning(text),
+            other => other.map(drop),
+        }
     } else if let Some(action) = &probe.tcp_socket {
         tcp(&entry, pod, &instance, action, timeout).await
     } else if let Some(action) = &probe.grpc {
@@ -172,7 +172,7 @@ fn port_number(pod: &Pod, container: &str, port: &IntOrString) -> Result<u16, St
     }
 }
 
-async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     let result = match host.parse::<IpAddr>() {
         Ok(ip) => TcpStream::connect(SocketAddr::new(ip, port)).await,
         Err(_) => TcpStream::connect((host, port)).await,
@@ -216,82 +216,10 @@ async fn http(
     instance: &Instance,
     action: &v1::HTTPGetAction,
     timeout: Duration,
-) -> Result<(), String> {
+) -> Result<http::Found, String> {
     let host = host_of(entry, action.host.as_ref())?;
     let port = port_number(pod, &instance.record.name, &action.port)?;
-    let path = match action.path.as_deref().unwrap_or("/") {
-        path if path.starts_with('/') => path.to_owned(),
-        path => format!("/{path}"),
-    };
-    let shown = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let https = action.scheme.as_deref() == Some("HTTPS");
-    let url = format!("{}://{shown}:{port}{path}", if https { "https" } else { "http" });
-    let request = http_request(action, &path, &format!("{shown}:{port}"))?;
-    let exchange = async {
-        let stream = connect(&host, port).await?;
-        if https {
-            let stream = super::tls::connect(stream, &host).await?;
-            send(TokioIo::new(stream), request).await
-        } else {
-            send(TokioIo::new(stream), request).await
-        }
-    };
-    let status = match tokio::time::timeout(timeout, exchange).await {
-        Ok(result) => result.map_err(|e| format!("Get \"{url}\": {e}"))?,
-        Err(_) => {
-            return Err(format!(
-                "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
-            ));
-        }
-    };
-    if (200..400).contains(&status) {
-        Ok(())
-    } else {
-        Err(format!("HTTP probe failed with statuscode: {status}"))
-    }
-}
-
-fn http_request(
-    action: &v1::HTTPGetAction,
-    path: &str,
-    host: &str,
-) -> Result<hyper::Request<Empty<Bytes>>, String> {
-    let mut request = hyper::Request::get(path);
-    let headers = action.http_headers.as_deref().unwrap_or_default();
-    let given = |name: &str| headers.iter().any(|h| h.name.eq_ignore_ascii_case(name));
-    for (name, value) in [
-        ("Host", host),
-        ("User-Agent", concat!("kube-probe/1.36 berth/", env!("CARGO_PKG_VERSION"))),
-        ("Accept", "*/*"),
-        ("Connection", "close"),
-    ] {
-        if !given(name) {
-            request = request.header(name, value);
-        }
-    }
-    for header in headers {
-        request = request.header(&header.name, &header.value);
-    }
-    request.body(Empty::new()).map_err(|e| e.to_string())
-}
-
-async fn send<S>(stream: S, request: hyper::Request<Empty<Bytes>>) -> Result<u16, String>
-where
-    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(stream).await.map_err(|e| e.to_string())?;
-    let driver = tokio::spawn(connection);
-    let result = async {
-        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-        let status = response.status().as_u16();
-        // The body is read as far as a kubelet reads it, so that the server does not see a reset.
-        let _ = Limited::new(response.into_body(), BODY_MAX).collect().await;
-        Ok(status)
-    }
-    .await;
-    driver.abort();
-    result
+    http::get(&host, port, action, timeout).await
 }
 
 /// Runs a hook to its end.
@@ -328,7 +256,7 @@ pub(super) async fn run_hook(
             Err(error) => Err(error),
         }
     } else if let Some(action) = &handler.http_get {
-        http(&entry, pod, &instance, action, limit).await
+        http(&entry, pod, &instance, action, limit).await.map(drop)
     } else if let Some(action) = &handler.tcp_socket {
         tcp(&entry, pod, &instance, action, limit).await
     } else if let Some(action) = &handler.sleep {

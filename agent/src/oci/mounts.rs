@@ -183,7 +183,7 @@ fn volume_mount(
     Ok(bind(&path, &target, &options))
 }
 
-/// Opens `sub` inside `root` without leaving it, making missing folders with the mode of their parent, as kubelet does.
+/// Opens `sub` inside `root` without leaving it, making missing folders with the mode of the volume, as kubelet does.
 fn within(root: &Path, sub: &str) -> Result<OwnedFd, String> {
     if sub.starts_with('/') || sub.split('/').any(|part| part == "..") {
         return Err("must be a relative path without \"..\"".into());
@@ -199,11 +199,20 @@ fn within(root: &Path, sub: &str) -> Result<OwnedFd, String> {
         Err(Errno::ENOENT) => {}
         Err(error) => return Err(describe(error)),
     }
+    let mode = nix::sys::stat::fstat(&at).map_or(0o750, |s| s.st_mode & 0o2777);
+    let mode = Mode::from_bits_truncate(mode);
     for part in sub.split('/').filter(|p| !p.is_empty() && *p != ".") {
-        let mode = nix::sys::stat::fstat(&at).map_or(0o750, |s| s.st_mode & 0o7777);
-        match mkdirat(&at, part, Mode::from_bits_truncate(mode)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
+        let made = match mkdirat(&at, part, mode & Mode::from_bits_truncate(0o777)) {
+            Ok(()) => true,
+            Err(Errno::EEXIST) => false,
             Err(error) => return Err(format!("mkdir {part:?}: {error}")),
+        };
+        if made {
+            // The agent's umask is not the volume's: whoever may write into the volume may write here.
+            let folder =
+                openat2(&at, part, how().flags(OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC));
+            let folder = folder.map_err(describe)?;
+            nix::sys::stat::fchmod(&folder, mode).map_err(|e| format!("chmod {part:?}: {e}"))?;
         }
         at = openat2(&at, part, how()).map_err(describe)?;
     }
@@ -225,8 +234,15 @@ mod tests {
     #[test]
     fn missing_folders_are_made() {
         let dir = tempfile::tempdir().unwrap();
+        // The umask takes nothing away of what the volume allows.
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o2777)).unwrap();
         within(dir.path(), "a/b").unwrap();
-        assert!(dir.path().join("a/b").is_dir());
+        for made in ["a", "a/b"] {
+            let meta = std::fs::metadata(dir.path().join(made)).unwrap();
+            assert!(meta.is_dir());
+            assert_eq!(meta.permissions().mode() & 0o7777, 0o2777, "{made}");
+        }
     }
 
     #[test]

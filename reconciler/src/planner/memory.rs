@@ -147,7 +147,7 @@ pub(crate) struct ProbeMemory {
 impl ProbeMemory {
     /// Counts one outcome; the result changes once the threshold is reached.
     pub fn count(&mut self, probe: &v1::Probe, outcome: &ProbeOutcome) {
-        let success = *outcome == ProbeOutcome::Success;
+        let success = !matches!(outcome, ProbeOutcome::Failure(_));
         self.streak = if self.last == Some(success) { self.streak.saturating_add(1) } else { 1 };
         self.last = Some(success);
         let threshold =

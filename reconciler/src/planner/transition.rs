@@ -143,6 +143,13 @@ impl Memory {
         instance.probe_mut(kind).count(spec, outcome);
         match outcome {
             ProbeOutcome::Success => Vec::new(),
+            ProbeOutcome::Warning(text) => {
+                vec![warning(
+                    "ProbeWarning",
+                    Some(container),
+                    format!("{} probe warning: {text}", kind.as_str()),
+                )]
+            }
             ProbeOutcome::Failure(text) => {
                 vec![warning("Unhealthy", Some(container), format!("{} probe failed: {text}", kind.as_str()))]
             }

@@ -45,7 +45,7 @@ impl Probed {
         outcome: &ProbeOutcome,
     ) {
         let Some(probe) = moment.pod.container(name).and_then(|c| probe_of(c, kind)) else { return };
-        let success = *outcome == ProbeOutcome::Success;
+        let success = !matches!(outcome, ProbeOutcome::Failure(_));
         let key = (id.to_owned(), kind);
         let (last, count) = self.streaks.get(&key).copied().unwrap_or((success, 0));
         let count = if last == success { count + 1 } else { 1 };
