@@ -199,7 +199,7 @@ fn within(root: &Path, sub: &str) -> Result<OwnedFd, String> {
         Err(Errno::ENOENT) => {}
         Err(error) => return Err(describe(error)),
     }
-    let mode = nix::sys::stat::fstat(&at).map_or(0o750, |s| s.st_mode & 0o2777);
+    let mode = nix::sys::stat::fstat(&at).map_or(0o750, |s| s.st_mode & 0o3777);
     let mode = Mode::from_bits_truncate(mode);
     for part in sub.split('/').filter(|p| !p.is_empty() && *p != ".") {
         let made = match mkdirat(&at, part, mode & Mode::from_bits_truncate(0o777)) {

@@ -29,6 +29,8 @@ pub(super) fn make(name: &str, medium: Medium, path: &Path, fs_group: Option<u32
     if path.exists() && (medium == Medium::Disk || mounted()?) {
         return Ok(());
     }
+    // A file system of its own is made sticky, and with a kubelet stays so.
+    let sticky = if medium == Medium::Disk { 0 } else { 0o1000 };
     let hand_over = |path: &Path| -> std::io::Result<()> {
         let mode = if let Some(group) = fs_group {
             chown(path, None, Some(group))?;
@@ -36,7 +38,7 @@ pub(super) fn make(name: &str, medium: Medium, path: &Path, fs_group: Option<u32
         } else {
             0o777
         };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode | sticky))
     };
     let make = || -> std::io::Result<()> {
         if medium != Medium::Disk {

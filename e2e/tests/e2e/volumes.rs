@@ -456,7 +456,7 @@ fn an_empty_dir_may_be_of_huge_pages() {
             let line = node.exec(name, &["grep", " /huge ", "/proc/mounts"]).unwrap().ok().unwrap();
             assert!(line.contains(" hugetlbfs ") && line.contains("pagesize=2M,size=4194304"), "{line}");
             let owner = node.exec(name, &["stat", "-c", "%g %a", "/huge"]).unwrap().ok().unwrap();
-            assert_eq!(owner.trim(), "2000 2777");
+            assert_eq!(owner.trim(), "2000 3777");
         }
         for name in ["a", "b"] {
             node.remove(&format!("{name}.yaml")).unwrap();
