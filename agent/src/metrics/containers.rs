@@ -391,6 +391,8 @@ fn network(samples: &[PodSample]) -> Result<Vec<MetricFamily>> {
 /// A figure of a pod: the sum of what is read of its containers.
 type Sum = (&'static str, &'static str, Kind, fn(&ContainerSample) -> f64);
 
+const START_TIME: &str = "container_start_time_seconds";
+
 /// The families of `/metrics/resource`.
 pub(super) fn resource_families(samples: &[PodSample]) -> Result<Vec<MetricFamily>> {
     let mut families = Vec::new();
@@ -414,12 +416,9 @@ pub(super) fn resource_families(samples: &[PodSample]) -> Result<Vec<MetricFamil
             Kind::Gauge,
             |c| some(c.stats.memory.swap),
         ),
-        (
-            "container_start_time_seconds",
-            "Start time of the container since unix epoch in seconds",
-            Kind::Gauge,
-            |c| Some(c.started_at.as_millisecond() as f64 / 1000.0),
-        ),
+        (START_TIME, "Start time of the container since unix epoch in seconds", Kind::Gauge, |c| {
+            Some(c.started_at.as_millisecond() as f64 / 1000.0)
+        }),
     ];
     for (name, help, kind, read) in &figures {
         let values =
@@ -464,6 +463,11 @@ pub(super) fn resource_families(samples: &[PodSample]) -> Result<Vec<MetricFamil
         )?);
         let used = value(whole.memory_used as f64);
         families.extend(family("node_memory_working_set_bytes", memory, Kind::Gauge, &[], used)?);
+    }
+    // As a kubelet's page: figures have the time at which they were read, what does not change with time has none.
+    let now = Timestamp::now().as_millisecond();
+    for family in families.iter_mut().filter(|family| family.name() != START_TIME) {
+        family.mut_metric().iter_mut().for_each(|metric| metric.set_timestamp_ms(now));
     }
     let help = "1 if there was an error while getting container metrics, 0 otherwise";
     families.extend(family("resource_scrape_error", help, Kind::Gauge, &[], std::iter::once(([], error)))?);

@@ -50,10 +50,25 @@ fn promtool_accepts_the_metrics_and_they_tell_of_the_containers() {
     ] {
         assert_eq!(value(&page, name), Some(wanted), "{name}");
     }
-    let mut check = std::process::Command::new(tools::find("promtool").unwrap());
-    check.args(["check", "metrics"]);
-    let ran = tools::run_with(check, page.as_bytes()).unwrap();
-    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", ""));
+    let resource = node.page("/metrics/resource").unwrap();
+    let words = |name: &str| {
+        let line = resource.lines().find(|line| line.starts_with(name));
+        line.unwrap_or_else(|| panic!("{name} is not there: {resource}")).split_whitespace().count()
+    };
+    for name in
+        ["node_cpu_usage_seconds_total", "pod_memory_working_set_bytes", "container_cpu_usage_seconds_total"]
+    {
+        assert_eq!(words(name), 3, "{name} says when that was: {resource}");
+    }
+    for name in ["container_start_time_seconds", "resource_scrape_error"] {
+        assert_eq!(words(name), 2, "{name}");
+    }
+    for page in [page, resource] {
+        let mut check = std::process::Command::new(tools::find("promtool").unwrap());
+        check.args(["check", "metrics"]);
+        let ran = tools::run_with(check, page.as_bytes()).unwrap();
+        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", ""));
+    }
 }
 
 #[test]
