@@ -324,7 +324,7 @@ fn processes_of_a_pod_are_counted_and_limited() {
 }
 
 #[test]
-fn what_is_reserved_is_not_for_pods() {
+fn smoke_what_is_reserved_is_not_for_pods() {
     let mut node =
         node_with("systemReserved: {memory: 1Gi, cpu: 100m}\nkubeReserved: {memory: 1Gi, pid: 1k}\n");
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
