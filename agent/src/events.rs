@@ -206,17 +206,21 @@ impl Recorder {
 mod tests {
     use super::*;
 
+    fn pod(name: &str) -> Regarding {
+        Regarding {
+            kind: "Pod",
+            namespace: "default".into(),
+            name: name.into(),
+            uid: format!("{name}-uid"),
+            field: String::new(),
+        }
+    }
+
     #[test]
     fn the_same_event_is_counted() {
         let store = ObjectStore::new();
         let recorder = Recorder::new(store.clone(), "n");
-        let about = Regarding {
-            kind: "Pod",
-            namespace: "default".into(),
-            name: "p".into(),
-            uid: "u".into(),
-            field: String::new(),
-        };
+        let about = pod("p");
         recorder.record(&about, true, "BackOff", "m");
         recorder.record(&about, true, "BackOff", "m");
         recorder.record(&about, false, "Started", "m");
@@ -230,13 +234,7 @@ mod tests {
     fn events_that_differ_in_their_message_only_become_one_after_the_tenth() {
         let store = ObjectStore::new();
         let recorder = Recorder::new(store.clone(), "n");
-        let about = Regarding {
-            kind: "Pod",
-            namespace: "default".into(),
-            name: "p".into(),
-            uid: "u".into(),
-            field: String::new(),
-        };
+        let about = pod("p");
         let all = || {
             let (events, _) = store.list(Kind::Event, None);
             let pair = |event: Value| {
@@ -272,14 +270,7 @@ mod tests {
         let store = ObjectStore::new();
         let recorder = Recorder::new(store.clone(), "n");
         for i in 0..KEEP + 50 {
-            let about = Regarding {
-                kind: "Pod",
-                namespace: "default".into(),
-                name: format!("p{i}"),
-                uid: String::new(),
-                field: String::new(),
-            };
-            recorder.record(&about, false, "Started", "m");
+            recorder.record(&pod(&format!("p{i}")), false, "Started", "m");
         }
         assert!(store.list(Kind::Event, None).0.len() <= KEEP);
     }

@@ -175,6 +175,18 @@ impl Cluster {
         self.kubectl(&["apply", "-f", file.to_str().unwrap()]);
     }
 
+    /// The administrator's certificate and key, in files.
+    pub(super) fn admin(&self) -> (PathBuf, PathBuf) {
+        let save = |name: &str, field: &str| {
+            let template =
+                format!("--template={{{{index (index .users 0).user \"{field}\" | base64decode}}}}");
+            let text = self.kubectl(&["config", "view", "--raw", "-o", "go-template", &template]);
+            std::fs::write(self.path(name), text).unwrap();
+            self.path(name)
+        };
+        (save("admin.crt", "client-certificate-data"), save("admin.key", "client-key-data"))
+    }
+
     /// A pod for the node, ready there.
     pub(super) fn ready(&self, name: &str, builder: &Builder) {
         self.apply(&bound(builder));
@@ -545,14 +557,7 @@ pub(super) fn ask(cluster: &Cluster, path: &str, certificate: Option<(&Path, &Pa
 fn the_nodes_own_api_is_for_whom_the_cluster_knows() {
     let cluster = Cluster::new();
     cluster.ready("web", &Builder::new("web").shell("echo hello; exec sleep 1000"));
-    let save = |name: &str, field: &str| {
-        let template = format!("--template={{{{index (index .users 0).user \"{field}\" | base64decode}}}}");
-        let text = cluster.kubectl(&["config", "view", "--raw", "-o", "go-template", &template]);
-        std::fs::write(cluster.path(name), text).unwrap();
-        cluster.path(name)
-    };
-    let (certificate, key) =
-        (save("admin.crt", "client-certificate-data"), save("admin.key", "client-key-data"));
+    let (certificate, key) = cluster.admin();
     let known = Some((certificate.as_path(), key.as_path()));
     assert!(ask(&cluster, "/healthz", None).ends_with("\n401"));
     assert_eq!(ask(&cluster, "/healthz", known), "ok\n200");

@@ -227,14 +227,7 @@ fn a_nodes_own_api_says_what_a_kubelet_says() {
     a_pod_lives(&cluster, POD);
     cluster.node.apply("own.yaml", &Builder::new("own").shell("exec sleep 1000").yaml()).unwrap();
     cluster.node.wait_running(&["own"]).unwrap();
-    let save = |name: &str, field: &str| {
-        let template = format!("--template={{{{index (index .users 0).user \"{field}\" | base64decode}}}}");
-        let text = cluster.kubectl(&["config", "view", "--raw", "-o", "go-template", &template]);
-        std::fs::write(cluster.path(name), text).unwrap();
-        cluster.path(name)
-    };
-    let (certificate, key) =
-        (save("admin.crt", "client-certificate-data"), save("admin.key", "client-key-data"));
+    let (certificate, key) = cluster.admin();
     let recorder = Recorder::before_node(&cluster);
     let ask = |path: &str| {
         let mut command = cluster.node.machine().outside("curl");
