@@ -249,7 +249,7 @@ fn subresource(path: &str) -> &'static str {
         () if within("/logs") => "log",
         () if within("/configz") => "configz",
         () if within("/healthz") => "healthz",
-        () if path == "/pods" || path == "/runningpods" => "pods",
+        () if matches!(path, "/pods" | "/runningpods" | "/runningpods/") => "pods",
         () => "proxy",
     }
 }
@@ -283,6 +283,8 @@ mod tests {
             ("/metrics/cadvisor", "metrics"),
             ("/metricsx", "proxy"),
             ("/pods", "pods"),
+            ("/runningpods/", "pods"),
+            ("/podsx", "proxy"),
             ("/healthz", "healthz"),
             ("/exec/a/b/c", "proxy"),
             ("/containerLogs/a/b/c", "proxy"),

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use berth_reconciler::manifest::MIRROR_ANNOTATION;
+use berth_reconciler::node::ContainerState;
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -54,6 +55,9 @@ pub(super) fn pages(node: Arc<AgentNode>, ready: watch::Receiver<bool>) -> Route
         .route("/metrics/resource", get(|State(s): State<Served>| page(s, Page::Resource)))
         .route("/stats/summary", get(summary))
         .route("/pods", get(pods))
+        // Clients of kubelets ask for it with the slash, too.
+        .route("/runningpods", get(running_pods))
+        .route("/runningpods/", get(running_pods))
         .with_state(Served { node, ready })
 }
 
@@ -83,6 +87,24 @@ async fn pods(State(served): State<Served>) -> Response {
     let items: Vec<Value> = own.map(without_mirror).collect();
     let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items});
     axum::Json(list).into_response()
+}
+
+/// The pods of which containers run now, with those, as kubelet's `/runningpods/`.
+async fn running_pods(State(served): State<Served>) -> Response {
+    let mut items = Vec::new();
+    for entry in served.node.all_entries() {
+        let pod = entry.pod();
+        let instances = entry.state().instances.clone();
+        let running = instances.iter().filter(|i| matches!(i.record.state, ContainerState::Running { .. }));
+        let containers: Vec<Value> = running
+            .map(|i| json!({"name": i.record.name, "image": i.record.image, "resources": {}}))
+            .collect();
+        if !containers.is_empty() {
+            let meta = json!({"name": pod.name(), "namespace": pod.namespace(), "uid": pod.uid()});
+            items.push(json!({"metadata": meta, "spec": {"containers": containers}, "status": {}}));
+        }
+    }
+    axum::Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})).into_response()
 }
 
 /// The pod of a manifest itself, not what an API server shows of it.

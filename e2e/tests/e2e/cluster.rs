@@ -566,6 +566,10 @@ fn the_nodes_own_api_is_for_whom_the_cluster_knows() {
     let none = ask(&cluster, "/containerLogs/default/web/none", known);
     assert_eq!(none, "container none is not valid for pod web\n400");
     assert!(ask(&cluster, "/pods", known).contains(r#""name":"web""#));
+    let running: Value =
+        serde_json::from_str(ask(&cluster, "/runningpods/", known).trim_end_matches("\n200")).unwrap();
+    assert_eq!(running["items"][0]["metadata"]["name"], "web");
+    assert_eq!(running["items"][0]["spec"]["containers"][0]["name"], "main");
     assert!(ask(&cluster, "/metrics/cadvisor", known).contains("container_cpu_usage_seconds_total"));
     assert!(ask(&cluster, "/configz", known).contains("KubeletConfiguration"));
     assert!(ask(&cluster, "/nothing", known).ends_with("\n404"));
