@@ -1,7 +1,7 @@
 //! What is done when the machine runs short of memory, disk or processes: images that nobody uses go, then pods, one after the
 //! other (kubelet's eviction manager). What is short and who goes first decides [`berth_reconciler::eviction`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,8 +33,14 @@ pub async fn watch(node: Arc<AgentNode>) {
     if eviction.is_none() && gc.is_none() {
         return;
     }
-    let mut keeper =
-        Keeper { node, manager: Manager::default(), images: ImageKeeper::default(), begun: Instant::now() };
+    let mut keeper = Keeper {
+        node,
+        manager: Manager::default(),
+        images: ImageKeeper::default(),
+        begun: Instant::now(),
+        told: BTreeSet::new(),
+        stuck: BTreeSet::new(),
+    };
     for look in 0u32.. {
         let signals = pressure::gather(&keeper.node.config.root);
         if let Some(settings) = &eviction {
@@ -53,6 +59,10 @@ struct Keeper {
     manager: Manager,
     images: ImageKeeper,
     begun: Instant,
+    /// What was short at the last look, and has been logged.
+    told: BTreeSet<Signal>,
+    /// What is short and no pod can be made to go for; it has been logged.
+    stuck: BTreeSet<Signal>,
 }
 
 impl Keeper {
@@ -61,13 +71,21 @@ impl Keeper {
         self.node
             .pressures
             .send_if_modified(|known| std::mem::replace(known, verdict.pressures) != verdict.pressures);
+        let now: BTreeSet<Signal> = verdict.short.iter().map(|short| short.signal).collect();
+        self.stuck.retain(|signal| now.contains(signal));
+        let known = std::mem::replace(&mut self.told, now);
         if verdict.short.is_empty() {
+            if !known.is_empty() {
+                tracing::info!("the machine does not run short any more");
+            }
             return;
         }
         for short in &verdict.short {
             let resource = short.signal.resource();
             let (threshold, available) = (short.threshold, short.available);
-            tracing::warn!(signal = short.signal.name(), threshold, available, "the machine runs short");
+            if !known.contains(&short.signal) {
+                tracing::warn!(signal = short.signal.name(), threshold, available, "the machine runs short");
+            }
             let text = format!("Attempting to reclaim {resource}");
             self.node.events.record(&self.node.regarding(), true, "EvictionThresholdMet", &text);
         }
@@ -85,7 +103,11 @@ impl Keeper {
         }
         for short in verdict.short {
             if self.reclaim(&short).await {
+                self.stuck.clear();
                 return;
+            }
+            if self.stuck.insert(short.signal) {
+                tracing::warn!(signal = short.signal.name(), "no pod can be made to go");
             }
         }
     }
@@ -98,10 +120,7 @@ impl Keeper {
         let pods: Vec<_> = entries.iter().map(|entry| entry.pod()).collect();
         let candidates: Vec<Candidate<'_>> =
             pods.iter().zip(taken).map(|(pod, taken)| Candidate { spec: pod.spec(), taken }).collect();
-        let Some(at) = first(short.signal, &candidates) else {
-            tracing::warn!(signal = short.signal.name(), "no pod can be made to go");
-            return false;
-        };
+        let Some(at) = first(short.signal, &candidates) else { return false };
         let message = message(short, &candidates[at]);
         tracing::warn!(pod = pods[at].full_name(), "evicting: {message}");
         let own = pods[at].spec().termination_grace_period_seconds.and_then(|own| u64::try_from(own).ok());
