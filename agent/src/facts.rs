@@ -155,6 +155,13 @@ impl NodeFacts {
     }
 }
 
+/// A counter of /proc/vmstat (proc(5)).
+pub fn vmstat(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/vmstat").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
+}
+
 /// Bytes in the largest unit that leaves a whole number.
 fn quantity_of(bytes: u64) -> String {
     let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::containers::PodSample;
 use super::usage::Usage;
 use super::volumes::{self, Volume};
+use crate::facts;
 use crate::node::AgentNode;
 
 /// The summary. Who asks for the first time in a while waits a second, see [`Meter`](super::usage::Meter).
@@ -27,7 +28,9 @@ pub async fn summary(node: &AgentNode) -> Value {
             "startTime": node.facts.started_at,
             "cpu": {"time": at, "usageNanoCores": usage.nanocores, "usageCoreNanoSeconds": usage.machine},
             "memory": {"time": at, "availableBytes": memory.saturating_sub(usage.memory),
-                "usageBytes": usage.memory, "workingSetBytes": usage.memory},
+                "usageBytes": usage.memory, "workingSetBytes": usage.memory,
+                "rssBytes": facts::meminfo("AnonPages:"),
+                "pageFaults": facts::vmstat("pgfault"), "majorPageFaults": facts::vmstat("pgmajfault")},
             "swap": {"time": at, "swapUsageBytes": usage.swap,
                 "swapAvailableBytes": swap.total.saturating_sub(usage.swap)},
             "fs": root.map(|fs| file_system(&fs, at)),

@@ -501,6 +501,9 @@ fn claims_of_the_cluster_are_mounted_where_their_volume_says() {
         metrics.lines().find(|l| l.starts_with(&format!("kubelet_volume_stats_capacity_bytes{labels}")));
     assert!(line.is_some_and(|line| !line.ends_with(" 0")), "{metrics}");
     let summary: Value = serde_json::from_str(&cluster.node.page("/stats/summary").unwrap()).unwrap();
+    for figure in ["availableBytes", "workingSetBytes", "rssBytes", "pageFaults", "majorPageFaults"] {
+        assert!(summary["node"]["memory"][figure].is_u64(), "{figure}: {}", summary["node"]["memory"]);
+    }
     let pods = summary["pods"].as_array().unwrap();
     let web = pods.iter().find(|pod| pod["podRef"]["name"] == "web").unwrap();
     assert_eq!(web["volume"][0]["pvcRef"], serde_json::json!({"name": "data", "namespace": "default"}));
