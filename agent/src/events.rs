@@ -186,6 +186,10 @@ impl Recorder {
     fn forget_old(&self, known: &mut Known, now: Timestamp) {
         if known.alike.len() >= KEEP {
             known.alike.retain(|_, alike| now.as_second() - alike.last.as_second() <= APART_SECONDS);
+            if known.alike.len() >= KEEP {
+                // So many at once that nobody reads them one by one: counting anew costs less than remembering all.
+                known.alike.clear();
+            }
         }
         while let Some(key) = known.order.front() {
             let old =

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use berth_reconciler::env;
 use berth_reconciler::eviction::{Signal, allocatable};
+use berth_reconciler::quantity::binary;
 use berth_reconciler::resources::huge_pages_name;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -124,7 +125,7 @@ impl NodeFacts {
                 "pods": config.max_pods.to_string(),
             });
             for (size, bytes) in &self.huge_pages {
-                all[huge_pages_name(*size)] = json!(quantity_of(*bytes));
+                all[huge_pages_name(*size)] = json!(binary(*bytes));
             }
             all
         };
@@ -160,14 +161,6 @@ pub fn vmstat(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/vmstat").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
     line.trim().parse().ok()
-}
-
-/// Bytes in the largest unit that leaves a whole number.
-fn quantity_of(bytes: u64) -> String {
-    let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
-    let fits = units.into_iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
-    let (unit, suffix) = fits.unwrap_or((1, ""));
-    format!("{}{suffix}", bytes / unit)
 }
 
 /// Annotation of the Node: the agent's state folder, where its images lie.

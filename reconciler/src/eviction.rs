@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1;
 
 use crate::admission::{Rejection, tolerates};
-use crate::quantity::Quantity;
+use crate::quantity::{Quantity, binary};
 use crate::resources::{amount, pod_requests, requests};
 use crate::shutdown::priority;
 
@@ -319,18 +319,6 @@ pub fn message(short: &Shortage, candidate: &Candidate<'_>) -> String {
         }
     }
     text
-}
-
-/// Bytes as Kubernetes writes them: in the largest binary unit that leaves a whole number.
-fn binary(bytes: u64) -> String {
-    let mut value = bytes;
-    for unit in ["", "Ki", "Mi", "Gi", "Ti"] {
-        if value == 0 || !value.is_multiple_of(1024) || unit == "Ti" {
-            return format!("{value}{unit}");
-        }
-        value /= 1024;
-    }
-    value.to_string()
 }
 
 /// Whether a node in these conditions takes a pod.

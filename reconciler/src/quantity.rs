@@ -34,6 +34,14 @@ pub struct Quantity {
 #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
 pub struct ParseError;
 
+/// Bytes as Kubernetes writes them: in the largest binary unit that leaves a whole number.
+pub fn binary(bytes: u64) -> String {
+    let units = [(1 << 40, "Ti"), (1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
+    let fits = units.into_iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
+    let (unit, suffix) = fits.unwrap_or((1, ""));
+    format!("{}{suffix}", bytes / unit)
+}
+
 impl Quantity {
     /// Nothing.
     pub const ZERO: Quantity = Quantity { nanos: 0, format: Format::DecimalSi };

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
-use crate::quantity::Quantity;
+use crate::quantity::{Quantity, binary};
 
 /// Smallest `cpu.shares`, also those of the best-effort tier.
 pub const MIN_SHARES: u64 = 2;
@@ -389,10 +389,7 @@ fn pages(list: Option<&BTreeMap<String, ApiQuantity>>) -> BTreeMap<u64, u64> {
 
 /// The name of the resource that is huge pages of a size in bytes.
 pub fn huge_pages_name(size: u64) -> String {
-    let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
-    let fits = units.into_iter().find(|(unit, _)| size >= *unit && size.is_multiple_of(*unit));
-    let (unit, suffix) = fits.unwrap_or((1, ""));
-    format!("hugepages-{}{suffix}", size / unit)
+    format!("hugepages-{}", binary(size))
 }
 
 /// The huge pages that a container may use, by the size of a page in bytes; without limits of its own the pod's.

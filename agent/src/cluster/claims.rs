@@ -14,12 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use super::follow::{Key, key_of};
 use super::{Cluster, Pause, code};
 use crate::store::Kind;
 use crate::volumes::claims::claim_of;
-
-/// Namespace and name of a claim.
-type Key = (String, String);
 
 /// A claim and the volume that it is bound to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -108,26 +106,25 @@ impl ClusterClaims {
 
     /// A pod wants nothing any more. Gives what nobody else wants.
     fn release(&self, uid: &str) -> Vec<Key> {
-        let mut entries = self.lock();
-        let mut unused = Vec::new();
-        entries.retain(|key, entry| {
-            if !entry.users.remove(uid) || !entry.users.is_empty() {
-                return true;
-            }
-            entry.task.take().inspect(AbortHandle::abort);
-            unused.push(key.clone());
-            false
-        });
-        unused
+        self.take_out(|entry| entry.users.remove(uid) && entry.users.is_empty())
     }
 
     /// All pods of the server have been seen: what an earlier agent found for others is not kept.
     fn prune(&self) -> Vec<Key> {
-        let mut entries = self.lock();
-        let unused = entries.iter().filter(|(_, entry)| entry.users.is_empty());
-        let unused: Vec<Key> = unused.map(|(key, _)| key.clone()).collect();
-        entries.retain(|_, entry| !entry.users.is_empty());
-        unused
+        self.take_out(|entry| entry.users.is_empty())
+    }
+
+    fn take_out(&self, mut is_unused: impl FnMut(&mut Entry) -> bool) -> Vec<Key> {
+        let mut taken = Vec::new();
+        self.lock().retain(|key, entry| {
+            let unused = is_unused(entry);
+            if unused {
+                entry.task.take().inspect(AbortHandle::abort);
+                taken.push(key.clone());
+            }
+            !unused
+        });
+        taken
     }
 
     /// Notes what the server has answered. Gives the pods that may have waited for it; none if nothing has changed for them.
@@ -172,9 +169,7 @@ impl Cluster {
 
     pub(super) fn recall_claims(&self) {
         for bound in self.saved.all::<Bound>(Kind::PersistentVolumeClaim) {
-            let meta = &bound.claim.metadata;
-            let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
-            self.claims().recall(key, bound);
+            self.claims().recall(key_of(&bound.claim), bound);
         }
     }
 

@@ -17,6 +17,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as Hyper;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use jiff::Timestamp;
 use kube::client::{Body, ConfigExt as _};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -125,6 +126,11 @@ impl Access {
     /// When the certificate that the client shows begins and ends to be good, in seconds since 1970; none without one.
     pub fn validity(&self) -> Option<(i64, i64)> {
         validity(&*self.identity.get()?)
+    }
+
+    /// Whether the certificate that the client shows is good no more, so that nobody believes it.
+    pub fn has_expired(&self) -> bool {
+        self.validity().is_some_and(|(_, end)| end <= Timestamp::now().as_second())
     }
 
     /// Shows another certificate from now on, on new connections: a server looks at it when one begins.

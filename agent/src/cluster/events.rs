@@ -87,6 +87,9 @@ impl Sending {
     fn may_send(&mut self, event: &Value, now: Instant) -> bool {
         if self.of_one.len() >= REMEMBERED {
             self.of_one.retain(|_, bucket| !bucket.is_full(now));
+            if self.of_one.len() >= REMEMBERED {
+                self.of_one.clear();
+            }
         }
         let about = &event["involvedObject"];
         let key = format!("{}/{}/{}", about["kind"], about["name"], about["uid"]);

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
-use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -53,9 +52,7 @@ impl Cluster {
         let Some(bootstrap) = &self.config.bootstrap else { return Access::open(path).await };
         if path.exists() {
             match Access::open(path).await {
-                Ok(access) if access.validity().is_none_or(|(_, end)| end > Timestamp::now().as_second()) => {
-                    return Ok(access);
-                }
+                Ok(access) if !access.has_expired() => return Ok(access),
                 Ok(_) => {
                     tracing::warn!(kubeconfig = %path.display(), "the node's certificate has expired; asking for another");
                 }

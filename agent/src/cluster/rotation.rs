@@ -52,9 +52,8 @@ impl Cluster {
 
     async fn renew_certificate(&self, access: &Access) -> anyhow::Result<()> {
         // With one that has expired nobody is believed: the node is as new as at its first join.
-        let expired = access.validity().is_some_and(|(_, end)| end <= now());
         let client = match &self.config.bootstrap {
-            Some(bootstrap) if expired => Access::open(bootstrap).await?.client,
+            Some(bootstrap) if access.has_expired() => Access::open(bootstrap).await?.client,
             _ => access.client.clone(),
         };
         let issued = self.request_client(client).await?;

@@ -111,16 +111,16 @@ fn request(
     elsewhere: bool,
 ) -> Result<hyper::Request<Empty<Bytes>>, String> {
     let mut request = hyper::Request::get(target);
-    let headers = action.http_headers.iter().flatten();
-    let mut headers = headers.filter(|header| !elsewhere || !header.name.eq_ignore_ascii_case(HOST.as_str()));
-    let given: Vec<_> = headers.by_ref().collect();
+    let is = |header: &v1::HTTPHeader, name: &str| header.name.eq_ignore_ascii_case(name);
+    let mut given: Vec<&v1::HTTPHeader> = action.http_headers.iter().flatten().collect();
+    given.retain(|header| !elsewhere || !is(header, HOST.as_str()));
     for (name, value) in [
         ("Host", authority),
         ("User-Agent", concat!("kube-probe/1.36 berth/", env!("CARGO_PKG_VERSION"))),
         ("Accept", "*/*"),
         ("Connection", "close"),
     ] {
-        if !given.iter().any(|header| header.name.eq_ignore_ascii_case(name)) {
+        if !given.iter().any(|header| is(header, name)) {
             request = request.header(name, value);
         }
     }

@@ -45,22 +45,16 @@ impl ImageKeeper {
     /// Removes what is too old, and what fills the disk.
     pub async fn look(&mut self, node: &Arc<AgentNode>, gc: &ImageGc, signals: &Signals) {
         let now = Timestamp::now();
-        let Some(images) = self.images(node, now).await else { return };
+        let Some(mut ids) = self.candidates(node, gc, now).await else { return };
         if let Some(age) = gc.maximum_age {
-            let old = |image: &&Image| self.used.get(&image.id).is_some_and(|last| *last + age <= now);
-            let old: Vec<String> = self
-                .candidates(node, gc, &images, now)
-                .into_iter()
-                .filter(old)
-                .map(|i| i.id.clone())
-                .collect();
-            for id in old {
+            let old = |id: &mut String| self.used.get(id).is_some_and(|last| *last + age <= now);
+            for id in ids.extract_if(.., old).collect::<Vec<_>>() {
                 self.remove(node, id).await;
             }
         }
         let disk = signals.get(&Signal::ImageDisk).copied();
         let Some(want) = disk.and_then(|disk| wanted(disk, gc)) else { return };
-        let freed = self.free(node, gc, want).await;
+        let freed = self.remove_some(node, ids, want).await;
         if freed > 0 {
             tracing::info!(freed, want, "removed images because the disk fills up");
         }
@@ -73,12 +67,16 @@ impl ImageKeeper {
         }
     }
 
+    /// Removes all images that may go. Gives how many bytes that has freed.
+    pub async fn free(&mut self, node: &Arc<AgentNode>, gc: &ImageGc) -> u64 {
+        match self.candidates(node, gc, Timestamp::now()).await {
+            Some(ids) => self.remove_some(node, ids, u64::MAX).await,
+            None => 0,
+        }
+    }
+
     /// Removes images until so many bytes are free again. Gives how many are.
-    pub async fn free(&mut self, node: &Arc<AgentNode>, gc: &ImageGc, want: u64) -> u64 {
-        let now = Timestamp::now();
-        let Some(images) = self.images(node, now).await else { return 0 };
-        let ids: Vec<String> =
-            self.candidates(node, gc, &images, now).into_iter().map(|image| image.id.clone()).collect();
+    async fn remove_some(&mut self, node: &Arc<AgentNode>, ids: Vec<String>, want: u64) -> u64 {
         let mut freed = 0;
         for id in ids {
             if freed >= want {
@@ -89,20 +87,8 @@ impl ImageKeeper {
         freed
     }
 
-    fn candidates<'a>(
-        &self,
-        node: &AgentNode,
-        gc: &ImageGc,
-        images: &'a [Image],
-        now: Timestamp,
-    ) -> Vec<&'a Image> {
-        let users = Users::of(node);
-        let before = now.checked_sub(gc.minimum_age).unwrap_or(Timestamp::MIN);
-        unused(images, &self.used, &|image| users.have(image), before)
-    }
-
-    /// All images; notes which are in use.
-    async fn images(&mut self, node: &AgentNode, now: Timestamp) -> Option<Vec<Image>> {
+    /// The images that may go, in the order in which they are to; notes which are in use.
+    async fn candidates(&mut self, node: &AgentNode, gc: &ImageGc, now: Timestamp) -> Option<Vec<String>> {
         let store = node.images.clone();
         let images = match blocking(move || store.list()).await {
             Ok(images) => images,
@@ -119,7 +105,9 @@ impl ImageKeeper {
                 *last = now;
             }
         }
-        Some(images)
+        let before = now.checked_sub(gc.minimum_age).unwrap_or(Timestamp::MIN);
+        let found = unused(&images, &self.used, &|image| users.have(image), before);
+        Some(found.into_iter().map(|image| image.id.clone()).collect())
     }
 
     /// Removes an image unless somebody has come to use it. Gives the bytes that this has freed.

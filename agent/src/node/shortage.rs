@@ -93,7 +93,7 @@ impl Keeper {
             // Images that nobody uses go before any pod does.
             if let Some(gc) = gc {
                 let node = self.node.clone();
-                let freed = self.images.free(&node, gc, u64::MAX).await;
+                let freed = self.images.free(&node, gc).await;
                 if freed > 0 {
                     tracing::info!(freed, "removed images that nobody uses");
                 }
