@@ -474,10 +474,10 @@ impl Knock {
     }
 }
 
-/// Waits for a child that has ended or is about to, and says how it ended.
+/// Waits for a child that has ended or is about to, also one of which no signal tells, and says how it ended.
 pub fn reap(pidfd: BorrowedFd<'_>) -> String {
     loop {
-        return match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED) {
+        return match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::__WALL) {
             Err(nix::Error::EINTR) => continue,
             Ok(WaitStatus::Exited(_, code)) => format!("exit code {code}"),
             Ok(WaitStatus::Signaled(_, signal, _)) => format!("killed by {signal}"),

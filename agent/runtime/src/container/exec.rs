@@ -37,7 +37,7 @@ use super::{
     Error, Exec, ExecProcess, Root, Stdio, Tie, console, labels, limits, scheduling, streams, users,
 };
 use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
-use crate::sys::sharing::{CAN_SHARE, spawn_sibling, spawn_through};
+use crate::sys::sharing::{CAN_SHARE, make_room, spawn_sibling, spawn_through};
 use crate::sys::{credentials, process};
 
 /// A container can hold up a process of its own before that runs its program; longer than this it holds up nobody.
@@ -64,6 +64,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     {
         streams::give_to_outer(&visit.stdio, outer);
     }
+    make_room();
     if exec.untraced && visit.may_share() { visit.shared() } else { visit.copied() }
 }
 

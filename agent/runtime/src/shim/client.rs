@@ -207,10 +207,11 @@ impl Client {
     /// # Errors
     /// When nobody listens, or the two sides share no protocol version.
     pub async fn connect(sock: &Path) -> Result<(Client, mpsc::UnboundedReceiver<Event>)> {
-        let stream = open(sock).await.map_err(|source| Error::Connect { path: sock.to_owned(), source })?;
+        let failed = |source| Error::Connect { path: sock.to_owned(), source };
+        let stream = open(sock).await.map_err(failed)?;
         let (orders, received) = mpsc::unbounded_channel();
         let (events, happenings) = mpsc::unbounded_channel();
-        tokio::spawn(Link::new(stream, events).run(received));
+        tokio::spawn(Link::new(stream, events).map_err(failed)?.run(received));
         let unknown = Welcome { version: 0, release: String::new(), pid: 0, features: Vec::new() };
         let mut shared = Shared { orders, last: AtomicU64::new(0), welcome: unknown };
         shared.welcome = shared.hello().await?;

@@ -3,17 +3,21 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as Socket;
 
 use serde::Deserialize;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::frame::Frames;
 use super::proto::{Event, Failure, FailureKind, MAX_FDS, Message, Outcome, Reply};
+use crate::sys::agent_io::watch_socket;
 use crate::sys::shim_io;
 
-const CHUNK: usize = 16 << 10;
+/// So much is read at a time, in bytes. Answers are mostly shorter.
+const CHUNK: usize = 4 << 10;
 
 /// What came back: the outcome and the descriptors with it.
 pub(super) type Answer = (Outcome, Vec<OwnedFd>);
@@ -29,7 +33,11 @@ pub(super) enum Order {
 
 /// A connection.
 pub(super) struct Link {
-    stream: UnixStream,
+    /// Watched for what comes only: the kernel tells of room to write each time the shim has read, which would wake the agent for
+    /// nothing.
+    socket: AsyncFd<Socket>,
+    /// The same while something could not be sent for want of room.
+    room: Option<AsyncFd<Socket>>,
     frames: Frames,
     /// Received descriptors whose reply is not complete yet. Replies and descriptors come in the same order.
     fds: Vec<OwnedFd>,
@@ -39,26 +47,24 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub fn new(stream: UnixStream, events: mpsc::UnboundedSender<Event>) -> Link {
-        Link {
-            stream,
+    /// # Errors
+    /// When the runtime cannot watch the connection.
+    pub fn new(stream: UnixStream, events: mpsc::UnboundedSender<Event>) -> io::Result<Link> {
+        Ok(Link {
+            socket: watch_socket(stream.into_std()?, Interest::READABLE)?,
+            room: None,
             frames: Frames::default(),
             fds: Vec::new(),
             output: Vec::new(),
             waiting: HashMap::new(),
             events,
-        }
+        })
     }
 
     /// Runs until the connection ends or nobody is interested in it. Who waits then is told by the end of its channel.
     pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let mut clients = true;
         loop {
-            let interest = if self.output.is_empty() {
-                Interest::READABLE
-            } else {
-                Interest::READABLE | Interest::WRITABLE
-            };
             let result = tokio::select! {
                 order = orders.recv(), if clients => {
                     match order {
@@ -68,11 +74,12 @@ impl Link {
                     Ok(())
                 }
                 () = self.events.closed(), if !clients => return,
-                ready = self.stream.ready(interest) => match ready {
-                    Ok(ready) if ready.is_readable() => self.receive(),
-                    Ok(_) => Ok(()),
+                // All there is will be read, so that what comes after this is news.
+                ready = self.socket.readable() => match ready.map(|mut ready| ready.clear_ready()) {
+                    Ok(()) => self.receive(),
                     Err(error) => Err(error),
                 },
+                ready = until_writable(self.room.as_ref()) => ready,
             };
             if let Err(error) = result.and_then(|()| self.send()) {
                 tracing::debug!("connection to a shim ended: {error}");
@@ -95,26 +102,30 @@ impl Link {
 
     fn send(&mut self) -> io::Result<()> {
         while !self.output.is_empty() {
-            match self.stream.try_write(&self.output) {
+            match shim_io::send(self.socket.get_ref(), &self.output, &[]) {
                 Ok(sent) => {
                     self.output.drain(..sent);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.room.is_none() {
+                        let copy = self.socket.get_ref().try_clone()?;
+                        self.room = Some(watch_socket(copy, Interest::WRITABLE)?);
+                    }
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
         self.output = Vec::new();
+        self.room = None;
         Ok(())
     }
 
     fn receive(&mut self) -> io::Result<()> {
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = [0; CHUNK];
         loop {
-            let stream = &self.stream;
-            let fds = &mut self.fds;
-            let received =
-                stream.try_io(Interest::READABLE, || shim_io::receive(stream, &mut buffer, fds, MAX_FDS));
-            match received {
+            match shim_io::receive(self.socket.get_ref(), &mut buffer, &mut self.fds, MAX_FDS) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(length) => {
                     self.frames.push(&buffer[..length]);
@@ -160,6 +171,14 @@ impl Link {
                 },
             }
         }
+    }
+}
+
+/// Waits for room to write; for ever when nobody wants any.
+async fn until_writable(room: Option<&AsyncFd<Socket>>) -> io::Result<()> {
+    match room {
+        Some(room) => room.writable().await.map(|mut ready| ready.clear_ready()),
+        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 
 use super::check;
 
@@ -12,6 +13,9 @@ pub(super) const CHILD_FAILED: i32 = 70;
 
 /// libc's own constant does not fit its type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// The child handles no signal any more; what is ignored stays so. Nor does this one fit its type.
+pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
 /// How a child is to be made.
 pub struct Clone3<'a> {
@@ -34,7 +38,9 @@ impl Clone3<'_> {
     /// have one thread only, or `body` must not need a lock that another thread may hold.
     pub fn spawn(&self, body: impl FnOnce()) -> io::Result<Child> {
         let mut pidfd: RawFd = -1;
-        let mut flags = self.flags | libc::CLONE_PIDFD as u64;
+        // Before the child is made, so that later ones of this process find the answer.
+        ignored();
+        let mut flags = self.flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
         if self.cgroup.is_some() {
             flags |= CLONE_INTO_CGROUP;
         }
@@ -142,16 +148,35 @@ pub fn prlimit(pid: i32, resource: u32, new: Option<(u64, u64)>) -> io::Result<(
 const SIGNAL_SET: usize = 8;
 const SIGNALS: i32 = 64;
 
-/// Gives every signal its default action and unblocks all: what a program expects at its start.
+/// The signals that this process ignored when it was first asked, a bit for each. Nothing of ours changes that afterwards, and
+/// to ask 64 times takes as long as to open a few files.
 ///
-/// libc's own function refuses the two signals that libc keeps for itself, and those may have been ignored by an
-/// ancestor, too.
+/// The kernel is asked, not libc: libc keeps two signals to itself, and those may have been ignored by an ancestor, too.
+pub(super) fn ignored() -> u64 {
+    static IGNORED: OnceLock<u64> = OnceLock::new();
+    *IGNORED.get_or_init(|| {
+        let is_ignored = |signal: &i32| {
+            let mut action = [0_u64; 4];
+            // SAFETY: the kernel writes one sigaction, of which the first word is the handler.
+            let asked = unsafe {
+                let none = std::ptr::null::<u64>();
+                libc::syscall(libc::SYS_rt_sigaction, *signal, none, action.as_mut_ptr(), SIGNAL_SET)
+            };
+            asked == 0 && action[0] == libc::SIG_IGN as u64
+        };
+        (1..=SIGNALS).filter(is_ignored).fold(0, |set, signal| set | 1 << (signal - 1))
+    })
+}
+
+/// Gives every signal its default action and unblocks all: what a program expects at its start. For a child that was made here,
+/// which handles none.
 pub fn reset_signals() {
     // The kernel's sigaction: handler, flags, restorer, mask. All zero is SIG_DFL without flags.
     let action = [0_u64; 4];
-    // SAFETY: the kernel reads one sigaction and one set of the size given. KILL and STOP fail and need no change.
+    let ignored = ignored();
+    // SAFETY: the kernel reads one sigaction and one set of the size given.
     unsafe {
-        for signal in 1..=SIGNALS {
+        for signal in (1..=SIGNALS).filter(|signal| ignored & 1 << (signal - 1) != 0) {
             let none = std::ptr::null_mut::<u64>();
             libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), none, SIGNAL_SET);
         }

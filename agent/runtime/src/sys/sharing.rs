@@ -2,7 +2,8 @@
 //!
 //! To copy a process' memory for a child that executes a program a moment later takes longer than what the child does itself,
 //! and so do the page faults on both sides and the removal of the copy. Here nothing is copied: a child runs on a stack of its
-//! own, and the caller waits in the kernel until the memory is its own again, as with vfork(2).
+//! own, and the caller waits in the kernel until the memory is its own again, as with vfork(2). As there, the stack is the unused
+//! part of the caller's: what has been there before costs no page faults, and is not given back each time.
 //!
 //! It has to be `CLONE_VFORK`. Who is killed for want of memory takes all along that share its memory, and only of a child that
 //! is waited for like this does the kernel know that it should look for somebody else. A cgroup v2 that is killed as a whole
@@ -17,23 +18,33 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::check;
-use super::process::{CHILD_FAILED, Child, exit_now, pidfd_kill};
+use super::process::{CHILD_FAILED, CLONE_CLEAR_SIGHAND, Child, exit_now, pidfd_kill};
 
 /// Whether this is written for the processor.
 pub const CAN_SHARE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
 
-/// Each stack; only what is used of it takes memory. A build without optimisation uses some 40 KB.
-const STACK: usize = 256 << 10;
+/// The children's stacks together with what their maker uses itself. A build without optimisation uses some 40 KB of each.
+const STACKS: usize = 512 << 10;
+/// What a process may still use of its stack while the children that it made are there, should it be woken up before they have left.
+const OWN: usize = 16 << 10;
 /// Zeros above the first frame: who walks up the stack, for the trace of a panic, ends there.
-const TOP: usize = 4 << 10;
-/// What lies below each, so that an end is noticed.
-const GUARD: usize = 64 << 10;
+const TOP: usize = 512;
 /// The size of the kernel's signal sets.
 const SIGNAL_SET: usize = 8;
 
+/// Has the kernel extend the stack of the caller as far as the children will need it, by a look that takes no memory. To be called
+/// before a limit on stacks is set that is meant for what they execute: the kernel would not extend it beyond that.
+pub fn make_room() {
+    let here = 0_u8;
+    let lowest = (&raw const here).addr() - STACKS;
+    // SAFETY: any byte of a thread's stack may be read; where there is no room, the guard below it ends the process, as in any call
+    // that goes too deep.
+    unsafe { (lowest as *const u8).read_volatile() };
+}
+
 /// What came of [`spawn_through`].
 pub struct Through {
-    /// The first child. It has ended or is about to, and is to be reaped.
+    /// The first child. It has ended or is about to, and is to be reaped by `__WALL`: no signal tells of its end.
     pub guide: Child,
     /// The number of the second one, a child of the caller too: it runs its program or, when that failed, is to be reaped. Or
     /// why there is none. Nothing when the first one did not want it.
@@ -47,7 +58,6 @@ struct Shared<T, G, V> {
     guide: Option<G>,
     visitor: Option<V>,
     found: Option<T>,
-    visitor_stack: *mut u8,
     limit: Duration,
     life: Life,
 }
@@ -79,12 +89,10 @@ pub fn spawn_through<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(
     guide: G,
     visitor: V,
 ) -> io::Result<Through> {
-    let stacks = Stacks::new(2)?;
     let mut shared: Shared<T, G, V> = Shared {
         guide: Some(guide),
         visitor: Some(visitor),
         found: None,
-        visitor_stack: stacks.nth(1),
         limit,
         life: Life {
             guide: AtomicU32::new(1),
@@ -94,12 +102,11 @@ pub fn spawn_through<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(
         },
     };
     let mut pidfd: RawFd = -1;
-    let mut args = arguments(libc::CLONE_PIDFD as u64, stacks.nth(0), &shared.life.guide);
-    args.pidfd = &raw mut pidfd as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
-    let all = &raw mut shared;
     // What a signal brings about, be it only an errno, would disturb the children.
     let quiet = Quiet::begin()?;
+    let mut args = arguments(libc::CLONE_PIDFD as u64, &shared.life.guide);
+    args.pidfd = &raw mut pidfd as u64;
+    let all = &raw mut shared;
     let deadline = Instant::now() + limit;
     // SAFETY: stack and arguments are live until the end of this function, which waits for the children. Until then this
     // thread, the only one, touches nothing of theirs but the atomic numbers.
@@ -125,11 +132,10 @@ pub fn spawn_through<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(
 /// # Errors
 /// As there.
 pub fn spawn_sibling<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Child> {
-    let stack = Stacks::new(1)?;
     let mut shared = Sibling { body: Some(body), limit };
     let there = AtomicU32::new(1);
     let mut pidfd: RawFd = -1;
-    let mut args = arguments((libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64, stack.nth(0), &there);
+    let mut args = arguments((libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64, &there);
     args.pidfd = &raw mut pidfd as u64;
     // SAFETY: stack and arguments are live until the end of this function, which the child does not see the return of: the
     // kernel lets the caller go on only when the child has left, or when the caller is killed.
@@ -211,7 +217,7 @@ extern "C" fn run_guide<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(all: *mut c_
         }
         // A sibling has its elder's signal of death.
         let flags = (libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID) as u64;
-        let mut args = arguments(flags, shared.visitor_stack, &shared.life.visitor);
+        let mut args = arguments(flags, &shared.life.visitor);
         args.parent_tid = shared.life.born.as_ptr() as u64;
         // SAFETY: all of it belongs to the caller, which waits for the child that is made here, too.
         if let Err(error) = unsafe { clone3(&raw mut args, run_visitor::<T, G, V>, all.cast()) } {
@@ -254,14 +260,23 @@ fn end_after(limit: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// For a child in the same memory, with a stack that ends at `stack`; `there` is cleared when it leaves.
-fn arguments(flags: u64, stack: *mut u8, there: &AtomicU32) -> libc::clone_args {
+/// For a child in the same memory, with a stack below that of the caller, who has all signals blocked; `there` is cleared when it
+/// leaves.
+#[inline(never)]
+fn arguments(flags: u64, there: &AtomicU32) -> libc::clone_args {
     // SAFETY: all zeros mean nothing special.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = flags | (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_CHILD_CLEARTID) as u64;
+    let top = ((&raw const args).addr() - OWN) & !15;
+    let stack = top - TOP;
+    // SAFETY: below its frames a thread's stack is its own, and no handler runs on it now. Where there is no room, as in any call
+    // that goes too deep, the guard below it ends the process.
+    unsafe { std::ptr::write_bytes(stack as *mut u8, 0, TOP) };
+    let shared = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_CHILD_CLEARTID) as u64;
+    args.flags = flags | shared | CLONE_CLEAR_SIGHAND;
     args.child_tid = there.as_ptr() as u64;
-    args.stack = stack as u64;
-    args.stack_size = (STACK - TOP) as u64;
+    // The kernel wants its length, but looks at the end only.
+    args.stack = (stack - OWN) as u64;
+    args.stack_size = OWN as u64;
     args
 }
 
@@ -349,43 +364,6 @@ unsafe fn clone3(
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn number_or_error(result: i64) -> io::Result<i32> {
     if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as i32) }
-}
-
-/// Room for a few stacks, each above what nobody may touch.
-struct Stacks {
-    start: *mut u8,
-    count: usize,
-}
-
-impl Stacks {
-    fn new(count: usize) -> io::Result<Stacks> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
-        // SAFETY: a new mapping where the kernel likes, of which parts are made accessible.
-        unsafe {
-            let start = libc::mmap(null_mut(), count * (GUARD + STACK), libc::PROT_NONE, flags, -1, 0);
-            if start == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            let stacks = Stacks { start: start.cast(), count };
-            for at in 0..count {
-                let access = libc::PROT_READ | libc::PROT_WRITE;
-                check(libc::c_long::from(libc::mprotect(stacks.nth(at).cast(), STACK, access)))?;
-            }
-            Ok(stacks)
-        }
-    }
-
-    /// The lowest byte of one of them.
-    fn nth(&self, at: usize) -> *mut u8 {
-        self.start.wrapping_add(at * (GUARD + STACK) + GUARD)
-    }
-}
-
-impl Drop for Stacks {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this object's, and nobody runs on it any more.
-        unsafe { libc::munmap(self.start.cast(), self.count * (GUARD + STACK)) };
-    }
 }
 
 /// While it lives, all signals that can be held back are.

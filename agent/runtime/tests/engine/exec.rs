@@ -20,6 +20,7 @@ pub const TESTS: &[Test] = &[
     ("it_ends_with_the_container", ends),
     ("missing_things_are_errors", errors),
     ("a_container_that_has_ended", ended),
+    ("a_limit_on_stacks_is_the_programs", small_stack),
     ("nothing_of_them_stays_in_the_callers_memory", memory),
     ("what_is_killed_for_want_of_memory_does_not_take_the_caller_along", oom),
 ];
@@ -36,6 +37,7 @@ pub const TRACED: &[Test] = &[
     ("it_ends_with_the_container", || traced(ends)),
     ("missing_things_are_errors", || traced(errors)),
     ("a_container_that_has_ended", || traced(ended)),
+    ("a_limit_on_stacks_is_the_programs", || traced(small_stack)),
 ];
 
 fn namespaces() {
@@ -70,6 +72,19 @@ fn output() {
     let container = sandbox.start().unwrap();
     let output = sandbox.exec(&container, "echo o; echo e >&2; exit 42");
     assert_eq!((output.code(), &*output.stdout, &*output.stderr), (42, "o\n", "e\n"));
+    stop(&container);
+}
+
+/// Whoever calls needs more of its stack than the program may have, and the processes on the way use it below that.
+fn small_stack() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let in_use = std::hint::black_box([1_u8; 256 << 10]);
+    let limit = json!({"type": "RLIMIT_STACK", "soft": 64 << 10, "hard": 64 << 10});
+    let output =
+        sandbox.exec_process(&container, json!({"args": ["sh", "-c", "ulimit -s"], "rlimits": [limit]}));
+    assert_eq!(output.ok(), "64");
+    assert_eq!(in_use.len(), 256 << 10);
     stop(&container);
 }
 
