@@ -180,6 +180,9 @@ pub struct CreateArgs {
     /// Socket that gets the master of the terminal
     #[arg(long, value_name = "PATH")]
     pub console_socket: Option<PathBuf>,
+    /// Socket that gets a pidfd of the first process
+    #[arg(long, value_name = "PATH")]
+    pub pidfd_socket: Option<PathBuf>,
     /// File for the id of the first process
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
@@ -219,6 +222,9 @@ pub struct ExecArgs {
     /// Socket that gets the master of the terminal
     #[arg(long, value_name = "PATH")]
     pub console_socket: Option<PathBuf>,
+    /// Socket that gets a pidfd of the process
+    #[arg(long, value_name = "PATH")]
+    pub pidfd_socket: Option<PathBuf>,
     /// Working folder
     #[arg(long)]
     pub cwd: Option<PathBuf>,

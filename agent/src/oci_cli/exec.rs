@@ -5,6 +5,7 @@ use std::fs;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use berth_runtime::container::parse_process;
 use berth_runtime::oci::{Deed, ExecOptions, Runtime};
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec};
 
@@ -15,7 +16,7 @@ pub fn deed(runtime: &Runtime, args: &ExecArgs) -> Result<Deed> {
     let process = match &args.process {
         Some(path) => {
             let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-            serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?
+            parse_process(&bytes).with_context(|| path.display().to_string())?
         }
         None => of_flags(args, &runtime.config(&args.id)?)?,
     };
@@ -24,6 +25,7 @@ pub fn deed(runtime: &Runtime, args: &ExecArgs) -> Result<Deed> {
         detach: args.detach,
         pid_file: args.pid_file.clone(),
         console_socket: args.console_socket.clone(),
+        pidfd_socket: args.pidfd_socket.clone(),
         preserve_fds: args.preserve_fds,
         ignore_paused: args.ignore_paused,
         sub_cgroup: args.cgroup.as_deref().map(sub_cgroup).transpose()?.flatten(),
@@ -83,15 +85,19 @@ fn of_flags(args: &ExecArgs, spec: &Spec) -> Result<Process> {
     Ok(process)
 }
 
+/// `CAP_KILL` as the specification writes it, or `KILL` as `oci-spec` does, in any case.
+fn capability(name: &str) -> Result<Capability> {
+    let upper = name.to_ascii_uppercase();
+    Capability::from_str(upper.strip_prefix("CAP_").unwrap_or(&upper))
+        .map_err(|_| anyhow::anyhow!("--cap: unknown capability {name:?}"))
+}
+
 /// Adds to the bounding, effective and permitted sets; the ambient and inheritable ones stay, as in runc.
 fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     if names.is_empty() {
         return Ok(());
     }
-    let more = names
-        .iter()
-        .map(|n| Capability::from_str(n).map_err(|_| anyhow::anyhow!("--cap: unknown capability {n:?}")))
-        .collect::<Result<HashSet<_>>>()?;
+    let more = names.iter().map(|name| capability(name)).collect::<Result<HashSet<_>>>()?;
     let mut sets: LinuxCapabilities = process.capabilities().clone().unwrap_or_default();
     let add = |set: &Option<HashSet<Capability>>| Some(set.iter().flatten().chain(&more).copied().collect());
     let (bounding, effective, permitted) =

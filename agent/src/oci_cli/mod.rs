@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use berth_runtime::cgroup::Driver;
+use berth_runtime::cgroup::{Cgroups, Driver};
 use berth_runtime::oci::{CreateOptions, Deed, Log, Request, RunOptions, Runtime, one_line};
 use berth_runtime::shim::Program;
 use clap::Parser;
@@ -126,6 +126,7 @@ fn create_options(args: &CreateArgs, cgroup_driver: Driver) -> Result<CreateOpti
         id: args.id.clone(),
         pid_file: absolute(&args.pid_file),
         console_socket: absolute(&args.console_socket),
+        pidfd_socket: absolute(&args.pidfd_socket),
         preserve_fds: args.preserve_fds,
         cgroup_driver,
         bundle,
@@ -135,7 +136,8 @@ fn create_options(args: &CreateArgs, cgroup_driver: Driver) -> Result<CreateOpti
 fn write_template(bundle: Option<&Path>, rootless: bool) -> Result<()> {
     let path = bundle.unwrap_or(Path::new(".")).join("config.json");
     let user = rootless.then(|| (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
-    let text = serde_json::to_string_pretty(&berth_runtime::oci::template(user))?;
+    let version = Cgroups::detect().context("look for cgroups")?.version();
+    let text = serde_json::to_string_pretty(&berth_runtime::oci::template(user, version))?;
     let mut file = std::fs::File::create_new(&path).with_context(|| format!("create {}", path.display()))?;
     std::io::Write::write_all(&mut file, format!("{text}\n").as_bytes())
         .with_context(|| format!("write {}", path.display()))

@@ -5,9 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use berth_runtime::oci::{Runtime, State};
+use berth_runtime::oci::{Event, Runtime, State};
 use serde::Serialize;
-use serde_json::Value;
 
 use super::args::Format;
 
@@ -84,7 +83,7 @@ fn select(table: &str, pids: &[i32]) -> Result<String> {
 
 /// Figures, once or until the container ends.
 pub fn events(runtime: &Runtime, id: &str, once: bool, interval: &str) -> Result<()> {
-    let line = |event: &Value| print(&format!("{event}\n"));
+    let line = |event: &Event| print(&format!("{}\n", serde_json::to_string(event)?));
     if once {
         return line(&runtime.stats(id)?);
     }

@@ -9,11 +9,12 @@ use nix::sys::signal::Signal;
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// The number of a signal that is named as in `TERM`, `SIGTERM`, `rtmin+3` or `15`.
+/// The number of a signal that is named as in `TERM`, `SIGTERM`, `rtmin+3` or `15`; 0 is none and asks only whether there is
+/// somebody to get one.
 pub fn number(name: &str) -> Result<i32> {
     let unknown = || anyhow::anyhow!("unknown signal {name:?}");
     if let Ok(number) = name.parse::<i32>() {
-        if !(1..=RTMAX).contains(&number) {
+        if !(0..=RTMAX).contains(&number) {
             bail!(unknown());
         }
         return Ok(number);
@@ -52,13 +53,14 @@ mod tests {
             ("SIGKILL", 9),
             ("term", 15),
             ("1", 1),
+            ("0", 0),
             ("SIGRTMIN+3", 37),
             ("RTMAX-1", 63),
             ("RTMIN", 34),
         ] {
             assert_eq!(number(name).unwrap(), wanted, "{name}");
         }
-        for bad in ["", "0", "65", "-1", "SIG", "NOPE", "RTMIN+31", "RTMAX+1", "RTMINx"] {
+        for bad in ["", "65", "-1", "SIG", "NOPE", "RTMIN+31", "RTMAX+1", "RTMINx"] {
             assert!(number(bad).is_err(), "{bad:?} passed");
         }
     }

@@ -1,6 +1,9 @@
 //! Control groups by path: runtime-spec, "Control groups". The limits themselves are the engine's tests.
 
-use berth_e2e::bundle::{Bundle, is_v2};
+use std::fs;
+use std::path::Path;
+
+use berth_e2e::bundle::{Bundle, Runtime, is_v2};
 use berth_e2e::leftovers::remove_cgroups;
 use serde_json::json;
 
@@ -14,6 +17,8 @@ checks! {
     figures_are_told
     it_is_paused_and_resumed;
     alone
+    a_frozen_cgroup_is_refused
+    a_cgroup_in_use_is_refused
 }
 
 fn the_path_is_the_cgroups(bundle: &mut Bundle) {
@@ -80,5 +85,34 @@ fn it_is_paused_and_resumed(bundle: &mut Bundle) {
     bundle.call(&["pause", &bundle.id]).unwrap().ok().unwrap();
     assert_eq!(bundle.status().unwrap(), "paused");
     bundle.call(&["resume", &bundle.id]).unwrap().ok().unwrap();
+    assert_eq!(bundle.status().unwrap(), "running");
+}
+
+/// As with runc: the container would never come to its start in it, and whoever waits for that neither, as with crun.
+fn a_frozen_cgroup_is_refused(bundle: &mut Bundle) {
+    let below = bundle.cgroup().trim_start_matches('/').to_owned();
+    let (folder, file, stop, go_on) = if is_v2() {
+        (format!("/sys/fs/cgroup/{below}"), "cgroup.freeze", "1", "0")
+    } else {
+        (format!("/sys/fs/cgroup/freezer/{below}"), "freezer.state", "FROZEN", "THAWED")
+    };
+    let switch = Path::new(&folder).join(file);
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(&switch, stop).unwrap();
+    let created = bundle.shell("true").created().unwrap();
+    // A container that was made after all is to be removed.
+    fs::write(&switch, go_on).unwrap();
+    assert!(!created);
+    assert!(bundle.state().unwrap().is_none());
+}
+
+/// As with runc from 1.2 on: the others in it would be limited and killed together with the container.
+fn a_cgroup_in_use_is_refused(bundle: &mut Bundle) {
+    bundle.shell("sleep 1000").launch().unwrap();
+    let mut second = Bundle::new(&Runtime::berth()).unwrap();
+    second.config["linux"]["cgroupsPath"] = json!(bundle.cgroup());
+    assert!(!second.shell("true").created().unwrap());
+    assert!(second.output().unwrap().contains("cgroup is not empty"), "{}", second.output().unwrap());
+    assert!(second.state().unwrap().is_none());
     assert_eq!(bundle.status().unwrap(), "running");
 }

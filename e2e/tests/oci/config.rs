@@ -1,6 +1,10 @@
 //! What a configuration may and may not say: runtime-spec, "Configuration" and "Linux Container Configuration".
 
+use std::fs;
+use std::process::{Command, Stdio};
+
 use berth_e2e::bundle::Bundle;
+use berth_e2e::tools::run;
 use serde_json::{Value, json};
 
 use crate::checks::checks;
@@ -15,10 +19,14 @@ checks! {
     a_missing_root_is_refused
     a_relative_working_folder_is_refused
     a_device_may_be_one_of_the_default_ones
+    the_master_of_terminals_may_be_listed
     devices_of_all_types
     seccomp_answers_with_the_error_asked_for
-    no_descriptor_is_open_but_the_three;
+    no_descriptor_is_open_but_the_three
+    the_last_value_of_a_variable_counts
+    a_process_without_a_user_is_roots;
     alone
+    the_cpus_are_the_cgroups_and_not_the_callers
     relative_paths_are_refused
     a_limit_may_be_listed_once
 }
@@ -109,6 +117,11 @@ fn a_device_may_be_one_of_the_default_ones(bundle: &mut Bundle) {
     assert_eq!(bundle.shell("echo x > /dev/null; stat -c %t:%T /dev/null").finish().unwrap(), "1:3\n");
 }
 
+fn the_master_of_terminals_may_be_listed(bundle: &mut Bundle) {
+    bundle.config["linux"]["devices"] = json!([{"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2}]);
+    assert_eq!(bundle.shell("stat -L -c %t:%T /dev/ptmx").finish().unwrap(), "5:2\n");
+}
+
 fn devices_of_all_types(bundle: &mut Bundle) {
     bundle.config["linux"]["devices"] = json!([
         {"path": "/dev/a", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666, "uid": 1, "gid": 2},
@@ -134,4 +147,39 @@ fn seccomp_answers_with_the_error_asked_for(bundle: &mut Bundle) {
 fn no_descriptor_is_open_but_the_three(bundle: &mut Bundle) {
     // The fourth is that of the listing itself.
     assert_eq!(bundle.shell("ls /proc/self/fd").finish().unwrap(), "0\n1\n2\n3\n");
+}
+
+/// getenv(3) finds the first.
+fn the_last_value_of_a_variable_counts(bundle: &mut Bundle) {
+    let env = bundle.config["process"]["env"].as_array_mut().unwrap();
+    env.extend([json!("ONE=a"), json!("TWO=b"), json!("ONE=c")]);
+    bundle.config["process"]["args"] = json!(["env"]);
+    let seen = bundle.finish().unwrap();
+    let ones: Vec<&str> = seen.lines().filter(|line| line.starts_with("ONE=")).collect();
+    assert_eq!(ones, ["ONE=c"]);
+}
+
+fn a_process_without_a_user_is_roots(bundle: &mut Bundle) {
+    bundle.config["process"].as_object_mut().unwrap().remove("user");
+    assert_eq!(bundle.shell("id -u; id -g").finish().unwrap(), "0\n0\n");
+}
+
+/// As with runc from 1.3 on: the kernel keeps to what a process was given by sched_setaffinity(2), whatever its cgroup has.
+fn the_cpus_are_the_cgroups_and_not_the_callers(bundle: &mut Bundle) {
+    let cpus = "sed -n 's/^Cpus_allowed:\\t//p' /proc/self/status";
+    bundle.shell(&format!("{cpus}; sleep 1000")).save().unwrap();
+    let all = fs::read_to_string("/proc/self/status").unwrap();
+    let all = all.lines().find_map(|line| line.strip_prefix("Cpus_allowed:\t")).unwrap();
+    let words = ["run", "--detach", &bundle.id].map(str::to_owned);
+    let mut on_one = Command::new("taskset");
+    let inner = bundle.command(&words.each_ref().map(String::as_str));
+    on_one.args(["--cpu-list", "0"]).arg(inner.get_program()).args(inner.get_args());
+    on_one.current_dir(bundle.path("")).stdin(Stdio::null()).stderr(Stdio::null());
+    on_one.stdout(fs::File::create(bundle.path("out")).unwrap());
+    assert!(on_one.status().unwrap().success());
+    bundle.wait_output(all).unwrap();
+    let inner = bundle.command(&["exec", &bundle.id, "sh", "-c", cpus]);
+    let mut on_one = Command::new("taskset");
+    on_one.args(["--cpu-list", "0"]).arg(inner.get_program()).args(inner.get_args());
+    assert_eq!(run(on_one).unwrap().ok().unwrap().trim(), all);
 }

@@ -11,6 +11,9 @@ use crate::checks::checks;
 checks! {
     they_run_in_namespaces_of_their_kind
     they_have_an_environment_of_their_own
+    that_of_the_start_has_the_programs_unless_it_has_its_own
+    that_of_the_creation_begins_in_the_root
+    that_of_the_start_may_do_no_more_than_the_program
     one_that_takes_too_long_fails
     a_failure_before_the_container_undoes_it
     a_failure_at_the_start_keeps_the_program_from_running
@@ -97,6 +100,32 @@ fn they_have_an_environment_of_their_own(bundle: &mut Bundle) {
     bundle.config["hooks"] = json!({"poststart": [one]});
     bundle.shell("true").finish().unwrap();
     assert_eq!(bundle.read("seen").unwrap(), "b c-\n");
+}
+
+fn that_of_the_start_has_the_programs_unless_it_has_its_own(bundle: &mut Bundle) {
+    let plain = hook("cat >/dev/null; echo \"$ONE-$HOME\" >> /seen");
+    bundle.config["process"]["env"].as_array_mut().unwrap().push(json!("ONE=a"));
+    bundle.config["process"]["env"].as_array_mut().unwrap().push(json!("HOME=/h"));
+    bundle.config["hooks"] = json!({"startContainer": [plain]});
+    assert_eq!(bundle.shell("cat /seen").finish().unwrap(), "a-/h\n");
+}
+
+fn that_of_the_creation_begins_in_the_root(bundle: &mut Bundle) {
+    bundle.config["hooks"] = json!({"createContainer": [hook("cat >/dev/null; echo made > ./tmp/made")]});
+    assert_eq!(bundle.shell("cat /tmp/made").finish().unwrap(), "made\n");
+}
+
+fn that_of_the_start_may_do_no_more_than_the_program(bundle: &mut Bundle) {
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],
+    });
+    let script = "cat >/dev/null; mkdir /tmp/made; sed -n '/^Cap[PEB]/p' /proc/self/status > /seen";
+    bundle.config["hooks"] = json!({"startContainer": [hook(script)]});
+    bundle.shell("ls /tmp; cat /seen; echo; sed -n '/^Cap[PEB]/p' /proc/self/status");
+    let output = bundle.finish().unwrap();
+    let (hooks, own) = output.split_once("\n\n").unwrap();
+    assert_eq!(hooks.trim(), own.trim());
 }
 
 fn one_that_takes_too_long_fails(bundle: &mut Bundle) {

@@ -19,6 +19,7 @@ checks! {
     what_does_not_exist_is_an_error
     only_a_created_container_can_be_started
     signals_arrive
+    signal_0_asks_whether_it_runs
     an_unknown_signal_is_refused
     a_created_container_can_be_killed
     all_processes_can_be_killed
@@ -28,6 +29,7 @@ checks! {
     delete_leaves_no_cgroup
     a_stopped_container_has_no_pid;
     alone
+    what_it_leaves_behind_can_be_killed
     a_created_container_cannot_be_deleted
     without_a_process_only_the_start_fails
 }
@@ -120,6 +122,26 @@ fn signals_arrive(bundle: &mut Bundle) {
     }
     bundle.call(&["kill", &bundle.id, "15"]).unwrap().ok().unwrap();
     bundle.wait("stopped").unwrap();
+}
+
+fn signal_0_asks_whether_it_runs(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    bundle.call(&["kill", &bundle.id, "0"]).unwrap().ok().unwrap();
+    bundle.call(&["kill", &bundle.id, "KILL"]).unwrap().ok().unwrap();
+    bundle.wait("stopped").unwrap();
+    fails(bundle, &["kill", &bundle.id, "0"]);
+}
+
+/// As with runc from 1.2 on.
+fn what_it_leaves_behind_can_be_killed(bundle: &mut Bundle) {
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != "pid");
+    bundle.shell("sleep 1000 & echo $!; exit 0").launch().unwrap();
+    bundle.wait("stopped").unwrap();
+    let left = Path::new("/proc").join(bundle.output().unwrap().trim());
+    fails(bundle, &["kill", &bundle.id, "TERM"]);
+    bundle.call(&["kill", &bundle.id, "KILL"]).unwrap().ok().unwrap();
+    let gone = || fs::read_to_string(left.join("cmdline")).unwrap_or_default().is_empty();
+    until_true("what it left is gone", Duration::from_secs(30), gone).unwrap();
 }
 
 fn an_unknown_signal_is_refused(bundle: &mut Bundle) {

@@ -1,6 +1,8 @@
 //! Mounts that depend on how the host's are: runtime-spec, "Mounts" and "Rootfs Mount Propagation".
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use berth_e2e::bundle::Bundle;
@@ -12,8 +14,11 @@ use crate::checks::checks;
 checks! {
     a_missing_source_and_an_unknown_file_system_are_refused
     a_relative_source_starts_at_the_bundle
+    a_bind_mount_takes_no_notice_of_what_a_file_system_would
+    a_label_means_nothing_where_no_kernel_knows_it
     the_cgroup_mount_shows_the_own_cgroup;
     alone
+    a_tmpfs_has_the_mode_of_what_it_covers
     the_hosts_mounts_stay_whatever_the_propagation_is
 }
 
@@ -35,6 +40,37 @@ fn a_relative_source_starts_at_the_bundle(bundle: &mut Bundle) {
     let mounts = bundle.config["mounts"].as_array_mut().unwrap();
     mounts.push(json!({"destination": "/m", "type": "bind", "source": "source", "options": ["bind", "ro"]}));
     assert_eq!(bundle.shell("cat /m/file").finish().unwrap(), "here\n");
+}
+
+fn a_bind_mount_takes_no_notice_of_what_a_file_system_would(bundle: &mut Bundle) {
+    fs::create_dir(bundle.path("source")).unwrap();
+    fs::write(bundle.path("source/file"), "here\n").unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let options = json!(["bind", "nosuid", "mode=755", "size=1k"]);
+    mounts.push(json!({"destination": "/m", "type": "bind", "source": "source", "options": options}));
+    assert_eq!(bundle.shell("cat /m/file").finish().unwrap(), "here\n");
+}
+
+/// As with runc from 1.3 on; older ones differ in what they make of a place that is not there.
+fn a_tmpfs_has_the_mode_of_what_it_covers(bundle: &mut Bundle) {
+    let covered = bundle.path("rootfs/covered");
+    fs::create_dir(&covered).unwrap();
+    fs::set_permissions(&covered, PermissionsExt::from_mode(0o710)).unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let tmpfs = |place: &str, options| json!({"destination": place, "type": "tmpfs", "source": "t", "options": options});
+    mounts.push(tmpfs("/covered", json!(["nodev"])));
+    mounts.push(tmpfs("/tmp", json!(["mode=1500"])));
+    mounts.push(tmpfs("/new/one", json!(["nodev"])));
+    let modes = bundle.shell("stat -c %a /covered /tmp /new/one").finish().unwrap();
+    assert_eq!(modes, "710\n1500\n1777\n");
+}
+
+fn a_label_means_nothing_where_no_kernel_knows_it(bundle: &mut Bundle) {
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        return;
+    }
+    bundle.config["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0:c1,c2");
+    assert_eq!(bundle.shell("echo ran").finish().unwrap(), "ran\n");
 }
 
 fn the_cgroup_mount_shows_the_own_cgroup(bundle: &mut Bundle) {

@@ -1,10 +1,14 @@
 //! The commands that are not in the specification but in every runtime.
 
 use std::fs;
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use berth_e2e::bundle::Bundle;
 use berth_e2e::poll::until_true;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
 use crate::checks::checks;
@@ -15,12 +19,16 @@ checks! {
     run_detached
     the_pid_file
     exec_with_flags
+    exec_with_another_capability
     exec_of_a_file
+    exec_of_a_file_without_a_user
     exec_detached
     exec_where_it_cannot_be
+    an_event_begins_with_its_type
     ps_and_list
     the_features;
     alone
+    a_pidfd_is_sent_to_who_asks
 }
 
 const SLEEP: &str = "sleep 1000";
@@ -60,6 +68,18 @@ fn exec_with_flags(bundle: &mut Bundle) {
     assert_eq!(ran.stdout, "b /tmp 5 6\n");
 }
 
+fn exec_with_another_capability(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    let effective = |words: &[&str]| {
+        let words = [words, &[&bundle.id, "sed", "-n", "s/^CapEff:\t//p", "/proc/self/status"]].concat();
+        let found = bundle.call(&words).unwrap().ok().unwrap();
+        u64::from_str_radix(found.trim(), 16).unwrap()
+    };
+    // CAP_SYSLOG, which no usual container has, is number 34.
+    let added = effective(&["exec", "--cap", "CAP_SYSLOG"]) & !effective(&["exec"]);
+    assert_eq!(added, 1 << 34);
+}
+
 fn exec_of_a_file(bundle: &mut Bundle) {
     bundle.shell(SLEEP).launch().unwrap();
     let args = ["sh", "-c", "echo hi; cat; exit 3"];
@@ -68,6 +88,13 @@ fn exec_of_a_file(bundle: &mut Bundle) {
     let ran =
         berth_e2e::tools::run_with(bundle.command(&["exec", "--process", "process", &bundle.id]), b"in");
     assert_eq!(ran.unwrap().code(3).unwrap().stdout, "hi\nin");
+}
+
+fn exec_of_a_file_without_a_user(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    fs::write(bundle.path("process"), json!({"args": ["/bin/id", "-u"], "cwd": "/"}).to_string()).unwrap();
+    let ran = bundle.call(&["exec", "--process", "process", &bundle.id]).unwrap();
+    assert_eq!(ran.ok().unwrap(), "0\n");
 }
 
 fn exec_detached(bundle: &mut Bundle) {
@@ -93,6 +120,13 @@ fn exec_where_it_cannot_be(bundle: &mut Bundle) {
     fails("true");
 }
 
+fn an_event_begins_with_its_type(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    let event = bundle.call(&["events", "--stats", &bundle.id]).unwrap().ok().unwrap();
+    let expected = format!("{{\"type\":\"stats\",\"id\":\"{}\",\"data\":{{", bundle.id);
+    assert!(event.starts_with(&expected), "{event}");
+}
+
 fn ps_and_list(bundle: &mut Bundle) {
     bundle.shell(SLEEP).launch().unwrap();
     let pid = bundle.pid().unwrap();
@@ -111,4 +145,32 @@ fn the_features(bundle: &mut Bundle) {
     for field in ["namespaces", "capabilities", "cgroup", "seccomp"] {
         assert!(!features["linux"][field].is_null(), "{field}: {features}");
     }
+}
+
+/// As with runc from 1.2 on.
+fn a_pidfd_is_sent_to_who_asks(bundle: &mut Bundle) {
+    let socket = UnixListener::bind(bundle.path("socket")).unwrap();
+    let sent = || {
+        let (stream, _) = socket.accept().unwrap();
+        let mut name = [0; 64];
+        let mut parts = [IoSliceMut::new(&mut name)];
+        let mut space = nix::cmsg_space!([RawFd; 1]);
+        let message =
+            recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
+        let fd = message.cmsgs().unwrap().find_map(|part| match part {
+            ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+            _ => None,
+        });
+        let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.unwrap())).unwrap();
+        nix::unistd::close(fd.unwrap()).unwrap();
+        about.lines().find_map(|line| line.strip_prefix("Pid:\t")).unwrap().parse::<i64>().unwrap()
+    };
+    bundle.shell(SLEEP);
+    let words = ["run", "--detach", "--pidfd-socket", "socket", &bundle.id];
+    assert!(bundle.call_apart(&words).unwrap(), "{}", bundle.output().unwrap());
+    assert_eq!(sent(), bundle.pid().unwrap());
+    let flags = ["--detach", "--pid-file", "pid", "--pidfd-socket", "socket"];
+    let words = [&["exec"], &flags[..], &[&bundle.id, "sleep", "2000"]].concat();
+    assert!(bundle.call_apart(&words).unwrap(), "{}", bundle.output().unwrap());
+    assert_eq!(sent().to_string(), bundle.read("pid").unwrap());
 }

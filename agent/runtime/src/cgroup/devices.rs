@@ -35,7 +35,10 @@ fn v1_line(rule: &LinuxDeviceCgroup) -> String {
         LinuxDeviceType::B => "b",
         _ => "c",
     };
-    let access = rule.access().as_deref().filter(|a| !a.is_empty()).unwrap_or("rwm");
+    // The kernel would refuse the whole rule for a letter that it does not know; v2 takes no notice of it, nor does runc.
+    let access: String =
+        rule.access().iter().flat_map(|a| a.chars()).filter(|c| "rwm".contains(*c)).collect();
+    let access = if access.is_empty() { "rwm" } else { &access };
     format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor()))
 }
 
@@ -92,4 +95,22 @@ fn access(rule: &LinuxDeviceCgroup) -> u32 {
             _ => 0,
         }
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_that_are_none_are_left_out() {
+        let line = |access: &str| {
+            let rule =
+                serde_json::json!({"allow": false, "type": "c", "major": 1, "minor": 11, "access": access});
+            v1_line(&serde_json::from_value(rule).unwrap())
+        };
+        assert_eq!(line("rwa"), "c 1:11 rw");
+        assert_eq!(line("m"), "c 1:11 m");
+        assert_eq!(line(""), "c 1:11 rwm");
+    }
 }

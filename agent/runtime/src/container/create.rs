@@ -22,7 +22,7 @@ use super::namespaces::Namespaces;
 use super::placement::Placement;
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
-use super::{Container, Create, Error, Timings, labels, limits, scheduling, streams, time_namespace};
+use super::{Container, Create, Error, Timings, labels, limits, mounts, scheduling, streams, time_namespace};
 use crate::cgroup::{Cgroups, Driver, Version, rootless};
 use crate::sys::process::{Child, pidfd_kill};
 
@@ -74,9 +74,10 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
     let process = spec.process().as_ref().ok_or_else(|| Error::spec("process", "it is missing"))?;
     let linux = spec.linux().as_ref().ok_or_else(|| Error::spec("linux", "it is missing"))?;
     refuse_unsupported(spec, create.tie.outlives)?;
-    labels::check(process, Some(linux))?;
+    labels::check(process)?;
     let mut resources = Resources::of_spec(linux.resources().clone().unwrap_or_default());
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<String> = labels::warn_of_mounts(linux).into_iter().collect();
+    warnings.extend(mounts::without_effect(spec));
     let (cgroups, path) = place(&create, linux, &mut resources, &mut warnings)?;
     let namespaces = Namespaces::of_spec(spec)?;
     time_namespace::check(linux, namespaces.is_new(LinuxNamespaceType::Time))?;

@@ -71,7 +71,9 @@ pub fn populate(root: &Root, spec: &Spec) -> Result<(), Error> {
             Err(e) => return Err(Error::sys("link", format!("/dev/{name}"), e.into())),
         }
     }
-    for device in spec.linux().as_ref().and_then(|l| l.devices().as_ref()).into_iter().flatten() {
+    let wanted = spec.linux().as_ref().and_then(|l| l.devices().as_ref()).into_iter().flatten();
+    // The master of the terminals is there already: that of the container's own devpts, which no device file could be.
+    for device in wanted.filter(|device| device.path() != Path::new("/dev/ptmx")) {
         make_device(root, device)?;
     }
     Ok(())

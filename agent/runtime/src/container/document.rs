@@ -1,6 +1,6 @@
 //! Reading a `config.json` that knows words which the types of the `oci-spec` crate do not have.
 
-use oci_spec::runtime::{Capability, Spec};
+use oci_spec::runtime::{Capability, LinuxSchedulerFlag, Process, Spec};
 use serde_json::{Value, from_slice, from_value, json};
 
 /// The sets of `process.capabilities`.
@@ -30,12 +30,42 @@ impl Document {
         // Only now is it worth to look for such words; the first error names its line.
         let Ok(mut value) = from_slice::<Value>(&bytes) else { return Err(error) };
         let warnings = drop_unknown_capabilities(&mut value);
-        if !rename_flag(&mut value) && warnings.is_empty() {
+        let adapted = value.get_mut("process").is_some_and(adapt_process);
+        if warnings.is_empty() && !adapted {
             return Err(error);
         }
         let bytes = value.to_string().into_bytes();
         Ok(Document { spec: from_value(value)?, bytes, warnings })
     }
+}
+
+/// Reads the text of a process, as `exec --process` takes it.
+///
+/// # Errors
+/// It is not JSON, or not what the runtime-spec describes.
+pub fn parse_process(bytes: &[u8]) -> Result<Process, serde_json::Error> {
+    from_slice(bytes).or_else(|error| {
+        let Ok(mut value) = from_slice::<Value>(bytes) else { return Err(error) };
+        if adapt_process(&mut value) { from_value(value) } else { Err(error) }
+    })
+}
+
+/// Changes what the types of `oci-spec` would not take; true when there was such a thing.
+fn adapt_process(process: &mut Value) -> bool {
+    // Both, even if one is enough to say so.
+    complete_user(process) | rename_flags(process)
+}
+
+/// A process without a user is root's: the schema of the runtime-spec does not require one, the types of `oci-spec` do. True
+/// when something was missing.
+fn complete_user(process: &mut Value) -> bool {
+    let Some(process) = process.as_object_mut() else { return false };
+    let Some(user) = process.entry("user").or_insert_with(|| json!({})).as_object_mut() else { return false };
+    let given = user.len();
+    for id in ["uid", "gid"] {
+        user.entry(id).or_insert_with(|| json!(0));
+    }
+    user.len() > given
 }
 
 fn drop_unknown_capabilities(config: &mut Value) -> Vec<String> {
@@ -62,16 +92,19 @@ fn drop_unknown_capabilities(config: &mut Value) -> Vec<String> {
     }
 }
 
-/// `oci-spec` has misspelt this one.
-fn rename_flag(config: &mut Value) -> bool {
-    const RIGHT: &str = "SCHED_FLAG_DL_OVERRUN";
-    let theirs = ["SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN", "SCHED_FLAG_DLOVERRUN"]
-        .into_iter()
-        .find(|name| from_value::<oci_spec::runtime::LinuxSchedulerFlag>(json!(name)).is_ok());
-    let flags = config.pointer_mut("/process/scheduler/flags").and_then(Value::as_array_mut);
+/// Flags of a scheduler that `oci-spec` has misspelt: the name in the runtime-spec, and those that it may have there.
+const MISSPELT: [(&str, &[&str]); 2] = [
+    ("SCHED_FLAG_DL_OVERRUN", &["SCHED_FLAG_D_L_OVERRUN", "SCHED_FLAG_DLOVERRUN"]),
+    ("SCHED_FLAG_RESET_ON_FORK", &["SCHED_RESET_ON_FORK"]),
+];
+
+fn rename_flags(process: &mut Value) -> bool {
+    let known = |name: &&str| from_value::<LinuxSchedulerFlag>(json!(name)).is_ok();
+    let flags = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut);
     let mut found = false;
-    for flag in flags.into_iter().flatten().filter(|flag| *flag == RIGHT) {
-        if let Some(theirs) = theirs {
+    for flag in flags.into_iter().flatten() {
+        let Some((right, others)) = MISSPELT.iter().find(|(right, _)| flag == right) else { continue };
+        if let Some(theirs) = others.iter().find(|name| known(name)).filter(|_| !known(right)) {
             *flag = json!(theirs);
             found = true;
         }
@@ -82,8 +115,6 @@ fn rename_flag(config: &mut Value) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use oci_spec::runtime::LinuxSchedulerFlag;
-
     use super::*;
 
     fn parse(process: Value) -> Result<Document, serde_json::Error> {
@@ -104,11 +135,26 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_is_read_as_the_runtime_spec_writes_it() {
-        let scheduler = json!({"policy": "SCHED_DEADLINE", "flags": ["SCHED_FLAG_DL_OVERRUN"]});
+    fn flags_are_read_as_the_runtime_spec_writes_them() {
+        let flags = ["SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_RESET_ON_FORK"];
+        let scheduler = json!({"policy": "SCHED_DEADLINE", "flags": flags});
         let document = parse(json!({"scheduler": scheduler})).unwrap();
         let scheduler = document.spec.process().as_ref().unwrap().scheduler().clone().unwrap();
-        assert_eq!(scheduler.flags().as_deref(), Some(&[LinuxSchedulerFlag::SchedFlagDLOverrun][..]));
+        let expected = [LinuxSchedulerFlag::SchedFlagDLOverrun, LinuxSchedulerFlag::SchedResetOnFork];
+        assert_eq!(scheduler.flags().as_deref(), Some(&expected[..]));
+    }
+
+    #[test]
+    fn a_process_without_a_user_is_roots() {
+        for user in [json!({}), json!({"user": {}}), json!({"user": {"uid": 0}})] {
+            let mut process = json!({"cwd": "/", "args": ["true"]});
+            process.as_object_mut().unwrap().extend(user.as_object().unwrap().clone());
+            let read = parse_process(process.to_string().as_bytes()).unwrap();
+            assert_eq!((read.user().uid(), read.user().gid()), (0, 0), "{user}");
+            let config = json!({"ociVersion": "1.2.0", "process": process});
+            assert!(Document::parse(config.to_string().into_bytes()).is_ok(), "{user}");
+        }
+        assert!(parse_process(br#"{"cwd": "/", "user": 5}"#).is_err());
     }
 
     #[test]

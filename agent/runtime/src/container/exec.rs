@@ -58,7 +58,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         linux,
         tie: exec.tie,
     };
-    labels::check(&visit.process, linux)?;
+    labels::check(&visit.process)?;
     if lists(linux, LinuxNamespaceType::User)
         && let Ok(Some(outer)) = outer_uid(exec.pid, visit.process.user().uid())
     {
@@ -234,7 +234,11 @@ impl Visit<'_> {
     fn enter_cgroup(&self) -> Result<(), Error> {
         let initial = self.process.exec_cpu_affinity().as_ref().and_then(|a| a.initial().as_ref());
         scheduling::set_affinity("process.execCPUAffinity.initial", initial)?;
-        self.entrance.enter()
+        self.entrance.enter()?;
+        if self.process.exec_cpu_affinity().is_none() {
+            scheduling::reset_affinity();
+        }
+        Ok(())
     }
 
     /// Joins the container and becomes the user.

@@ -94,21 +94,45 @@ pub fn run(hooks: &[Hook], moment: Moment, state: &State) -> Result<(), Error> {
     run_each(hooks, moment, state).find_map(Result::err).map_or(Ok(()), Err)
 }
 
+/// The same for hooks whose programs are the container's: each calls `confine` before it is executed.
+pub fn run_confined(
+    hooks: &[Hook],
+    moment: Moment,
+    state: &State,
+    confine: &dyn Fn() -> Result<(), Error>,
+) -> Result<(), Error> {
+    each(hooks, moment, state, confine).find_map(Result::err).map_or(Ok(()), Err)
+}
+
 /// Runs hooks one after the other, and the rest also when one fails.
 pub fn run_each<'a>(
     hooks: &'a [Hook],
     moment: Moment,
     state: &'a State,
 ) -> impl Iterator<Item = Result<(), Error>> + 'a {
+    each(hooks, moment, state, &|| Ok(()))
+}
+
+fn each<'a>(
+    hooks: &'a [Hook],
+    moment: Moment,
+    state: &'a State,
+    confine: &'a dyn Fn() -> Result<(), Error>,
+) -> impl Iterator<Item = Result<(), Error>> + 'a {
     let mut state = state.clone();
     state.set_status(moment.status());
     hooks
         .iter()
         .enumerate()
-        .map(move |(at, hook)| run_one(hook, &format!("hooks.{}[{at}]", moment.name()), &state))
+        .map(move |(at, hook)| run_one(hook, &format!("hooks.{}[{at}]", moment.name()), &state, confine))
 }
 
-fn run_one(hook: &Hook, field: &str, state: &State) -> Result<(), Error> {
+fn run_one(
+    hook: &Hook,
+    field: &str,
+    state: &State,
+    confine: &dyn Fn() -> Result<(), Error>,
+) -> Result<(), Error> {
     let failed = |operation: &str, e: io::Error| {
         Error::sys(operation, format!("{field} {}", hook.path().display()), e)
     };
@@ -143,8 +167,10 @@ fn run_one(hook: &Hook, field: &str, state: &State) -> Result<(), Error> {
                 .try_for_each(|(file, at)| process::install_fd(file.as_raw_fd(), at, true))
                 .and_then(|()| process::close_from(3));
             if arranged.is_ok() {
-                let error = program.execute(&path);
-                eprintln!("{error}");
+                match confine() {
+                    Ok(()) => eprintln!("{}", program.execute(&path)),
+                    Err(error) => eprintln!("{error}"),
+                }
             }
         })
         .map_err(|e| failed("run", e))?;

@@ -18,7 +18,7 @@ use super::identity::{Identity, tie_to_parent};
 use super::mounts::Mounter;
 use super::namespaces::Namespaces;
 use super::placement::Placement;
-use super::program::Launch;
+use super::program::{Launch, environment};
 use super::root::Kind;
 use super::sources::Sources;
 use super::timings::{Timings, Watch};
@@ -166,12 +166,13 @@ impl Init<'_> {
             identity.set_filter(channel.await_filter()?);
         }
         Placement::of_files(channel.await_order_with(Order::LimitsSet)?).enter()?;
+        scheduling::reset_affinity();
         if self.namespaces.is_new(LinuxNamespaceType::Cgroup) {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|e| Error::sys("unshare", "cgroup namespace", e.into()))?;
         }
         timings.cgroups = watch.lap() + waited;
-        let state = self.hooks_of_host(channel)?;
+        let start_hooks = self.hooks_of_host(channel, &root, identity.uid())?;
         timings.process += watch.lap();
         root_mount::pivot(&root, propagation)?;
         drop(root);
@@ -197,7 +198,7 @@ impl Init<'_> {
         channel
             .report(&Report::Ready(timings), None)
             .map_err(|e| Error::sys("report to", "the parent", e))?;
-        self.execute(channel, gate, state, &identity, launch)
+        self.execute(channel, gate, start_hooks, &identity, launch)
     }
 
     /// Waits for the order to start, and does.
@@ -205,7 +206,7 @@ impl Init<'_> {
         &self,
         channel: &mut Channel,
         gate: Option<OwnedFd>,
-        state: Option<State>,
+        start_hooks: Option<StartHooks>,
         identity: &Identity,
         launch: Option<Launch>,
     ) -> Result<Infallible, Error> {
@@ -213,8 +214,9 @@ impl Init<'_> {
             Some(gate) => *channel = await_start_at(&gate)?,
             None => channel.await_order(Order::Start)?,
         }
-        if let Some(state) = state {
-            hooks::run(self.hooks(Moment::StartContainer), Moment::StartContainer, &state)?;
+        if let Some(StartHooks { hooks, state }) = start_hooks {
+            // Their programs are the container's, so they may do no more than its own program.
+            hooks::run_confined(&hooks, Moment::StartContainer, &state, &|| identity.confine())?;
         }
         identity.confine()?;
         Err(launch
@@ -234,8 +236,8 @@ impl Init<'_> {
     }
 
     /// Lets the parent run its hooks and runs those that belong to the container's namespaces but find their programs
-    /// on the host. Returns the state for the later ones, if there are any.
-    fn hooks_of_host(&self, channel: &Channel) -> Result<Option<State>, Error> {
+    /// on the host. Returns the later ones, if there are any.
+    fn hooks_of_host(&self, channel: &Channel, root: &Root, uid: u32) -> Result<Option<StartHooks>, Error> {
         if hooks::list(self.spec, Moment::Prestart).len() + self.hooks(Moment::CreateRuntime).len() > 0 {
             channel.report(&Report::Hooks, None).map_err(|e| Error::sys("report to", "the parent", e))?;
             channel.await_order(Order::HooksDone)?;
@@ -247,8 +249,19 @@ impl Init<'_> {
         // The host's /proc knows this process by the number that the host uses.
         let own = std::fs::read_link("/proc/self").map_err(|e| Error::sys("read", "/proc/self", e))?;
         state.set_pid(own.to_str().and_then(|p| p.parse().ok()));
+        // They begin where the root will be, as with other runtimes: relative paths are those of the container's files.
+        nix::unistd::fchdir(root.fd()).map_err(|e| Error::sys("enter", "the root file system", e.into()))?;
         hooks::run(self.hooks(Moment::CreateContainer), Moment::CreateContainer, &state)?;
-        Ok(Some(state))
+        Ok(Some(StartHooks { hooks: self.start_hooks(root, uid), state }))
+    }
+
+    /// The hooks of the start. They have the environment of the program unless they bring their own, as with runc.
+    fn start_hooks(&self, root: &Root, uid: u32) -> Vec<Hook> {
+        let mut hooks = self.hooks(Moment::StartContainer).to_vec();
+        for hook in hooks.iter_mut().filter(|hook| hook.env().is_none()) {
+            hook.set_env(Some(environment(self.process, || users::home(root, uid))));
+        }
+        hooks
     }
 
     /// Sets the names of the container's UTS namespace.
@@ -273,7 +286,7 @@ impl Init<'_> {
 
     fn mount_all(&self, root: &Root, cgroup: &mut CgroupGate<'_>, mut sources: Sources) -> Result<(), Error> {
         let mut mounter = Mounter::new(root, self.bundle, &self.cgroup_folders);
-        mounter.label = self.linux.mount_label().as_deref().filter(|l| !l.is_empty());
+        mounter.label = labels::of_mounts(self.linux);
         for (at, mount) in self.spec.mounts().iter().flatten().enumerate() {
             if matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) {
                 cgroup.wait()?;
@@ -312,6 +325,12 @@ impl Init<'_> {
             .apply(root.as_fd(), false)
             .map_err(failed)
     }
+}
+
+/// What runs in the container before its program.
+struct StartHooks {
+    hooks: Vec<Hook>,
+    state: State,
 }
 
 fn set_undumpable() -> Result<(), Error> {

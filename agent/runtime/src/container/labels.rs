@@ -26,7 +26,7 @@ fn has_selinux() -> bool {
 }
 
 /// Refuses what the kernel cannot do: a container must not run with less protection than it was given.
-pub fn check(process: &Process, linux: Option<&Linux>) -> Result<(), Error> {
+pub fn check(process: &Process) -> Result<(), Error> {
     let refuse = |field: &str, system: &str| Err(Error::spec(field, format!("this kernel has no {system}")));
     if given(process.apparmor_profile()).is_some_and(|p| p != UNCONFINED)
         && !fs::read_to_string(APPARMOR).is_ok_and(|text| text.starts_with('Y'))
@@ -36,10 +36,19 @@ pub fn check(process: &Process, linux: Option<&Linux>) -> Result<(), Error> {
     if given(process.selinux_label()).is_some() && !has_selinux() {
         return refuse("process.selinuxLabel", "SELinux");
     }
-    if linux.is_some_and(|l| given(l.mount_label()).is_some()) && !has_selinux() {
-        return refuse("linux.mountLabel", "SELinux");
-    }
     Ok(())
+}
+
+/// The label of new file systems. A kernel without SELinux knows no labels and would refuse the mount, and there is nobody
+/// whom one would keep out: there it is left out, as crun does.
+pub fn of_mounts(linux: &Linux) -> Option<&str> {
+    given(linux.mount_label()).filter(|_| has_selinux())
+}
+
+/// Says that a label of mounts is left out.
+pub fn warn_of_mounts(linux: &Linux) -> Option<String> {
+    let given = given(linux.mount_label()).is_some() && of_mounts(linux).is_none();
+    given.then(|| "linux.mountLabel is without effect: this kernel has no SELinux".to_owned())
 }
 
 /// Has the next execve change to the process' profile and label. Needs the host's `/proc`: what a container has there

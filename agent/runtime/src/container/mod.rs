@@ -57,7 +57,7 @@ use crate::sys::process::Child;
 pub use capabilities::known_capabilities;
 pub use create::Knock;
 pub(crate) use create::{cgroups, cgroups_of};
-pub use document::Document;
+pub use document::{Document, parse_process};
 pub use error::Error;
 pub use mount_options::names as mount_option_names;
 pub use placement::Entrance;

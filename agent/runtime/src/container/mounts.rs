@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{Mount, Spec};
 
 use super::copy_up::copy_up;
 use super::handed::source_tree;
@@ -74,9 +74,6 @@ impl<'a> Mounter<'a> {
     }
 
     fn bind(&mut self, mount: &Mount, options: &Options, prepared: Option<OwnedFd>) -> Result<(), Error> {
-        if let Some((key, _)) = options.data.first() {
-            return Err(refuse(mount.destination(), format!("unknown option {key:?} of a bind mount")));
-        }
         let tree = prepared.map_or_else(|| bind_tree(mount, options, self.bundle, None), Ok)?;
         let failed = |e| Error::sys("look at source of", mount.destination().display().to_string(), e);
         let folder = file_type(tree.as_fd()).map_err(failed)? == SFlag::S_IFDIR;
@@ -91,6 +88,7 @@ impl<'a> Mounter<'a> {
     fn file_system(&mut self, mount: &Mount, fstype: &str, options: &Options) -> Result<OwnedFd, Error> {
         let destination = mount.destination();
         let kernel = matches!(fstype, "proc" | "sysfs");
+        let found = self.root.open_path(destination, OFlag::O_PATH).ok();
         let target = self.target(destination, Kind::Folder, kernel)?;
         if fstype != "proc" {
             self.guard_proc(destination, target.as_fd(), None)?;
@@ -101,8 +99,10 @@ impl<'a> Mounter<'a> {
         let failed = |operation: String, e| Error::sys(operation, destination.display().to_string(), e);
         let context =
             FsContext::open(fstype).map_err(|e| failed(format!("open file system {fstype} for"), e))?;
-        let configured =
-            self.set_label(&context, fstype).and_then(|()| configure(&context, mount, fstype, options));
+        let configured = self
+            .set_label(&context, fstype)
+            .and_then(|()| inherit_mode(&context, fstype, options, found.as_ref().map(AsFd::as_fd)))
+            .and_then(|()| configure(&context, mount, fstype, options));
         let late = options.attributes.set & RDONLY != 0 && fstype == "tmpfs";
         let attributes = options.attributes.set & !if late { RDONLY } else { 0 };
         let mounted = configured.and_then(|()| context.mount(attributes)).map_err(|e| {
@@ -239,6 +239,19 @@ pub fn is_bind(mount: &Mount, options: &Options) -> bool {
     options.bind.is_some() || mount.typ().as_deref() == Some("bind")
 }
 
+/// Options of a bind mount that only a new file system could have, each as a warning. mount(2) takes no notice of them, nor
+/// does crun.
+pub fn without_effect(spec: &Spec) -> impl Iterator<Item = String> {
+    spec.mounts().iter().flatten().filter_map(|mount| {
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+        let names: Vec<&str> = options.data.iter().map(|(key, _)| key.as_str()).collect();
+        (is_bind(mount, &options) && !names.is_empty()).then(|| {
+            let destination = mount.destination().display();
+            format!("mounts[{destination}]: a bind mount takes no notice of the option {}", names.join(", "))
+        })
+    })
+}
+
 /// What a bind mount shows, with its attributes, mapped by a user namespace if one is given; attached nowhere.
 pub fn bind_tree(
     mount: &Mount,
@@ -286,6 +299,22 @@ fn propagate(mount: BorrowedFd<'_>, options: &Options, destination: &Path) -> Re
             .map_err(|e| Error::sys("set mount propagation of", destination.display().to_string(), e))?;
     }
     Ok(())
+}
+
+/// A tmpfs has the mode of the folder that it covers, as with crun and runc, unless it is to have another; `found` is that folder.
+fn inherit_mode(
+    context: &FsContext,
+    fstype: &str,
+    options: &Options,
+    found: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    match found {
+        Some(folder) if fstype == "tmpfs" && !options.data.iter().any(|(key, _)| key == "mode") => {
+            let mode = fstat(folder)?.st_mode & 0o7777;
+            context.set("mode", &cstring(format!("{mode:o}"))?)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn configure(context: &FsContext, mount: &Mount, fstype: &str, options: &Options) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Finding and executing the program of a process.
 
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::io;
 
@@ -24,7 +25,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Takes arguments and environment of a process; `home` is used when the environment has none.
+    /// Takes arguments and environment of a process, see [`environment`].
     pub fn new(process: &Process, home: impl FnOnce() -> String) -> Result<Launch, Error> {
         let text = |field: &str, value: &str| {
             cstring(value).map_err(|_| Error::spec(field, format!("{value:?} contains a zero byte")))
@@ -35,13 +36,9 @@ impl Launch {
             return Err(Error::spec("process.args", "there is no program to run"));
         }
         let argv = args.iter().map(|a| text("process.args", a)).collect::<Result<Vec<_>, _>>()?;
-        let env = process.env().as_deref().unwrap_or_default();
-        let mut envp = env.iter().map(|e| text("process.env", e)).collect::<Result<Vec<CString>, _>>()?;
-        let variable = |name: &str| env.iter().rev().find_map(|e| e.strip_prefix(name)?.strip_prefix('='));
-        if variable("HOME").is_none() {
-            envp.push(text("process.env", &format!("HOME={}", home()))?);
-        }
-        let path = variable("PATH").unwrap_or(DEFAULT_PATH);
+        let env = environment(process, home);
+        let envp = env.iter().map(|e| text("process.env", e)).collect::<Result<Vec<CString>, _>>()?;
+        let path = env.iter().find_map(|e| e.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
         let candidates =
             if name.contains('/') { vec![text("process.args", &name)?] } else { within(path, &name) };
         Ok(Launch { name, candidates, program: Program::new(argv, envp) })
@@ -116,6 +113,18 @@ impl Launch {
     }
 }
 
+/// The environment of a process: of several values of a variable the last, since most programs would find the first, which
+/// an `exec` with another value wants replaced. `home` is used when there is none or an empty one, as in runc.
+pub fn environment(process: &Process, home: impl FnOnce() -> String) -> Vec<String> {
+    let name = |entry: &str| entry.split_once('=').map_or(entry.len(), |(name, _)| name.len());
+    let mut seen: HashSet<&str> = HashSet::new();
+    let given = process.env().iter().flatten().filter(|e| *e != "HOME=");
+    let mut kept: Vec<&String> = given.rev().filter(|e| seen.insert(&e[..name(e)])).collect();
+    kept.reverse();
+    let missing = (!seen.contains("HOME")).then(|| format!("HOME={}", home()));
+    kept.into_iter().cloned().chain(missing).collect()
+}
+
 /// The places that a search path names. What is not absolute in it is left out.
 fn within(path: &str, name: &str) -> Vec<CString> {
     let folders = path.split(':').filter(|f| f.starts_with('/'));
@@ -135,5 +144,28 @@ fn lower(error: &io::Error) -> String {
         Some(libc::ENOEXEC) => "exec format error".to_owned(),
         Some(number) => nix::Error::from_raw(number).desc().to_lowercase(),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn of(env: &[&str]) -> Vec<String> {
+        let process = serde_json::json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": env});
+        environment(&serde_json::from_value(process).unwrap(), || "/root".to_owned())
+    }
+
+    #[test]
+    fn the_last_value_of_a_variable_is_the_only_one() {
+        assert_eq!(of(&["A=1", "HOME=/h", "B=2", "A=3=4"]), ["HOME=/h", "B=2", "A=3=4"]);
+        assert_eq!(of(&["A", "A=", "A"]), ["A", "HOME=/root"]);
+    }
+
+    #[test]
+    fn an_empty_home_is_none() {
+        assert_eq!(of(&["HOME=", "A=1"]), ["A=1", "HOME=/root"]);
+        assert_eq!(of(&["HOME=/a", "HOME="]), ["HOME=/a"]);
     }
 }

@@ -52,6 +52,13 @@ pub fn set_affinity(field: &str, list: Option<&String>) -> Result<(), Error> {
         .map_err(|e| Error::sys("set", format!("{field} {list}"), e))
 }
 
+/// Lets the calling thread run on every CPU that its cgroup has. What it inherits is the caller's, such as the CPUs that systemd
+/// keeps a service on, and since Linux 6.2 it outlives the change of the cgroup (runc does the same).
+pub fn reset_affinity() {
+    // A process that may not is as restricted as it was before.
+    let _ = scheduling::set_affinity(&[u64::MAX; MAX_LISTED / 64]);
+}
+
 fn attributes(wanted: &Scheduler) -> Result<SchedAttr, Error> {
     use LinuxSchedulerPolicy as Policy;
     let refuse = |field: &str, reason: &str| Err(Error::spec(format!("process.scheduler.{field}"), reason));

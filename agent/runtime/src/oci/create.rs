@@ -28,6 +28,8 @@ pub struct CreateOptions {
     pub pid_file: Option<PathBuf>,
     /// A listening socket that gets the master of its terminal.
     pub console_socket: Option<PathBuf>,
+    /// A listening socket that gets the pidfd of the container's first process.
+    pub pidfd_socket: Option<PathBuf>,
     /// So many descriptors from 3 on are handed to its program.
     pub preserve_fds: u32,
     /// Who makes its cgroup.
@@ -71,6 +73,7 @@ impl Runtime {
             spec.set_process(Some(nothing_to_run()?));
         }
         let rootfs = check(&spec, options, attachment)?;
+        refuse_used_cgroup(&spec, options)?;
         let (folder, lock) = self.store.make(&options.id)?;
         let record = match first_record(&spec, options, &rootfs).and_then(|record| {
             folder.save_config(&bytes)?;
@@ -151,6 +154,21 @@ fn check(spec: &Spec, options: &CreateOptions, attachment: Attachment) -> Result
         return Err(Error::invalid("--console-socket", "process.terminal is not set"));
     }
     Ok(rootfs)
+}
+
+/// A cgroup that has processes is somebody else's, who would be killed together with this container. In one that is frozen
+/// the container would never come to its start.
+fn refuse_used_cgroup(spec: &Spec, options: &CreateOptions) -> Result<(), Error> {
+    let wanted = spec.linux().as_ref().and_then(|l| l.cgroups_path().as_deref()).and_then(Path::to_str);
+    let cgroups = cgroups_of(options.cgroup_driver)
+        .map_err(|source| Error::Container { operation: "look for cgroups", source })?;
+    let path = cgroups.path_for(&options.id, wanted)?;
+    let refuse = |reason: String| Err(Error::invalid("linux.cgroupsPath", format!("{path}: {reason}")));
+    match cgroups.pids(&path)?.len() {
+        0 if cgroups.is_frozen(&path) => refuse("the container's cgroup is unexpectedly frozen".to_owned()),
+        0 => Ok(()),
+        found => refuse(format!("the container's cgroup is not empty: {found} process(es) found")),
+    }
 }
 
 /// A process without a program.
@@ -251,6 +269,9 @@ fn hand_over(made: &mut Made, options: &CreateOptions) -> Result<(), Error> {
     if let Some(socket) = &options.console_socket {
         let master = made.container.console.take();
         console::send(socket, master.ok_or_else(|| Error::invalid("process.terminal", "it has no master"))?)?;
+    }
+    if let Some(socket) = &options.pidfd_socket {
+        console::send_pidfd(socket, made.container.pidfd.as_fd())?;
     }
     made.record.pid = made.container.pid;
     // None: it is gone already, which the state will tell.

@@ -3,20 +3,34 @@
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::kill::cgroup;
 use super::{Error, Runtime, Status, process};
 use crate::cgroup::Stats;
 
+/// Something that is told of a container. Its fields are written in the order that other runtimes have.
+#[derive(Debug, Serialize)]
+pub struct Event {
+    /// `stats` or `oom`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The container's.
+    pub id: String,
+    /// The figures, if it has any.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub data: Value,
+}
+
 impl Runtime {
     /// One event with the figures of now.
-    pub fn stats(&self, id: &str) -> Result<Value, Error> {
+    pub fn stats(&self, id: &str) -> Result<Event, Error> {
         let folder = self.store.open(id)?;
         let record = folder.record()?;
         match record.status(&folder) {
             Status::Stopped | Status::Creating => Err(Error::NotRunning { id: id.to_owned() }),
-            _ => Ok(event("stats", id, &data(&cgroup(&record, |c, path| c.stats(path))?))),
+            _ => Ok(event("stats", id, data(&cgroup(&record, |c, path| c.stats(path))?))),
         }
     }
 
@@ -26,7 +40,7 @@ impl Runtime {
         &self,
         id: &str,
         interval: Duration,
-        mut tell: impl FnMut(&Value) -> bool,
+        mut tell: impl FnMut(&Event) -> bool,
     ) -> Result<(), Error> {
         let folder = self.store.open(id)?;
         let record = folder.record()?;
@@ -41,7 +55,7 @@ impl Runtime {
                 Err(Error::Cgroup(e)) if e.is_not_found() => return Ok(()),
                 other => other?,
             };
-            if now > kills && !tell(&event("oom", id, &Value::Null)) {
+            if now > kills && !tell(&event("oom", id, Value::Null)) {
                 return Ok(());
             }
             kills = now;
@@ -52,19 +66,15 @@ impl Runtime {
                 Err(Error::Cgroup(e)) if e.is_not_found() => return Ok(()),
                 other => other?,
             };
-            if !tell(&event("stats", id, &data(&stats))) {
+            if !tell(&event("stats", id, data(&stats))) {
                 return Ok(());
             }
         }
     }
 }
 
-fn event(kind: &str, id: &str, data: &Value) -> Value {
-    let mut event = json!({"type": kind, "id": id});
-    if !data.is_null() {
-        event["data"] = data.clone();
-    }
-    event
+fn event(kind: &'static str, id: &str, data: Value) -> Event {
+    Event { kind, id: id.to_owned(), data }
 }
 
 /// Field names are runc's (types/events.go). Block device figures are summed over the devices.

@@ -1,5 +1,6 @@
 //! `exec`: a further process in a running container.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{Process, Spec};
@@ -18,6 +19,8 @@ pub struct ExecOptions {
     pub pid_file: Option<PathBuf>,
     /// A listening socket that gets the master of its terminal.
     pub console_socket: Option<PathBuf>,
+    /// A listening socket that gets the pidfd of the process.
+    pub pidfd_socket: Option<PathBuf>,
     /// So many descriptors from 3 on are handed to its program.
     pub preserve_fds: u32,
     /// Allow it in a paused container, where it runs only when that is resumed.
@@ -78,6 +81,9 @@ impl Runtime {
             (&options.console_socket, console.take_if(|_| options.console_socket.is_some()))
         {
             console::send(path, master)?;
+        }
+        if let Some(path) = &options.pidfd_socket {
+            console::send_pidfd(path, started.pidfd.as_fd())?;
         }
         if let Some(path) = &options.pid_file {
             write_pid(path, started.pid)?;

@@ -6,22 +6,24 @@ use super::{Error, Record, Runtime, Status, process};
 use crate::container::cgroups_of;
 
 impl Runtime {
-    /// Sends a signal to the first process of a container, or to all. A container that has ended is an error.
+    /// Sends a signal to the first process of a container, or to all. A container that has ended is an error, unless SIGKILL
+    /// finds processes that it has left behind, which it can where they have no PID namespace of their own.
     pub fn kill(&mut self, id: &str, signal: i32, all: bool) -> Result<(), Error> {
         let folder = self.store.open(id)?;
         let record = folder.record()?;
         let status = record.status(&folder);
-        if status == Status::Stopped && !all {
+        let shared = signal == libc::SIGKILL && !has_own_pids(&folder.config()?);
+        let left = status == Status::Stopped && shared && has_processes(&record)?;
+        if status == Status::Stopped && !all && !left {
             return Err(Error::NotRunning { id: id.to_owned() });
         }
         if status == Status::Creating {
             return Err(Error::WrongState { operation: "kill", id: id.to_owned(), status });
         }
-        let shared = signal == libc::SIGKILL && !has_own_pids(&folder.config()?);
         if all || shared {
             self.signal_all(&record, signal)?;
         }
-        if !all {
+        if !all && !left {
             let init = process::open(record.pid, record.pid_start_time)?;
             let told = init.map(|fd| process::signal(&fd, signal)).transpose()?.unwrap_or(false);
             if !told && !shared {
@@ -50,6 +52,10 @@ impl Runtime {
         }
         Ok(())
     }
+}
+
+fn has_processes(record: &Record) -> Result<bool, Error> {
+    if record.cgroup.is_empty() { Ok(false) } else { Ok(!cgroup(record, |c, path| c.pids(path))?.is_empty()) }
 }
 
 /// Whether its processes end with the first one.

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 pub use create::{CreateOptions, RunOptions};
 pub use error::Error;
+pub use events::Event;
 pub use exec::ExecOptions;
 pub use features::{VERSION as SPEC_VERSION, features};
 pub use log::{Log, LogFormat, one_line};

@@ -129,6 +129,7 @@ mod tests {
                 detach: true,
                 pid_file: Some("/p".into()),
                 console_socket: None,
+                pidfd_socket: None,
                 preserve_fds: 3,
                 ignore_paused: false,
                 sub_cgroup: None,

@@ -3,11 +3,16 @@
 use serde_json::{Value, json};
 
 use super::SPEC_VERSION;
+use crate::cgroup::Version;
 
-/// A configuration that runs a shell. `rootless` has it run as this user in a user namespace.
-pub fn template(rootless: Option<(u32, u32)>) -> Value {
+/// A configuration that runs a shell. `rootless` has it run as this user in a user namespace. It has a cgroup namespace on cgroup
+/// v2 only, as with crun and runc: who adds one elsewhere must not find it there.
+pub fn template(rootless: Option<(u32, u32)>, version: Version) -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
-    let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"].map(|t| json!({"type": t}));
+    let own = |list: &[&str]| -> Value {
+        let cgroup = (version == Version::V2).then_some("cgroup");
+        list.iter().copied().chain(cgroup).map(|name| json!({"type": name})).collect()
+    };
     let mut spec = json!({
         "ociVersion": SPEC_VERSION,
         "process": {
@@ -27,7 +32,7 @@ pub fn template(rootless: Option<(u32, u32)>) -> Value {
         "mounts": mounts(rootless.is_some()),
         "linux": {
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-            "namespaces": namespaces,
+            "namespaces": own(&["pid", "network", "ipc", "uts", "mount"]),
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
                 "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi",
@@ -36,8 +41,7 @@ pub fn template(rootless: Option<(u32, u32)>) -> Value {
         },
     });
     if let Some((uid, gid)) = rootless {
-        let kept = ["pid", "ipc", "uts", "mount", "cgroup", "user"].map(|t| json!({"type": t}));
-        spec["linux"]["namespaces"] = json!(kept);
+        spec["linux"]["namespaces"] = own(&["pid", "ipc", "uts", "mount", "user"]);
         spec["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": uid, "size": 1}]);
         spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": gid, "size": 1}]);
         spec["linux"]["resources"] = Value::Null;
@@ -78,15 +82,20 @@ fn mounts(rootless: bool) -> Value {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use oci_spec::runtime::Spec;
+    use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
     use super::*;
 
     #[test]
     fn both_are_specs() {
         for rootless in [None, Some((1000, 1000))] {
-            let spec: Spec = serde_json::from_value(template(rootless)).unwrap();
-            assert_eq!(spec.mounts().as_ref().unwrap().len(), 7);
+            for (version, cgroup) in [(Version::V1, 0), (Version::V2, 1)] {
+                let spec: Spec = serde_json::from_value(template(rootless, version)).unwrap();
+                assert_eq!(spec.mounts().as_ref().unwrap().len(), 7);
+                let list = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+                let found = list.iter().filter(|n| n.typ() == LinuxNamespaceType::Cgroup).count();
+                assert_eq!(found, cgroup);
+            }
         }
     }
 }

@@ -265,7 +265,7 @@ fn what_cannot_be_done_is_refused() {
     assert!(Filter::compile(&errno).is_err());
     let mut listener = LinuxSeccomp::default();
     listener.set_listener_path(Some("/run/listener".into()));
-    assert!(Filter::compile(&listener).unwrap_err().to_string().starts_with("linux.seccomp.listenerPath"));
+    assert!(Filter::compile(&listener).is_ok(), "nobody is notified");
     // Others can never run here.
     let mut mips = LinuxSeccomp::default();
     mips.set_architectures(Some(vec![Arch::ScmpArchMips]));
