@@ -145,7 +145,8 @@ impl Init<'_> {
         timings.process += watch.lap();
         let waited = cgroup.waited;
         let propagation = self.linux.rootfs_propagation().as_deref();
-        let root = root_mount::mount_root(self.rootfs, self.bundle, propagation, sources.root.take())?;
+        let label = labels::of_mounts(self.linux);
+        let root = root_mount::mount_root(self.rootfs, self.bundle, propagation, label, sources.root.take())?;
         self.mount_all(&root, &mut cgroup, sources)?;
         let terminal = self.open_terminal(&root, channel)?;
         protect::mask(&root, self.linux)?;
@@ -273,7 +274,7 @@ impl Init<'_> {
 
     fn mount_all(&self, root: &Root, cgroup: &mut CgroupGate<'_>, mut sources: Sources) -> Result<(), Error> {
         let mut mounter = Mounter::new(root, self.bundle, &self.cgroup_folders);
-        mounter.label = self.linux.mount_label().as_deref().filter(|l| !l.is_empty());
+        mounter.label = labels::of_mounts(self.linux);
         for (at, mount) in self.spec.mounts().iter().flatten().enumerate() {
             if matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) {
                 cgroup.wait()?;

@@ -21,6 +21,11 @@ fn given(value: &Option<String>) -> Option<&str> {
     value.as_deref().filter(|v| !v.is_empty())
 }
 
+/// The SELinux context of what is mounted for a container, if it has one.
+pub fn of_mounts(linux: &Linux) -> Option<&str> {
+    given(linux.mount_label())
+}
+
 fn has_selinux() -> bool {
     Path::new(SELINUX).exists()
 }
@@ -36,7 +41,7 @@ pub fn check(process: &Process, linux: Option<&Linux>) -> Result<(), Error> {
     if given(process.selinux_label()).is_some() && !has_selinux() {
         return refuse("process.selinuxLabel", "SELinux");
     }
-    if linux.is_some_and(|l| given(l.mount_label()).is_some()) && !has_selinux() {
+    if linux.and_then(of_mounts).is_some() && !has_selinux() {
         return refuse("linux.mountLabel", "SELinux");
     }
     Ok(())
