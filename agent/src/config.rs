@@ -178,6 +178,7 @@ struct File {
     bootstrap_kubeconfig: Option<PathBuf>,
     node_labels: Option<BTreeMap<String, String>>,
     seccomp_profile_root: Option<PathBuf>,
+    selinux: Option<bool>,
     manifests: Option<Vec<PathBuf>>,
     root: Option<PathBuf>,
     run: Option<PathBuf>,
@@ -445,6 +446,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Whether pods without a seccompProfile get the runtime's default one.
     pub seccomp_default: bool,
+    /// Whether pods get SELinux labels.
+    pub selinux: bool,
     /// Folder of network configurations for pods, in place of Berth's own network.
     pub cni_conf_dir: Option<PathBuf>,
     /// Folders of CNI plugins.
@@ -565,6 +568,7 @@ impl Config {
             cluster_domain: file.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             resolv_conf: file.resolv_conf.unwrap_or_else(|| "/etc/resolv.conf".into()),
             seccomp_default: file.seccomp_default.unwrap_or(cluster.is_none()),
+            selinux: file.selinux.unwrap_or(false),
             max_restart_period: file.crash_loop_back_off.unwrap_or_default().check()?,
             runtimes: check_runtimes(file.runtimes.unwrap_or_default())?,
             cfs,
