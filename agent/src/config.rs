@@ -524,6 +524,7 @@ impl Config {
         check_node_name(&node_name)?;
         let read_only = args.read_only_address.clone().or(file.read_only_address);
         let parent = args.cgroup_parent.clone().or(file.cgroup_root).unwrap_or_default();
+        let max_pods = file.max_pods.unwrap_or(110);
         let (pod_cidr, pod_cidr6) = pod_cidrs(args.pod_cidr.clone().or(file.pod_cidr))?;
         let config = Self {
             manifests: manifests.into_iter().map(absolute).collect::<anyhow::Result<_>>()?,
@@ -561,7 +562,7 @@ impl Config {
             log_max_size: log_size(file.container_log_max_size.as_deref())?,
             log_max_files: log_files(file.container_log_max_files)?,
             pod_pids_limit: file.pod_pids_limit.filter(|n| *n > 0),
-            max_pods: file.max_pods.unwrap_or(110),
+            max_pods,
             cluster_dns: file.cluster_dns.unwrap_or_default(),
             cni_bin_dirs: check_cni(file.cni_conf_dir.is_some(), file.cni_bin_dir.as_deref())?,
             cni_conf_dir: file.cni_conf_dir.map(absolute).transpose()?,
@@ -578,10 +579,7 @@ impl Config {
             single_process_oom_kill: file.single_process_oom_kill.unwrap_or(false),
             group_oom_kill_wanted: file.single_process_oom_kill == Some(false),
             unsafe_sysctls: check_sysctls(file.allowed_unsafe_sysctls.unwrap_or_default())?,
-            user_namespaces: UserNamespaces::check(
-                &file.user_namespaces.unwrap_or_default(),
-                file.max_pods.unwrap_or(110),
-            )?,
+            user_namespaces: UserNamespaces::check(&file.user_namespaces.unwrap_or_default(), max_pods)?,
             cleanup_on_exit: args.cleanup_on_exit,
             room,
             cluster,

@@ -55,10 +55,15 @@ fn pods_of_different_levels_do_not_reach_each_others_files() {
 #[test]
 fn two_pods_have_two_levels() {
     let node = Node::with(CONFIG, &[]).unwrap();
-    for name in ["a", "b"] {
-        node.apply(&format!("{name}.yaml"), &Builder::new(name).shell("exec sleep 1000000").yaml()).unwrap();
+    for (name, more) in [("a", "tty: true"), ("b", "tty: false")] {
+        let pod = Builder::new(name).shell("echo up; exec sleep 1000000").with(more);
+        node.apply(&format!("{name}.yaml"), &pod.yaml()).unwrap();
     }
     let pods = node.wait_running(&["a", "b"]).unwrap();
+    // Its output is its own, by a terminal as by a pipe of the shim.
+    for pod in pods.values() {
+        node.wait_log(pod, "up").unwrap();
+    }
     let label = |name: &str| process(&node, node.pids(pods[name].uid()).unwrap()[0]);
     let (one, other) = (super::level(&label("a")), super::level(&label("b")));
     assert_ne!(one, other);
