@@ -46,7 +46,7 @@ bench: install-deps-test build ## Measure starts, deletes, exec, memory and idle
 
 lint: ## Check formatting and clippy; a warning is an error
 	$(CARGO) fmt --all -- --check
-	$(CARGO) clippy --locked --workspace --all-targets --features berth-e2e/systemd-tests -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features berth-e2e/systemd-tests,berth-e2e/selinux-tests -- -D warnings
 
 lint-deny: ## Check licences, sources and banned crates with cargo-deny (built on first use: some minutes)
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny

@@ -178,6 +178,7 @@ struct File {
     bootstrap_kubeconfig: Option<PathBuf>,
     node_labels: Option<BTreeMap<String, String>>,
     seccomp_profile_root: Option<PathBuf>,
+    selinux: Option<bool>,
     manifests: Option<Vec<PathBuf>>,
     root: Option<PathBuf>,
     run: Option<PathBuf>,
@@ -445,6 +446,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Whether pods without a seccompProfile get the runtime's default one.
     pub seccomp_default: bool,
+    /// Whether pods get SELinux labels.
+    pub selinux: bool,
     /// Folder of network configurations for pods, in place of Berth's own network.
     pub cni_conf_dir: Option<PathBuf>,
     /// Folders of CNI plugins.
@@ -521,6 +524,7 @@ impl Config {
         check_node_name(&node_name)?;
         let read_only = args.read_only_address.clone().or(file.read_only_address);
         let parent = args.cgroup_parent.clone().or(file.cgroup_root).unwrap_or_default();
+        let max_pods = file.max_pods.unwrap_or(110);
         let (pod_cidr, pod_cidr6) = pod_cidrs(args.pod_cidr.clone().or(file.pod_cidr))?;
         let config = Self {
             manifests: manifests.into_iter().map(absolute).collect::<anyhow::Result<_>>()?,
@@ -558,13 +562,14 @@ impl Config {
             log_max_size: log_size(file.container_log_max_size.as_deref())?,
             log_max_files: log_files(file.container_log_max_files)?,
             pod_pids_limit: file.pod_pids_limit.filter(|n| *n > 0),
-            max_pods: file.max_pods.unwrap_or(110),
+            max_pods,
             cluster_dns: file.cluster_dns.unwrap_or_default(),
             cni_bin_dirs: check_cni(file.cni_conf_dir.is_some(), file.cni_bin_dir.as_deref())?,
             cni_conf_dir: file.cni_conf_dir.map(absolute).transpose()?,
             cluster_domain: file.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             resolv_conf: file.resolv_conf.unwrap_or_else(|| "/etc/resolv.conf".into()),
             seccomp_default: file.seccomp_default.unwrap_or(cluster.is_none()),
+            selinux: file.selinux.unwrap_or(false),
             max_restart_period: file.crash_loop_back_off.unwrap_or_default().check()?,
             runtimes: check_runtimes(file.runtimes.unwrap_or_default())?,
             cfs,
@@ -574,10 +579,7 @@ impl Config {
             single_process_oom_kill: file.single_process_oom_kill.unwrap_or(false),
             group_oom_kill_wanted: file.single_process_oom_kill == Some(false),
             unsafe_sysctls: check_sysctls(file.allowed_unsafe_sysctls.unwrap_or_default())?,
-            user_namespaces: UserNamespaces::check(
-                &file.user_namespaces.unwrap_or_default(),
-                file.max_pods.unwrap_or(110),
-            )?,
+            user_namespaces: UserNamespaces::check(&file.user_namespaces.unwrap_or_default(), max_pods)?,
             cleanup_on_exit: args.cleanup_on_exit,
             room,
             cluster,

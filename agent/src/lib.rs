@@ -28,6 +28,7 @@ pub mod oci_cli;
 pub mod pki;
 pub mod policies;
 pub mod pressure;
+pub mod selinux;
 pub mod serve;
 pub mod services;
 mod shared;

@@ -127,7 +127,7 @@ impl AgentNode {
         .await;
     }
 
-    /// Removes what belongs to no pod that is known: cgroups, network leases, ids, root file systems, volumes, logs.
+    /// Removes what belongs to no pod that is known: cgroups, network leases, ids, SELinux levels, root file systems, volumes, logs.
     /// `wanted` are the uids of pods that are about to run: what they left behind before a reboot is theirs.
     pub async fn collect_garbage(&self, wanted: HashSet<String>) {
         let mut known = wanted;
@@ -136,6 +136,7 @@ impl AgentNode {
             tracing::info!(cgroup = name, "removed a cgroup that no pod owned");
         }
         self.id_ranges.collect_garbage(&|uid| known.contains(uid));
+        self.levels.collect_garbage(&|uid| known.contains(uid));
         let live: Vec<String> = known.iter().cloned().collect();
         match self.cni.gc(&live).await {
             Ok(freed) if !freed.is_empty() => tracing::info!(?freed, "disconnected pods that nobody owned"),

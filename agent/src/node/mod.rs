@@ -3,7 +3,7 @@
 //! The tour: [`entry`] is what is known of one pod and how it lies on disk; [`sandbox`] starts and ends a pod's shim
 //! and network; [`start`] makes containers; [`shims`] turns what shims tell into records; [`image`] pulls; [`probe`]
 //! runs probes and hooks; [`ephemeral`] ends pods that take too much of the disk, [`shortage`] pods and images when the machine runs short; [`resize`] changes cpu
-//! and memory in place; [`adopt`] finds what an earlier agent
+//! and memory in place; [`labels`] gives SELinux labels; [`adopt`] finds what an earlier agent
 //! left running; [`kubepods`] is the tree of cgroups; [`users`] the ids of pods with user namespaces.
 
 mod adopt;
@@ -18,6 +18,7 @@ mod http_probe;
 mod image;
 mod image_gc;
 pub(crate) mod kubepods;
+mod labels;
 mod manifests;
 pub(crate) mod networks;
 mod places;
@@ -45,6 +46,7 @@ use berth_reconciler::node::{
     Deletion, Failure, Hook, Node, Observation, PodEvent, ProbeOutcome, StartContainer, StopSignal,
 };
 use berth_reconciler::pod::Pod;
+use berth_reconciler::selinux::Contexts;
 use berth_reconciler::worker::Reconciler;
 use berth_runtime::cgroup::{Cgroups, Version};
 use k8s_openapi::api::core::v1;
@@ -135,6 +137,9 @@ pub struct AgentNode {
     entries: Mutex<HashMap<String, Arc<Entry>>>,
     kubepods: Arc<kubepods::Tree>,
     id_ranges: users::IdRanges,
+    /// What the policy wants containers to be, where pods get SELinux labels.
+    selinux: Option<Contexts>,
+    levels: labels::Levels,
     /// Told when there may be a pod with a limit on what it takes of the disk.
     limited: tokio::sync::Notify,
     reconciler: OnceLock<Arc<Reconciler<AgentNode>>>,
@@ -167,6 +172,8 @@ impl AgentNode {
     pub fn new(parts: Parts) -> Arc<Self> {
         let kubepods = kubepods::Tree::new(parts.cgroups.clone(), &parts.config);
         let id_ranges = users::IdRanges::new(parts.config.root.join("users"), parts.config.user_namespaces);
+        let levels = labels::Levels::new(parts.config.root.join("selinux"));
+        let selinux = parts.config.selinux.then(crate::selinux::contexts);
         let objects = crate::backend::objects::Objects::new(&parts.config.root);
         let ahead = ahead::Ahead::new(parts.network.clone());
         let places = places::layer(&parts.config.root);
@@ -192,6 +199,8 @@ impl AgentNode {
             entries: Mutex::default(),
             kubepods: Arc::new(kubepods),
             id_ranges,
+            selinux,
+            levels,
             limited: tokio::sync::Notify::new(),
             reconciler: OnceLock::new(),
             manifests: manifests::Manifests::default(),
@@ -325,6 +334,10 @@ impl AgentNode {
         if !entry.is_ready() {
             return;
         }
+        let labels = match self.labels(pod) {
+            Ok(labels) => labels,
+            Err(error) => return self.note(pod, true, "FailedMount", error.to_string(), None),
+        };
         let facts = self.facts.for_pod(&entry.ips());
         let sources = crate::volumes::Sources {
             facts: &facts,
@@ -333,6 +346,7 @@ impl AgentNode {
             images: &self.images,
             users: None,
             container: None,
+            labels: labels.as_ref(),
         };
         let refreshed =
             crate::volumes::set_up(pod, &self.folders(pod.uid()), &sources, crate::volumes::Stage::Refresh);

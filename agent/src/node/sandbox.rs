@@ -126,6 +126,11 @@ async fn set_up(node: &AgentNode, pod: &Arc<Pod>, entry: &Arc<Entry>) -> Result<
     let network = attachment.as_ref().and_then(|all| all.first()).map(|one| one.network.as_str());
     let omitted =
         etcfiles::write(&entry.dir.join("etc"), pod, &names, &ips, &node.config, network).map_err(failed)?;
+    if let Some(labels) = node.labels(pod).map_err(failed)? {
+        let etc = entry.dir.join("etc");
+        volumes::relabel(&etc, &labels.etc(spec))
+            .map_err(|e| failed(format!("label {}: {e}", etc.display())))?;
+    }
     for warning in omitted {
         node.note(pod, true, "DNSConfigForming", warning, None);
     }
@@ -207,6 +212,7 @@ async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[IpAddr]) -> Res
     if pod.spec().volumes.iter().flatten().next().is_none() {
         return Ok(());
     }
+    let labels = node.labels(pod).map_err(failed)?;
     let (pod, folders) = (pod.clone(), node.folders(pod.uid()));
     let (facts, configs, claims) = (node.facts.for_pod(ips), node.configs.clone(), node.claims.clone());
     let images = node.images.clone();
@@ -214,7 +220,9 @@ async fn set_up_volumes(node: &AgentNode, pod: &Arc<Pod>, ips: &[IpAddr]) -> Res
     let stage = if ips.is_empty() { volumes::Stage::Pod } else { volumes::Stage::Refresh };
     blocking(move || {
         let (facts, lookup, claims, images) = (&facts, &configs, &claims, &images);
-        let sources = volumes::Sources { facts, lookup, claims, images, users: None, container: None };
+        let labels = labels.as_ref();
+        let sources =
+            volumes::Sources { facts, lookup, claims, images, users: None, container: None, labels };
         volumes::set_up(&pod, &folders, &sources, stage)
     })
     .await
@@ -392,6 +400,7 @@ pub(super) async fn remove(node: &AgentNode, pod: &Arc<Pod>) -> Result<(), Failu
     .await;
     removed.map_err(failed_kill)?;
     node.claims.detach(pod.uid());
+    node.levels.release(pod.uid());
     node.entries().remove(pod.uid());
     Ok(())
 }

@@ -12,6 +12,7 @@ use berth_image::Image;
 use berth_reconciler::env;
 use berth_reconciler::node::{ContainerRecord, ContainerState, Failure, StartContainer, StopSignal};
 use berth_reconciler::pod::{Pod, Source};
+use berth_reconciler::selinux::{Labels, PodLabels};
 use berth_runtime::rootfs::Rootfs;
 use berth_runtime::shim::client::{Client, CreateRequest, Error, FailureKind, Runtime};
 use jiff::Timestamp;
@@ -191,15 +192,16 @@ async fn prepare(
     let image = super::image::local(node, &reference).await?.ok_or_else(|| {
         create_error(format!("image {reference:?} is no longer in the store; pull or load it again"))
     })?;
+    let labels = node.labels(pod).map_err(|e| config_error(e.to_string()))?;
     let volumes = if pod.spec().volumes.iter().flatten().next().is_some() {
         let (pod, folders) = (pod.clone(), node.folders(pod.uid()));
         let (configs, claims, images) = (node.configs.clone(), node.claims.clone(), node.images.clone());
-        let container = container.clone();
+        let (container, labels) = (container.clone(), labels.clone());
         let users = node.id_ranges.of(pod.uid()).filter(|_| pod.spec().host_users == Some(false));
         blocking(move || {
             let (facts, lookup, claims, images) = (&facts, &configs, &claims, &images);
-            let container = Some(&container);
-            let sources = volumes::Sources { facts, lookup, claims, images, users, container };
+            let (container, labels) = (Some(&container), labels.as_ref());
+            let sources = volumes::Sources { facts, lookup, claims, images, users, container, labels };
             volumes::set_up(&pod, &folders, &sources, volumes::Stage::Container)
         })
         .await?
@@ -208,8 +210,9 @@ async fn prepare(
     };
     let id = new_id();
     let files = Files::make(node, pod, entry, &id, start, &image)?;
+    let labels = labels.as_ref();
     let assembled =
-        Assembly { node, pod, entry, container, start, image: &image, env: &env, volumes: &volumes }
+        Assembly { node, pod, entry, container, start, image: &image, env: &env, volumes: &volumes, labels }
             .assemble(&id, &files);
     match assembled {
         Ok((instance, limits, held)) => {
@@ -297,6 +300,7 @@ struct Assembly<'a> {
     image: &'a Image,
     env: &'a [(String, String)],
     volumes: &'a BTreeMap<String, PathBuf>,
+    labels: Option<&'a PodLabels>,
 }
 
 impl Assembly<'_> {
@@ -304,6 +308,8 @@ impl Assembly<'_> {
     /// made.
     fn assemble(&self, id: &str, files: &Files) -> Result<(Instance, LinuxResources, Vec<OwnedFd>), Failure> {
         let shm = shared_memory(self.pod, self.entry)?;
+        let labels = self.labels.map(|labels| labels.container(self.pod.spec(), self.container));
+        self.label_files(files, labels.as_ref())?;
         let names = etcfiles::names(self.pod, &super::sandbox::node_hostname(), &self.node.config)
             .map_err(create_error)?;
         let cgroup = self.node.kubepods.container(self.pod, id);
@@ -322,6 +328,7 @@ impl Assembly<'_> {
             memory_capacity: self.node.facts.memory,
             swap: self.node.kubepods.limits_swap().then(|| self.node.facts.swap()),
             cgroup_v2: self.node.cgroups.version() == berth_runtime::cgroup::Version::V2,
+            labels: labels.as_ref(),
             users: self
                 .node
                 .id_ranges
@@ -357,6 +364,22 @@ impl Assembly<'_> {
             .map_err(|e| create_error(format!("write {}: {e}", files.bundle.display())))?;
         let limits = built.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
         Ok((instance, limits.unwrap_or_default(), built.held))
+    }
+
+    /// Labels what the container has mounted besides its volumes. What it shares with others has its label since the pod was
+    /// made, unless pods were not labelled then.
+    fn label_files(&self, files: &Files, own: Option<&Labels>) -> Result<(), Failure> {
+        let (Some(pods), Some(own), spec) = (self.labels, own, self.pod.spec()) else { return Ok(()) };
+        let failed = |path: &Path, e: std::io::Error| create_error(format!("label {}: {e}", path.display()));
+        let message = files.bundle.join("termination-log");
+        volumes::set_label(&message, &own.file).map_err(|e| failed(&message, e))?;
+        for (name, label) in [("etc", pods.etc(spec)), ("shm", pods.shared(spec))] {
+            let path = self.entry.dir.join(name);
+            if path.exists() {
+                volumes::settle_label(&path, &label).map_err(|e| failed(&path, e))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use berth_image::Image;
 use berth_reconciler::node::{Failure, LinuxUser};
 use berth_reconciler::pod::Pod;
+use berth_reconciler::selinux::Labels;
 use berth_reconciler::{env, resources};
 use berth_runtime::shim::IdRange;
 use k8s_openapi::api::core::v1;
@@ -58,6 +59,8 @@ pub struct Inputs<'a> {
     pub cgroup_v2: bool,
     /// The host's ids of the pod's user namespace, when it has one (`hostUsers: false`).
     pub users: Option<IdRange>,
+    /// The container's SELinux labels, where pods have them.
+    pub labels: Option<&'a Labels>,
 }
 
 /// A specification and what must stay open until the container has been made from it.
@@ -115,6 +118,10 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Failure> {
     });
     if let Some(profile) = app_armor {
         process["apparmorProfile"] = json!(profile);
+    }
+    if let Some(labels) = inputs.labels {
+        process["selinuxLabel"] = json!(labels.process);
+        linux["mountLabel"] = json!(labels.file);
     }
     let read_only =
         inputs.container.security_context.as_ref().and_then(|s| s.read_only_root_filesystem).unwrap_or(false);
@@ -439,6 +446,7 @@ mod tests {
             swap: None,
             cgroup_v2: false,
             users,
+            labels: None,
         })
     }
 

@@ -1,6 +1,6 @@
 //! The mounts of a container: the kernel's file systems, the pod's files and its volumes.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use berth_reconciler::env;
@@ -143,7 +143,7 @@ fn volume_mount(
     let source = match sub {
         None => MountSource::Whole(root.clone()),
         Some(sub) => MountSource::Within(
-            within(root, &sub)
+            within(root, &sub, inputs.labels.is_some())
                 .map_err(|reason| {
                     let container = inputs.container.name.clone();
                     SubPathError { container, volume: mount.name.clone(), sub, reason }
@@ -183,8 +183,9 @@ fn volume_mount(
     Ok(bind(&path, &target, &options))
 }
 
-/// Opens `sub` inside `root` without leaving it, making missing folders with the mode of the volume, as kubelet does.
-fn within(root: &Path, sub: &str) -> Result<OwnedFd, String> {
+/// Opens `sub` inside `root` without leaving it, making missing folders with the mode of the volume, as kubelet does, and if they
+/// are `labelled` with the SELinux label of the folder that they are made in.
+fn within(root: &Path, sub: &str, labelled: bool) -> Result<OwnedFd, String> {
     if sub.starts_with('/') || sub.split('/').any(|part| part == "..") {
         return Err("must be a relative path without \"..\"".into());
     }
@@ -213,6 +214,10 @@ fn within(root: &Path, sub: &str) -> Result<OwnedFd, String> {
                 openat2(&at, part, how().flags(OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC));
             let folder = folder.map_err(describe)?;
             nix::sys::stat::fchmod(&folder, mode).map_err(|e| format!("chmod {part:?}: {e}"))?;
+            if labelled {
+                crate::volumes::inherit_label(at.as_fd(), folder.as_fd())
+                    .map_err(|e| format!("label {part:?}: {e}"))?;
+            }
         }
         at = openat2(&at, part, how()).map_err(describe)?;
     }
@@ -237,7 +242,7 @@ mod tests {
         // The umask takes nothing away of what the volume allows.
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o2777)).unwrap();
-        within(dir.path(), "a/b").unwrap();
+        within(dir.path(), "a/b", false).unwrap();
         for made in ["a", "a/b"] {
             let meta = std::fs::metadata(dir.path().join(made)).unwrap();
             assert!(meta.is_dir());
@@ -249,9 +254,9 @@ mod tests {
     fn a_link_out_of_the_volume_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("out")).unwrap();
-        assert_eq!(within(dir.path(), "out").unwrap_err(), "it leads out of the volume");
-        assert!(within(dir.path(), "out/x").is_err());
-        assert!(within(dir.path(), "../x").is_err());
+        assert_eq!(within(dir.path(), "out", false).unwrap_err(), "it leads out of the volume");
+        assert!(within(dir.path(), "out/x", false).is_err());
+        assert!(within(dir.path(), "../x", false).is_err());
     }
 
     /// CVE-2017-1002101, CVE-2021-25741: another container of the volume exchanges a folder for a link to the host
@@ -283,7 +288,7 @@ mod tests {
             });
             for round in 0..20_000 {
                 let sub = if round % 2 == 0 { "a/b".to_owned() } else { format!("a/new-{}", round % 7) };
-                let Ok(fd) = within(&volume, &sub) else {
+                let Ok(fd) = within(&volume, &sub, false) else {
                     refused += 1;
                     continue;
                 };

@@ -51,6 +51,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
             "berth agent must run as root: it makes namespaces, mounts and network links; try it with sudo"
         );
     }
+    crate::selinux::check_setting(config.selinux)?;
     for dir in [&config.root, &config.run, &config.pods_dir(), &config.log_dir] {
         std::fs::create_dir_all(dir).with_context(|| format!("make the folder {}", dir.display()))?;
     }
@@ -206,7 +207,11 @@ fn context(node: &AgentNode) -> manifest::Context {
         networks: Some(node.config.network_names()),
         unsafe_sysctls: node.config.unsafe_sysctls.clone(),
         app_armor: Some(crate::apparmor::enabled()),
-        selinux: Some(std::path::Path::new("/sys/fs/selinux/enforce").exists()),
+        selinux: Some(match (crate::selinux::enabled(), node.config.selinux) {
+            (false, _) => manifest::Selinux::Absent,
+            (true, false) => manifest::Selinux::Unused,
+            (true, true) => manifest::Selinux::Used,
+        }),
         running: false,
         elsewhere: false,
         cluster: false,

@@ -6,6 +6,7 @@
 pub mod claims;
 mod empty_dir;
 mod host_path;
+mod labels;
 mod mapped;
 mod ownership;
 mod payload;
@@ -21,11 +22,13 @@ use berth_reconciler::node::Failure;
 use berth_reconciler::pod::Pod;
 use berth_reconciler::quantity::Quantity;
 use berth_reconciler::resources;
+use berth_reconciler::selinux::PodLabels;
 use berth_runtime::shim::IdRange;
 use claims::{Attached, Claims};
 use empty_dir::Medium;
 use k8s_openapi::api::core::v1;
 
+pub(crate) use labels::{inherit as inherit_label, relabel, set_one as set_label, settle as settle_label};
 pub use mapped::{WORD as MOUNT_IMAGE, main as mount_image};
 pub use walk::remove_tree;
 
@@ -61,6 +64,8 @@ pub struct Sources<'a> {
     pub users: Option<IdRange>,
     /// The container that starts, for [`Stage::Container`].
     pub container: Option<&'a v1::Container>,
+    /// The pod's SELinux labels, where pods have them.
+    pub labels: Option<&'a PodLabels>,
 }
 
 /// What volumes are set up for.
@@ -94,7 +99,9 @@ pub fn set_up(
             // Its image is there only when a container that mounts it starts.
             if sources.container.is_some_and(|container| mounts(container, &volume.name)) {
                 let reference = source.reference.as_deref().unwrap_or_default();
-                paths.insert(volume.name.clone(), image(&volume.name, reference, folders, sources)?);
+                let label = sources.labels.map(|labels| labels.volume(pod.spec(), &volume.name));
+                let path = image(&volume.name, reference, label.as_deref(), folders, sources)?;
+                paths.insert(volume.name.clone(), path);
             }
             continue;
         }
@@ -118,6 +125,9 @@ fn set_up_one(
     let name = &volume.name;
     let security = pod.spec().security_context.as_ref();
     let fs_group = security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    let label = sources.labels.map(|labels| labels.volume(pod.spec(), name));
+    let settle = |path: &PathBuf| label.as_deref().map_or(Ok(()), |label| labels::settle(path, label));
+    let unlabelled = |e| failed(name, format!("label with {:?}: {e}", label.as_deref().unwrap_or_default()));
     if let Some(host) = &volume.host_path {
         return host_path::check(name, host);
     }
@@ -125,6 +135,7 @@ fn set_up_one(
         let path = folders.data.join(name);
         let medium = medium(empty, pod, sources.facts).map_err(|e| failed(name, e))?;
         empty_dir::make(name, medium, &path, fs_group)?;
+        settle(&path).map_err(unlabelled)?;
         return Ok(path);
     }
     if claims::claim_of(pod, volume).is_some() {
@@ -138,12 +149,19 @@ fn set_up_one(
             ownership::hand_over(&path, group, on_mismatch)
                 .map_err(|e| failed(name, format!("applyFSGroup failed: {e}")))?;
         }
+        // Others may have put files of their labels into it meanwhile; a container that starts again has seen to its own.
+        match label.as_deref().filter(|_| stage == Stage::Pod) {
+            Some(label) => labels::relabel(&path, label),
+            None => settle(&path),
+        }
+        .map_err(unlabelled)?;
         return Ok(path);
     }
     let path = folders.objects.join(name);
     let payload =
         payload::collect(pod, volume, sources.facts, sources.lookup).map_err(|e| failed(name, e))?;
-    publish::publish(&path, &payload, fs_group).map_err(|e| failed(name, e))?;
+    publish::publish(&path, &payload, fs_group, label.as_deref()).map_err(|e| failed(name, e))?;
+    settle(&path).map_err(unlabelled)?;
     Ok(path)
 }
 
@@ -166,7 +184,13 @@ pub fn mounts(container: &v1::Container, volume: &str) -> bool {
 }
 
 /// Mounts the files of an image, which has been made present.
-fn image(name: &str, reference: &str, folders: &Folders, sources: &Sources<'_>) -> Result<PathBuf, Failure> {
+fn image(
+    name: &str,
+    reference: &str,
+    label: Option<&str>,
+    folders: &Folders,
+    sources: &Sources<'_>,
+) -> Result<PathBuf, Failure> {
     let image = sources.images.get(reference).map_err(|e| failed(name, e))?;
     let image = image.ok_or_else(|| {
         failed(name, format!("image {reference:?} is no longer in the store; pull or load it again"))
@@ -177,9 +201,16 @@ fn image(name: &str, reference: &str, folders: &Folders, sources: &Sources<'_>) 
         std::fs::create_dir_all(&record)?;
         std::fs::write(record.join("image"), &image.id)?;
         std::fs::create_dir_all(&path)?;
+        let mut layers = image.layers.clone();
+        if label.is_some() && layers.len() == 1 {
+            // Only an overlay can be labelled as a whole, and one of a single layer there is not.
+            let empty = record.join("empty");
+            std::fs::create_dir_all(&empty)?;
+            layers.push(empty);
+        }
         match sources.users {
-            Some(users) if image.layers.len() > 1 => mapped::mount(&path, &image.layers, users),
-            _ => berth_runtime::layers::mount_read_only(&path, &image.layers),
+            Some(users) if layers.len() > 1 => mapped::mount(&path, &layers, users, label),
+            _ => berth_runtime::layers::mount_read_only(&path, &layers, label),
         }
     };
     make().map_err(|e| failed(name, format!("mount image {reference:?}: {e}")))?;

@@ -6,12 +6,14 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use super::labels;
 use super::payload::Payload;
 
 const DATA: &str = "..data";
 
-/// Writes the payload into the volume at `dir`. Does nothing when the volume shows it already.
-pub fn publish(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> {
+/// Writes the payload into the volume at `dir`. Does nothing when the volume shows it already. Every file that is made has
+/// the SELinux `label` before it is to be seen.
+pub fn publish(dir: &Path, payload: &Payload, group: Option<u32>, label: Option<&str>) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
     let old = fs::read_link(dir.join(DATA)).ok().filter(|old| is_generation(old));
@@ -22,15 +24,23 @@ pub fn publish(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<
     }
     let fresh = fresh_name(dir);
     write_all(&dir.join(&fresh), payload, group)?;
+    if let Some(label) = label {
+        labels::relabel(&dir.join(&fresh), label)?;
+    }
     let staged = dir.join("..data_tmp");
     let _ = fs::remove_file(&staged);
     symlink(&fresh, &staged)?;
+    set_label(&staged, label)?;
     fs::rename(&staged, dir.join(DATA))?;
-    link_names(dir, payload)?;
+    link_names(dir, payload, label)?;
     match old {
         Some(old) if old != Path::new(&fresh) => super::remove_tree(&dir.join(old)),
         _ => Ok(()),
     }
+}
+
+fn set_label(path: &Path, label: Option<&str>) -> io::Result<()> {
+    label.map_or(Ok(()), |label| labels::set_one(path, label))
 }
 
 /// Whether a link leads to a folder that this module made: a name in the volume itself. Containers mount the volume
@@ -89,13 +99,14 @@ fn count_files(dir: &Path, count: &mut usize) {
 }
 
 /// The names that a container sees are links through `..data`; those no longer in the payload go.
-fn link_names(dir: &Path, payload: &Payload) -> io::Result<()> {
+fn link_names(dir: &Path, payload: &Payload, label: Option<&str>) -> io::Result<()> {
     let tops: std::collections::BTreeSet<&str> =
         payload.keys().map(|name| name.split('/').next().unwrap_or(name)).collect();
     for top in &tops {
         let link = dir.join(top);
         if fs::symlink_metadata(&link).is_err() {
             symlink(Path::new(DATA).join(top), &link)?;
+            set_label(&link, label)?;
         }
     }
     for entry in fs::read_dir(dir)?.flatten() {
@@ -131,7 +142,7 @@ mod tests {
             let dir = parent.path().join("v");
             fs::create_dir(&dir).unwrap();
             symlink(target, dir.join(DATA)).unwrap();
-            publish(&dir, &payload(&[("a", "1")]), None).unwrap();
+            publish(&dir, &payload(&[("a", "1")]), None, None).unwrap();
             assert_eq!(fs::read_to_string(victim.join("file")).unwrap(), "kept", "by {target}");
             assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "1");
             fs::remove_dir_all(&dir).unwrap();
@@ -142,13 +153,13 @@ mod tests {
     fn a_change_swaps_all_files_at_once_and_old_ones_go() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("v");
-        publish(&dir, &payload(&[("a", "1"), ("d/b", "2")]), None).unwrap();
+        publish(&dir, &payload(&[("a", "1"), ("d/b", "2")]), None, None).unwrap();
         assert_eq!(fs::read_to_string(dir.join("d/b")).unwrap(), "2");
         assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777, 0o640);
         let first = fs::read_link(dir.join(DATA)).unwrap();
-        publish(&dir, &payload(&[("a", "1"), ("d/b", "2")]), None).unwrap();
+        publish(&dir, &payload(&[("a", "1"), ("d/b", "2")]), None, None).unwrap();
         assert_eq!(fs::read_link(dir.join(DATA)).unwrap(), first, "nothing changed");
-        publish(&dir, &payload(&[("a", "3")]), None).unwrap();
+        publish(&dir, &payload(&[("a", "3")]), None, None).unwrap();
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");
         assert!(!dir.join("d").exists() && !dir.join(first).exists());
     }

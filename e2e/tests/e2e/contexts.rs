@@ -188,6 +188,14 @@ spec:
     assert_eq!(inside(&node, "a", "echo $URL; env | grep -c ^NONE= || true"), "db://db.example:1/x\n0\n");
 }
 
+#[test]
+fn smoke_an_agent_that_is_to_label_pods_needs_a_kernel_with_selinux() {
+    let mut node = Node::prepare("selinux: true\n", &[]).unwrap();
+    let error = node.start_agent().map_err(|error| error.to_string()).err().unwrap_or_default();
+    let there = std::path::Path::new("/sys/fs/selinux/enforce").exists();
+    assert_eq!(error.contains("selinux: true needs a kernel that has SELinux on"), !there, "{error}");
+}
+
 /// On cgroup v1 there is nothing to choose, and whoever wants to choose is told.
 #[test]
 fn smoke_how_a_container_ends_for_want_of_memory_is_a_setting() {

@@ -82,6 +82,17 @@ pub struct Parsed {
     pub errors: Vec<ManifestError>,
 }
 
+/// What a node makes of SELinux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selinux {
+    /// Its kernel has none on: labels mean nothing, as to every runtime.
+    Absent,
+    /// Its kernel has it, but the node's settings do not ask for labels (`selinux: false`).
+    Unused,
+    /// Its pods are labelled.
+    Used,
+}
+
 /// What a manifest is checked against. The default checks nothing that depends on a node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Context {
@@ -99,8 +110,8 @@ pub struct Context {
     pub unsafe_sysctls: Vec<String>,
     /// Whether the kernel has AppArmor. None: not checked.
     pub app_armor: Option<bool>,
-    /// Whether the kernel has SELinux; where it has not, labels mean nothing, as to every runtime. None: not checked.
-    pub selinux: Option<bool>,
+    /// What SELinux is here. None: not checked.
+    pub selinux: Option<Selinux>,
     /// The pod runs already: it may have ephemeral containers.
     pub running: bool,
     /// The pod is another node's, which says itself what it supports: every field that Kubernetes knows is taken.

@@ -145,7 +145,8 @@ impl Init<'_> {
         timings.process += watch.lap();
         let waited = cgroup.waited;
         let propagation = self.linux.rootfs_propagation().as_deref();
-        let root = root_mount::mount_root(self.rootfs, self.bundle, propagation, sources.root.take())?;
+        let label = labels::of_mounts(self.linux);
+        let root = root_mount::mount_root(self.rootfs, self.bundle, propagation, label, sources.root.take())?;
         self.mount_all(&root, &mut cgroup, sources)?;
         let terminal = self.open_terminal(&root, channel)?;
         protect::mask(&root, self.linux)?;

@@ -39,7 +39,7 @@ pub fn check(process: &Process) -> Result<(), Error> {
     Ok(())
 }
 
-/// The label of new file systems. A kernel without SELinux knows no labels and would refuse the mount, and there is nobody
+/// The SELinux context of what is mounted for a container, if it has one. A kernel without SELinux knows no labels and would refuse the mount, and there is nobody
 /// whom one would keep out: there it is left out, as crun does.
 pub fn of_mounts(linux: &Linux) -> Option<&str> {
     given(linux.mount_label()).filter(|_| has_selinux())

@@ -1,7 +1,9 @@
 //! The mounts of a spec, made inside the root file system through descriptors only.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -15,9 +17,11 @@ use super::mount_options::Options;
 use super::root::Kind;
 use super::{Error, Root};
 use crate::sys::cstring;
-use crate::sys::mount::{Attributes, FsContext, attach, attach_below, clone_tree, set_idmap};
+use crate::sys::mount::{Attributes, FsContext, attach, attach_below, clone_tree, set_idmap, set_label};
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+/// The inode of the IPC namespace that the machine starts with (`PROC_IPC_INIT_INO` of linux/proc_ns.h).
+const HOST_IPC: u64 = 0xEFFF_FFFF;
 /// Files of procfs that a mount may cover: they only tell about resources (lxcfs does this).
 const COVERABLE: [&str; 9] = [
     "/proc/cpuinfo",
@@ -117,6 +121,9 @@ impl<'a> Mounter<'a> {
             )
         })?;
         attach_to(mounted.as_fd(), target.as_fd(), destination)?;
+        if let Some(label) = self.label.filter(|_| fstype == "mqueue") {
+            label_queues(mounted.as_fd(), label).map_err(|e| failed(format!("label with {label}"), e))?;
+        }
         if options.copy_up {
             copy_up(target.as_fd(), mounted.as_fd())
                 .map_err(|e| failed("copy the image's files to the tmpfs on".to_owned(), e))?;
@@ -129,7 +136,7 @@ impl<'a> Mounter<'a> {
         Ok(mounted)
     }
 
-    /// Labels a new file system for SELinux. Those of the kernel itself have labels of their own.
+    /// Labels a new file system for SELinux. Those of the kernel itself have labels of their own; see [`label_queues`].
     fn set_label(&self, context: &FsContext, fstype: &str) -> io::Result<()> {
         match self.label {
             Some(label) if !matches!(fstype, "proc" | "sysfs" | "mqueue") => {
@@ -219,6 +226,19 @@ impl<'a> Mounter<'a> {
             return Ok(());
         }
         Err(refuse(destination, "it is inside procfs"))
+    }
+}
+
+/// Labels the message queues of an IPC namespace, which all mounts in it show, so that no mount option can. Those of the host are
+/// the host's.
+fn label_queues(mounted: BorrowedFd<'_>, label: &str) -> io::Result<()> {
+    if fs::metadata("/proc/thread-self/ns/ipc")?.ino() == HOST_IPC {
+        return Ok(());
+    }
+    match set_label(mounted, &cstring(label)?) {
+        // The policy does not have their files labelled.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        other => other,
     }
 }
 

@@ -11,7 +11,8 @@ use nix::sys::stat::SFlag;
 use oci_spec::runtime::Linux;
 
 use super::mounts::{attach_to, file_type, open_device};
-use super::{Error, Root, procfs};
+use super::{Error, Root, labels, procfs};
+use crate::sys::cstring;
 use crate::sys::mount::{Attributes, FsContext, clone_tree};
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
@@ -29,7 +30,7 @@ pub fn mask(root: &Root, linux: &Linux) -> Result<(), Error> {
             match &empty {
                 // One empty file system serves all: the first is attached and the others are copies of it.
                 Some(first) => clone_tree(Some(first.as_fd()), Path::new(""), false).map_err(failed)?,
-                None => empty_folder().map_err(failed)?,
+                None => empty_folder(labels::of_mounts(linux)).map_err(failed)?,
             }
         } else {
             if null.is_none() {
@@ -45,8 +46,11 @@ pub fn mask(root: &Root, linux: &Linux) -> Result<(), Error> {
     Ok(())
 }
 
-fn empty_folder() -> io::Result<OwnedFd> {
+fn empty_folder(label: Option<&str>) -> io::Result<OwnedFd> {
     let context = FsContext::open("tmpfs")?;
+    if let Some(label) = label {
+        context.set("context", &cstring(label)?)?;
+    }
     context.set("size", c"0")?;
     context.set("nr_inodes", c"1")?;
     context.set("mode", c"755")?;

@@ -26,12 +26,26 @@ const MAX_LOWER_OPTIONS: usize = 3000;
 /// overlayfs stacks no more lower layers than this (OVL_MAX_STACK).
 const MAX_LOWERS: usize = 500;
 
+/// What an overlay is made of, see [`Rootfs::Overlay`].
+#[derive(Clone, Copy)]
+pub struct Layers<'a> {
+    /// Read-only layers, top first.
+    pub lowers: &'a [PathBuf],
+    /// The writable layer.
+    pub upper: &'a Path,
+    /// overlayfs' work folder.
+    pub work: &'a Path,
+    /// The SELinux context of everything in it, in place of the layers' own: layers belong to many containers.
+    pub label: Option<&'a str>,
+}
+
 /// Cuts the mount namespace off the host's and mounts the root file system. `wanted` is the spec's
-/// `rootfsPropagation`, `prepared` the mount if the parent has made it.
+/// `rootfsPropagation`, `label` its `mountLabel`, which an overlay gets, `prepared` the mount if the parent has made it.
 pub fn mount_root(
     rootfs: &Rootfs,
     bundle: &Path,
     wanted: Option<&str>,
+    label: Option<&str>,
     prepared: Option<OwnedFd>,
 ) -> Result<Root, Error> {
     let change = root_propagation(wanted)?;
@@ -68,7 +82,7 @@ pub fn mount_root(
             if change.0 == libc::MS_SHARED || !change.1 {
                 make_private_above(&target)?;
             }
-            mount_overlay(lowers, upper, work, &target)?;
+            mount_overlay(&Layers { lowers, upper, work, label }, &target)?;
             Root::open(&target)
         }
     }
@@ -108,12 +122,8 @@ fn attach_prepared(tree: OwnedFd) -> Result<Root, Error> {
 
 /// An overlay whose layers are mapped to the users of a user namespace, so that the image's root is the container's root;
 /// attached nowhere. Needs Linux 6.15, which lets overlayfs use mounts that are attached nowhere.
-pub fn idmapped_overlay(
-    lowers: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    namespace: BorrowedFd<'_>,
-) -> Result<OwnedFd, Error> {
+pub fn idmapped_overlay(layers: &Layers<'_>, namespace: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    let Layers { lowers, upper, work, label } = *layers;
     check_layers(lowers)?;
     let map = |path: &Path| -> Result<OwnedFd, Error> {
         let failed = |e| Error::sys("map the users of", path.display().to_string(), e);
@@ -139,7 +149,9 @@ pub fn idmapped_overlay(
     let owner = fs::metadata(&work).map_err(|e| Error::sys("look at", "the overlay's work folder", e))?;
     let failed = |e| Error::sys("act as", "the owner of the overlay's work folder", e);
     credentials::act_as(owner.uid(), owner.gid()).map_err(failed)?;
-    let made = configure_overlay(&layers, &path(&above).join(upper_name), &work, "the root file system");
+    let upper = path(&above).join(upper_name);
+    let mapped = Layers { lowers: &layers, upper: &upper, work: &work, label };
+    let made = configure_overlay(&mapped, "the root file system");
     credentials::act_as(0, 0).map_err(failed)?;
     made
 }
@@ -155,13 +167,13 @@ fn make_private_above(path: &Path) -> Result<(), Error> {
         .map_err(failed)
 }
 
-fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Error> {
-    check_layers(lowers)?;
-    match overlay_by_context(lowers, upper, work, target) {
+fn mount_overlay(layers: &Layers<'_>, target: &Path) -> Result<(), Error> {
+    check_layers(layers.lowers)?;
+    match overlay_by_context(layers, target) {
         Err(Error::Sys { source, operation, .. })
             if operation == LOWERDIR_ADD && matches!(source.raw_os_error(), Some(libc::EINVAL)) =>
         {
-            overlay_by_options(lowers, upper, work, target)
+            overlay_by_options(layers, target)
         }
         other => other,
     }
@@ -178,14 +190,14 @@ fn check_layers(lowers: &[PathBuf]) -> Result<(), Error> {
 const LOWERDIR_ADD: &str = "add overlay layer";
 
 /// One layer per option (Linux 6.8 and later): no limit on the sum of the paths, no characters to escape.
-fn overlay_by_context(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Error> {
+fn overlay_by_context(layers: &Layers<'_>, target: &Path) -> Result<(), Error> {
     let object = target.display().to_string();
-    let mounted = configure_overlay(lowers, upper, work, &object)?;
+    let mounted = configure_overlay(layers, &object)?;
     let place = open_layer(target)?;
     attach(mounted.as_fd(), place.as_fd()).map_err(|e| Error::sys("attach overlay to", object, e))
 }
 
-fn configure_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, object: &str) -> Result<OwnedFd, Error> {
+fn configure_overlay(layers: &Layers<'_>, object: &str) -> Result<OwnedFd, Error> {
     let context = FsContext::open("overlay").map_err(|e| Error::sys("open file system", "overlay", e))?;
     // Descriptors must live until the mount is made.
     let mut long_paths = Vec::new();
@@ -199,11 +211,16 @@ fn configure_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, object: &str
         };
         context.set(key, &cstring(value.as_os_str()).map_err(failed)?).map_err(failed)
     };
-    for lower in lowers {
+    for lower in layers.lowers {
         set(LOWERDIR_ADD, "lowerdir+", lower)?;
     }
-    set("set overlay upper folder", "upperdir", upper)?;
-    set("set overlay work folder", "workdir", work)?;
+    set("set overlay upper folder", "upperdir", layers.upper)?;
+    set("set overlay work folder", "workdir", layers.work)?;
+    if let Some(label) = layers.label {
+        cstring(label)
+            .and_then(|label| context.set("context", &label))
+            .map_err(|e| Error::sys("label the overlay with", format!("linux.mountLabel {label}"), e))?;
+    }
     context.mount(0).map_err(|e| {
         let why = context.complaint();
         let object = if why.is_empty() { object.to_owned() } else { format!("{object} ({why})") };
@@ -219,7 +236,8 @@ fn open_layer(path: &Path) -> Result<OwnedFd, Error> {
 /// All layers in one page of options (before Linux 6.8). When the paths are too long, or hold characters that
 /// overlayfs would split at, descriptors stand for them: `/proc/self/fd` becomes the working folder, so that a layer
 /// costs three or four characters.
-fn overlay_by_options(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Error> {
+fn overlay_by_options(layers: &Layers<'_>, target: &Path) -> Result<(), Error> {
+    let Layers { lowers, upper, work, label } = *layers;
     let failed = |e: Errno| Error::sys("mount overlay on", target.display().to_string(), e.into());
     let all: Vec<&Path> = lowers.iter().map(PathBuf::as_path).chain([upper, work]).collect();
     let length: usize = all.iter().map(|p| p.as_os_str().len() + 1).sum();
@@ -231,7 +249,7 @@ fn overlay_by_options(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Pa
             target,
             Some("overlay"),
             MsFlags::empty(),
-            Some(&*overlay_options(&names)),
+            Some(&*overlay_options(&names, label)),
         )
         .map_err(failed);
     }
@@ -241,16 +259,18 @@ fn overlay_by_options(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Pa
     let absolute =
         fs::canonicalize(target).map_err(|e| Error::sys("resolve", target.display().to_string(), e))?;
     chdir("/proc/self/fd").map_err(failed)?;
-    let options = overlay_options(&names);
+    let options = overlay_options(&names, label);
     let result = mount(Some("overlay"), &absolute, Some("overlay"), MsFlags::empty(), Some(&*options));
     fchdir(before).map_err(failed)?;
     result.map_err(failed)
 }
 
 /// The last two names are the upper and the work folder.
-fn overlay_options(names: &[String]) -> String {
+fn overlay_options(names: &[String], label: Option<&str>) -> String {
     let (lowers, rest) = names.split_at(names.len() - 2);
-    format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), rest[0], rest[1])
+    // Quoted, because categories have commas between them (mount(8), context).
+    let context = label.map_or_else(String::new, |label| format!(",context=\"{label}\""));
+    format!("lowerdir={},upperdir={},workdir={}{context}", lowers.join(":"), rest[0], rest[1])
 }
 
 /// Makes `root` the root of the mount namespace and lets go of the host's.
@@ -306,15 +326,25 @@ mod tests {
             };
             let lowers: Vec<PathBuf> = (0..count).map(layer).collect();
             let before = std::env::current_dir().unwrap();
-            overlay_by_options(&lowers, &upper, &work, &target).unwrap();
+            let layers = Layers { lowers: &lowers, upper: &upper, work: &work, label: None };
+            overlay_by_options(&layers, &target).unwrap();
             assert_eq!(std::env::current_dir().unwrap(), before);
             assert_eq!(fs::read_dir(&target).unwrap().count(), count);
             umount2(&target, MntFlags::empty()).unwrap();
         }
         let plain = vec![make("a"), make("b")];
         fs::write(plain[1].join("below"), "").unwrap();
-        overlay_by_options(&plain, &upper, &work, &target).unwrap();
+        let layers = Layers { lowers: &plain, upper: &upper, work: &work, label: None };
+        overlay_by_options(&layers, &target).unwrap();
         assert!(target.join("below").exists());
         umount2(&target, MntFlags::empty()).unwrap();
+    }
+
+    #[test]
+    fn a_label_with_commas_is_one_option() {
+        let names = ["l".to_owned(), "u".to_owned(), "w".to_owned()];
+        assert_eq!(overlay_options(&names, None), "lowerdir=l,upperdir=u,workdir=w");
+        let labelled = overlay_options(&names, Some("u:r:t:s0:c1,c2"));
+        assert_eq!(labelled, "lowerdir=l,upperdir=u,workdir=w,context=\"u:r:t:s0:c1,c2\"");
     }
 }

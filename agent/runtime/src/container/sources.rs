@@ -8,10 +8,11 @@ use nix::unistd::geteuid;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use super::Error;
+use super::labels;
 use super::mount_options::Options;
 use super::mounts::{bind_tree, is_bind, refuse};
 use super::namespaces::Namespaces;
-use super::root_mount::{idmapped_overlay, root_path, root_propagation};
+use super::root_mount::{Layers, idmapped_overlay, root_path, root_propagation};
 use super::user_namespace::Maps;
 use crate::rootfs::Rootfs;
 use crate::sys::mount::{Attributes, clone_tree};
@@ -55,7 +56,8 @@ impl Sources {
                     cut_off(tree, path.display().to_string())?
                 }
                 Rootfs::Overlay { lowers, upper, work } => {
-                    idmapped_overlay(lowers, upper, work, container.namespace()?)?
+                    let label = spec.linux().as_ref().and_then(labels::of_mounts);
+                    idmapped_overlay(&Layers { lowers, upper, work, label }, container.namespace()?)?
                 }
             });
         }

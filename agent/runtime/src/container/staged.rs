@@ -17,9 +17,10 @@ use nix::sys::stat::{Mode, SFlag};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use super::Error;
+use super::labels;
 use super::mount_options::Options;
 use super::mounts::{bind_tree, file_type, is_bind};
-use super::root_mount::{self, idmapped_overlay};
+use super::root_mount::{self, Layers, idmapped_overlay};
 use crate::rootfs::Rootfs;
 use crate::sys::mount::{Attributes, attach, clone_tree};
 
@@ -34,6 +35,8 @@ const PASSAGE: u32 = 0o711;
 pub(crate) struct Staged {
     /// The user namespace that the container joins.
     users: Option<PathBuf>,
+    /// The spec's `mountLabel`, which the other runtime cannot give what is mounted here.
+    label: Option<String>,
     binds: Vec<Bind>,
 }
 
@@ -50,6 +53,7 @@ impl Staged {
         let users = namespaces
             .and_then(|all| all.iter().find(|one| one.typ() == LinuxNamespaceType::User))
             .and_then(|one| one.path().clone());
+        let label = spec.linux().as_ref().and_then(labels::of_mounts).map(str::to_owned);
         let mut binds = Vec::new();
         for (at, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
             let given = mount.options().clone().unwrap_or_default();
@@ -63,7 +67,7 @@ impl Staged {
             let rest = given.into_iter().filter(|option| !is_mapping(option)).collect();
             mount.set_options(Some(rest));
         }
-        Staged { users, binds }
+        Staged { users, label, binds }
     }
 
     /// Cuts the mount namespace off the host's, mounts the root file system at `rootfs` below `dir` and everything else at its
@@ -76,10 +80,11 @@ impl Staged {
         match (&users, rootfs) {
             (Some(users), Rootfs::Overlay { lowers, upper, work }) => {
                 cut_off(None)?;
-                let tree = idmapped_overlay(lowers, upper, work, users.as_fd())?;
+                let layers = Layers { lowers, upper, work, label: self.label.as_deref() };
+                let tree = idmapped_overlay(&layers, users.as_fd())?;
                 attach_at(&tree, &dir.join("rootfs"))?;
             }
-            _ => drop(root_mount::mount_root(rootfs, dir, None, None)?),
+            _ => drop(root_mount::mount_root(rootfs, dir, None, self.label.as_deref(), None)?),
         }
         for (bind, tree) in self.binds.iter().zip(trees) {
             if !is_shared(&bind.mount) {

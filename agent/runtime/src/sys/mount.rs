@@ -187,6 +187,17 @@ pub fn set_idmap(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bo
     Ok(())
 }
 
+/// Gives the file that is open, which may be with `O_PATH`, an SELinux context (xattr(7), security attributes).
+pub fn set_label(file: BorrowedFd<'_>, label: &CStr) -> io::Result<()> {
+    let path = cstring(format!("/proc/thread-self/fd/{}", file.as_raw_fd()))?;
+    let value = label.to_bytes();
+    // SAFETY: path and name are C strings, the value is live and its length is passed.
+    check(libc::c_long::from(unsafe {
+        libc::setxattr(path.as_ptr(), c"security.selinux".as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    }))?;
+    Ok(())
+}
+
 /// True when `path` is where something is mounted.
 pub fn is_mount_root(path: &Path) -> io::Result<bool> {
     let path: CString = cstring(path.as_os_str())?;

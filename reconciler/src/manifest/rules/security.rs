@@ -3,9 +3,9 @@
 use k8s_openapi::api::core::v1;
 
 use super::{names, sysctls};
-use crate::manifest::Context;
 use crate::manifest::issue::Issues;
 use crate::manifest::node::FieldPath;
+use crate::manifest::{Context, Selinux};
 
 /// Linux' capabilities, without their prefix, and ALL.
 #[rustfmt::skip]
@@ -133,19 +133,62 @@ fn check_id(id: Option<i64>, path: &FieldPath, issues: &mut Issues) {
 }
 
 /// Where the kernel has no SELinux there is nothing to label, and runtimes leave labels out. Where it has, a container must not run
-/// with less than it was given.
+/// with less than it was given. Whether the policy knows the label is asked of the kernel when it is used.
 fn check_selinux(
     options: Option<&v1::SELinuxOptions>,
     node: &Context,
     path: &FieldPath,
     issues: &mut Issues,
 ) {
-    let given = options.is_some_and(|options| *options != v1::SELinuxOptions::default());
-    if given && node.selinux == Some(true) {
-        issues
-            .forbidden(path, "labels are not supported on a node whose kernel has SELinux")
-            .hint("remove the field, or boot the node without SELinux");
+    let Some(options) = options.filter(|options| **options != v1::SELinuxOptions::default()) else { return };
+    match node.selinux {
+        None | Some(Selinux::Absent) => {}
+        Some(Selinux::Unused) => {
+            issues
+                .forbidden(path, "this node does not label pods, although its kernel has SELinux")
+                .hint("set `selinux: true` in the agent's configuration, or remove the field");
+        }
+        Some(Selinux::Used) => {
+            for (field, value) in [("user", &options.user), ("role", &options.role), ("type", &options.type_)]
+            {
+                if let Some(value) = value.as_ref().filter(|value| !value.chars().all(is_label_char)) {
+                    let detail = "must consist of letters, digits, '_', '-' and '.'";
+                    issues.invalid(&path.field(field), value.as_str(), detail);
+                }
+            }
+            if let Some(level) = options.level.as_ref().filter(|level| !level.is_empty() && !is_level(level))
+            {
+                issues
+                    .invalid(
+                        &path.field("level"),
+                        level.as_str(),
+                        "must be a sensitivity, with or without categories",
+                    )
+                    .hint("for example s0, s0:c123,c456 or s0-s1:c0.c1023");
+            }
+        }
     }
+}
+
+fn is_label_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')
+}
+
+/// Whether this is `s0`, `s0:c1,c2`, `s0:c1.c3`, or two of these with a dash between (SELinux Notebook, MLS and MCS).
+fn is_level(text: &str) -> bool {
+    let numbered = |text: &str, letter: char| {
+        let digits = text.strip_prefix(letter);
+        digits.is_some_and(|d| (1..=4).contains(&d.len()) && d.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let level = |text: &str| match text.split_once(':') {
+        None => numbered(text, 's'),
+        Some((sensitivity, categories)) => {
+            let range =
+                |text: &str| text.split('.').count() <= 2 && text.split('.').all(|c| numbered(c, 'c'));
+            numbered(sensitivity, 's') && categories.split(',').all(range)
+        }
+    };
+    text.split('-').count() <= 2 && text.split('-').all(level)
 }
 
 fn check_seccomp(profile: &v1::SeccompProfile, path: &FieldPath, issues: &mut Issues) {
@@ -212,9 +255,9 @@ fn check_app_armor(profile: &v1::AppArmorProfile, node: &Context, path: &FieldPa
 mod tests {
     use serde_json::{Value, json};
 
-    use crate::manifest::{Context, check_pod};
+    use crate::manifest::{Context, Selinux, check_pod};
 
-    fn errors(pods: Value, own: Value, selinux: Option<bool>) -> Vec<String> {
+    fn errors(pods: Value, own: Value, selinux: Option<Selinux>) -> Vec<String> {
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
             "securityContext": pods, "containers": [{"name": "c", "image": "i", "securityContext": own}]}});
         let errors = check_pod(&pod, &Context { selinux, ..Context::default() }).err().unwrap_or_default();
@@ -222,27 +265,64 @@ mod tests {
     }
 
     #[test]
-    fn selinux_labels_mean_nothing_where_the_kernel_has_no_selinux() {
+    fn selinux_labels_are_refused_where_the_kernel_has_them_and_the_node_does_not_want_them() {
         let options = json!({"seLinuxOptions": {"user": "u", "role": "r", "type": "t", "level": "s0:c1,c2"}});
-        for selinux in [None, Some(false)] {
+        for selinux in [None, Some(Selinux::Absent), Some(Selinux::Used)] {
             assert_eq!(errors(options.clone(), options.clone(), selinux), [""; 0]);
         }
-        let said = errors(options.clone(), options, Some(true));
+        let said = errors(options.clone(), options, Some(Selinux::Unused));
         for at in ["spec.securityContext.seLinuxOptions", "spec.containers[0].securityContext.seLinuxOptions"]
         {
             assert!(
-                said.iter().any(|error| error.contains(&format!("{at}: Forbidden: labels are not"))),
+                said.iter()
+                    .any(|error| error.contains(&format!("{at}: Forbidden: this node does not label pods"))
+                        && error.contains("`selinux: true`")),
                 "{said:?}"
             );
         }
         let nothing = json!({"seLinuxOptions": {}});
-        assert_eq!(errors(nothing.clone(), nothing, Some(true)), [""; 0], "what asks for nothing gets it");
+        assert_eq!(
+            errors(nothing.clone(), nothing, Some(Selinux::Unused)),
+            [""; 0],
+            "what asks for nothing gets it"
+        );
+    }
+
+    #[test]
+    fn the_parts_of_a_label_are_what_they_can_be() {
+        let said =
+            |options: Value| errors(json!({}), json!({"seLinuxOptions": options}), Some(Selinux::Used));
+        for level in ["", "s0", "s15", "s0:c0", "s0:c1,c2", "s0:c1.c3,c7", "s0-s1:c0.c1023"] {
+            assert_eq!(said(json!({"level": level})), [""; 0], "{level:?}");
+        }
+        for level in
+            ["c1", "s", "s0,c1", "s0:", "s0:c1,", "s0:c1.c2.c3", "s0-s0-s0", "s0:c12345", "s0:c1 ", "s0\nx"]
+        {
+            let said = said(json!({"level": level}));
+            assert!(
+                said.len() == 1 && said[0].contains("securityContext.seLinuxOptions.level: Invalid value"),
+                "{level:?}: {said:?}"
+            );
+        }
+        for field in ["user", "role", "type"] {
+            assert_eq!(said(json!({field: "container_t"})), [""; 0]);
+            for value in ["a:b", "a b", "a\0"] {
+                let said = said(json!({field: value}));
+                assert!(
+                    said.len() == 1 && said[0].contains(&format!("seLinuxOptions.{field}: Invalid")),
+                    "{said:?}"
+                );
+            }
+        }
     }
 
     #[test]
     fn the_change_of_selinux_labels_is_one_of_two() {
         for policy in ["MountOption", "Recursive"] {
-            assert_eq!(errors(json!({"seLinuxChangePolicy": policy}), json!({}), Some(true)), [""; 0]);
+            assert_eq!(
+                errors(json!({"seLinuxChangePolicy": policy}), json!({}), Some(Selinux::Used)),
+                [""; 0]
+            );
         }
         let said = errors(json!({"seLinuxChangePolicy": "Never"}), json!({}), None);
         assert!(
