@@ -35,10 +35,10 @@ pub fn huge_pages(asked: &BTreeMap<u64, u64>) -> Vec<Value> {
     if counted(Path::new(CGROUPS)) { limits_of(asked, &pools(Path::new(POOLS), &FILES)) } else { Vec::new() }
 }
 
-/// Whether there is a hugetlb controller, of v1 or v2.
+/// Whether there is a hugetlb controller, of v1 or v2. A folder of that name may be nobody's.
 fn counted(cgroups: &Path) -> bool {
     let v2 = std::fs::read_to_string(cgroups.join("cgroup.controllers")).unwrap_or_default();
-    cgroups.join("hugetlb").is_dir() || v2.split_whitespace().any(|name| name == "hugetlb")
+    cgroups.join("hugetlb/cgroup.procs").exists() || v2.split_whitespace().any(|name| name == "hugetlb")
 }
 
 fn limits_of(asked: &BTreeMap<u64, u64>, pools: &BTreeMap<u64, u64>) -> Vec<Value> {
@@ -152,6 +152,8 @@ mod tests {
         assert!(counted(dir.path()));
         std::fs::remove_file(dir.path().join("cgroup.controllers")).unwrap();
         std::fs::create_dir(dir.path().join("hugetlb")).unwrap();
+        assert!(!counted(dir.path()), "nothing is mounted there");
+        std::fs::write(dir.path().join("hugetlb/cgroup.procs"), "").unwrap();
         assert!(counted(dir.path()));
     }
 
