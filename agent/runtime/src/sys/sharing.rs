@@ -10,6 +10,7 @@
 //! (`memory.oom.group`) does not even then: in such a one no child may be that shares memory with a process outside.
 
 use std::ffi::c_void;
+use std::hint::black_box;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,8 +26,9 @@ pub const CAN_SHARE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarc
 
 /// The children's stacks together with what their maker uses itself. A build without optimisation uses some 40 KB of each.
 const STACKS: usize = 512 << 10;
-/// What a process may still use of its stack while the children that it made are there, should it be woken up before they have left.
-const OWN: usize = 16 << 10;
+/// What a process may still use of its stack while the child that it made is there, should it be woken up before that has left:
+/// the first child may be killed while the second one is at work. Without optimisation its frames are larger.
+const OWN: usize = if cfg!(debug_assertions) { 16 << 10 } else { 4 << 10 };
 /// Zeros above the first frame: who walks up the stack, for the trace of a panic, ends there.
 const TOP: usize = 512;
 /// The size of the kernel's signal sets.
@@ -35,7 +37,7 @@ const SIGNAL_SET: usize = 8;
 /// Has the kernel extend the stack of the caller as far as the children will need it, by a look that takes no memory. To be called
 /// before a limit on stacks is set that is meant for what they execute: the kernel would not extend it beyond that.
 pub fn make_room() {
-    let here = 0_u8;
+    let here = black_box(0_u8);
     let lowest = (&raw const here).addr() - STACKS;
     // SAFETY: any byte of a thread's stack may be read; where there is no room, the guard below it ends the process, as in any call
     // that goes too deep.
@@ -266,7 +268,9 @@ fn end_after(limit: Duration) -> io::Result<()> {
 fn arguments(flags: u64, there: &AtomicU32) -> libc::clone_args {
     // SAFETY: all zeros mean nothing special.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    let top = ((&raw const args).addr() - OWN) & !15;
+    // In the frame of this function, so below all of the caller's; the arguments may be made in the caller's.
+    let here = black_box(0_u8);
+    let top = ((&raw const here).addr() - OWN) & !15;
     let stack = top - TOP;
     // SAFETY: below its frames a thread's stack is its own, and no handler runs on it now. Where there is no room, as in any call
     // that goes too deep, the guard below it ends the process.
@@ -275,8 +279,8 @@ fn arguments(flags: u64, there: &AtomicU32) -> libc::clone_args {
     args.flags = flags | shared | CLONE_CLEAR_SIGHAND;
     args.child_tid = there.as_ptr() as u64;
     // The kernel wants its length, but looks at the end only.
-    args.stack = (stack - OWN) as u64;
-    args.stack_size = OWN as u64;
+    args.stack = (stack - TOP) as u64;
+    args.stack_size = TOP as u64;
     args
 }
 
