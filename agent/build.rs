@@ -11,12 +11,17 @@ use std::process::Command;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    for path in ["runtime/src", "runtime/Cargo.toml", "../Cargo.lock", "../Cargo.toml"] {
+    for path in ["entry/src", "runtime/src", "runtime/Cargo.toml", "../Cargo.lock", "../Cargo.toml"] {
         println!("cargo::rerun-if-changed={path}");
     }
     println!("cargo::rustc-link-arg-bins=-no-pie");
-    match static_unwinder() {
-        Ok(folder) => println!("cargo::rustc-link-search=native={}", folder.display()),
+    println!("cargo::rustc-link-arg-bins=-static");
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        // See src/sys/start.rs.
+        println!("cargo::rustc-link-arg-bins=-Wl,--entry=berth_start");
+    }
+    match static_libraries() {
+        Ok(folder) => println!("cargo::rustc-link-arg-bins=-L{}", folder.display()),
         Err(error) => println!("cargo::error=cannot write a linker script: {error}"),
     }
     match shim() {
@@ -28,12 +33,16 @@ fn main() {
     }
 }
 
-/// A folder in which the linker finds libgcc's unwinder as a part to link in. The shared library of it is read, mapped and
-/// initialised at every start of a program, which for `berth-oci` is time that somebody waits.
-fn static_unwinder() -> std::io::Result<PathBuf> {
+/// A folder in which the linker finds the C library in parts to link in where rustc asks for the shared ones: those are
+/// found, read, mapped, relocated and initialised at every start of a program, which for `berth-oci` is time that somebody
+/// waits. (`crt-static` for the whole build would also apply to what is loaded into the compiler.)
+fn static_libraries() -> std::io::Result<PathBuf> {
     let folder = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("lib");
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join("libgcc_s.so"), "GROUP ( -lgcc_eh -lgcc )\n")?;
+    for name in ["c", "m"] {
+        std::fs::write(folder.join(format!("lib{name}.so")), format!("INPUT ( -l:lib{name}.a )\n"))?;
+    }
     Ok(folder)
 }
 

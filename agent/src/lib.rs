@@ -32,7 +32,7 @@ pub mod selinux;
 pub mod serve;
 pub mod services;
 mod shared;
-mod shim_program;
+pub mod shim_program;
 pub mod store;
 pub mod volumes;
 

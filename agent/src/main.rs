@@ -4,6 +4,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+#[cfg(target_arch = "x86_64")]
+#[path = "sys/start.rs"]
+mod start;
+
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let called = args.next().unwrap_or_default();
@@ -24,5 +28,6 @@ fn main() -> ExitCode {
     if args.peek().is_some_and(|word| word == berth::volumes::MOUNT_IMAGE) {
         return berth::mount_image(args.skip(1));
     }
+    berth_runtime::look_up_by_files_and_dns();
     berth::cli::main()
 }

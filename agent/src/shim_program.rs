@@ -3,5 +3,5 @@
 /// The program.
 pub static BYTES: &[u8] = include_bytes!(env!("BERTH_SHIM_PROGRAM"));
 
-/// Other builds of it have another.
-pub const DIGEST: &str = env!("BERTH_SHIM_DIGEST");
+/// The name of the file in which `berth-oci` keeps it. Other builds of it have another.
+pub const FILE: &str = concat!("program~", env!("BERTH_SHIM_DIGEST"));

@@ -115,6 +115,13 @@ impl Bundle {
         run(chown)?.ok().map(drop)
     }
 
+    /// Has the runtime called in another mount namespace from now on.
+    pub fn mounts_in(&mut self, namespace: &str) {
+        let there = format!("cd {} && exec \"$@\"", self.dir.path().display());
+        let words = ["nsenter", &format!("--mount={namespace}"), "--", "sh", "-c", &there, "sh"];
+        self.before = words.map(str::to_owned).to_vec();
+    }
+
     /// Takes the configuration that the runtime suggests for a user, with a shell script to run.
     pub fn suggested(&mut self, script: &str) -> Result<()> {
         self.call(&["spec", "--rootless"])?.ok()?;

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let first = args.next();
     if first.as_ref().is_some_and(|word| word == "shim") {
-        return shim::main(args);
+        return std::process::ExitCode::from(shim::main(args));
     }
     let count =
         first.and_then(|word| word.into_string().ok()).and_then(|word| word.parse().ok()).unwrap_or(10);

@@ -12,6 +12,8 @@ pub mod heap;
 #[cfg(feature = "agent")]
 pub mod layers;
 pub mod log;
+#[cfg(feature = "agent")]
+pub use sys::names::look_up_by_files_and_dns;
 pub mod oci;
 pub mod rootfs;
 pub mod shim;

@@ -19,11 +19,6 @@ fn pretty(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// One state.
-pub fn state(state: &State) -> Result<()> {
-    pretty(state)
-}
-
 /// What this runtime can do.
 pub fn features() -> Result<()> {
     pretty(&berth_runtime::oci::features())

@@ -108,6 +108,23 @@ fn bad_references_and_never_are_told_apart() {
     berth_e2e::poll::until_true("the bad reference is named", SOON, said).unwrap();
 }
 
+/// The program is linked statically: what nsswitch.conf(5) may name lies in shared libraries, which must not be looked for.
+#[test]
+fn a_registry_is_found_in_the_hosts_file_whatever_the_name_service_switch_says() {
+    let node = Node::start().unwrap();
+    let files = node.path("etc");
+    let script = format!(
+        "mkdir {0}; cp /etc/hosts /etc/nsswitch.conf {0}; echo 127.0.0.1 registry.in-hosts >>{0}/hosts;
+         sed -i '/^hosts:/d' {0}/nsswitch.conf; echo 'hosts: nowhere [!UNAVAIL=return] mdns4' >>{0}/nsswitch.conf;
+         for name in hosts nsswitch.conf; do mount --bind {0}/$name /etc/$name; done",
+        files.display()
+    );
+    node.machine().shell(&script).unwrap();
+    let absent = node.berth(&["image", "pull", "registry.in-hosts:1/team/app:1"]).unwrap().code(1).unwrap();
+    node.machine().shell("umount /etc/hosts /etc/nsswitch.conf").unwrap();
+    assert!(absent.stderr.to_lowercase().contains("connection refused"), "{absent}");
+}
+
 #[test]
 fn images_can_be_pulled_listed_saved_loaded_and_removed() {
     let node = Node::start().unwrap();

@@ -19,6 +19,8 @@ checks! {
     alone
     a_kind_may_be_listed_once
     a_time_namespace
+    a_mount_namespace_can_be_inherited
+    a_container_with_users_has_mounts_of_its_own
 }
 
 /// The names in the specification and in /proc, of those that a container can be without.
@@ -30,8 +32,13 @@ struct Other(Child);
 impl Other {
     fn new(flags: &[&str]) -> Other {
         let mut command = Command::new("unshare");
-        command.args(flags).args(["sh", "-c", "echo; exec sleep 1000"]).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        command.args(flags).args(["sh", "-c", "echo; exec sleep 1000"]);
+        Other::announced(command)
+    }
+
+    /// One that writes a line when it is ready.
+    fn announced(mut command: Command) -> Other {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
         Other(child)
     }
@@ -155,4 +162,64 @@ fn a_time_namespace(bundle: &mut Bundle) {
     bundle.config["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1_000_000_000, "nanosecs": 0}});
     let output = bundle.shell("cut -d. -f1 /proc/uptime").finish().unwrap();
     assert!(output.trim().parse::<u64>().unwrap() > 1_000_000_000, "{output}");
+}
+
+/// The mounts below a folder that processes of a namespace see.
+fn mounts_below(other: &Other, folder: &str) -> Vec<String> {
+    let list = fs::read_to_string(format!("/proc/{}/mountinfo", other.0.id())).unwrap();
+    list.lines().filter(|line| line.contains(folder)).map(str::to_owned).collect()
+}
+
+/// "If a namespace type is not specified in the namespaces array, the container MUST inherit the runtime namespace of that type."
+/// What it mounts is seen by all then, and gone with it.
+fn a_mount_namespace_can_be_inherited(bundle: &mut Bundle) {
+    // Shared, as systemd has it: what is mounted in one is mounted in the other.
+    let script = "mount --make-rshared / && exec unshare --mount --propagation unchanged sh -c 'echo; exec sleep 1000'";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]);
+    let other = Other::announced(command);
+    let namespace = other.path("mnt");
+    bundle.mounts_in(&namespace);
+    remove(bundle, "mount");
+    bundle.config["root"]["readonly"] = json!(true);
+    let rootfs = bundle.path("rootfs").display().to_string();
+    let before = fs::read_to_string(format!("/proc/{}/mountinfo", other.0.id())).unwrap();
+    bundle
+        .shell("readlink /proc/self/ns/mnt; echo /*; touch /x 2>/dev/null || echo read-only; exec sleep 1000")
+        .launch()
+        .unwrap();
+    bundle.wait_output("read-only").unwrap();
+    let inside = link(&namespace) + "\n/bin /dev /etc /proc /sys /tmp\nread-only\n";
+    assert_eq!(bundle.output().unwrap(), inside);
+    let below = mounts_below(&other, &rootfs);
+    assert!(below.len() > 3, "{below:?}");
+    assert!(!below.iter().any(|line| line.contains(" shared:")), "{below:?}");
+    // Who joins it has the same root.
+    let id = bundle.id.clone();
+    let said = bundle.call(&[
+        "exec",
+        &id,
+        "sh",
+        "-c",
+        "readlink /proc/self/ns/mnt; echo /*; touch /x 2>/dev/null || echo read-only",
+    ]);
+    assert_eq!(said.unwrap().ok().unwrap(), inside);
+    bundle.call(&["kill", &id, "KILL"]).unwrap().ok().unwrap();
+    bundle.wait("stopped").unwrap();
+    bundle.delete().unwrap();
+    assert_eq!(fs::read_to_string(format!("/proc/{}/mountinfo", other.0.id())).unwrap(), before);
+    // Neither does one that cannot be made leave anything.
+    bundle.config["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"destination": "/tmp", "type": "nonsense", "source": "x"}));
+    assert!(!bundle.created().unwrap());
+    assert_eq!(fs::read_to_string(format!("/proc/{}/mountinfo", other.0.id())).unwrap(), before);
+}
+
+fn a_container_with_users_has_mounts_of_its_own(bundle: &mut Bundle) {
+    with_user(bundle);
+    remove(bundle, "mount");
+    assert!(!bundle.created().unwrap());
+    assert!(bundle.output().unwrap().contains("a container with a user namespace needs a mount namespace"));
 }

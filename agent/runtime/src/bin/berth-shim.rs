@@ -3,10 +3,15 @@
 //!
 //! One runs per pod, so that what it takes in memory counts as often. It is linked statically, at a fixed address and
 //! without an async runtime, and lies inside of `berth` (agent/build.rs), which executes it from a sealed memory file.
+//!
+//! It starts without what the standard library does before `main`: a stack for the handler of an overflow, which takes reading
+//! `/proc/self/maps`, memory and a dozen system calls, to say a little more than the kernel does.
+#![no_main]
 
-use std::process::ExitCode;
+#[path = "../sys/start.rs"]
+mod start;
 
-fn main() -> ExitCode {
+fn main() -> u8 {
     if let Some(code) = berth_runtime::oci::serve_request() {
         return code;
     }

@@ -30,6 +30,7 @@ use super::create::reap;
 use super::identity::{Identity, tie_to_parent};
 use super::placement::Entrance;
 use super::program::Launch;
+use super::root_mount::change_root;
 use super::seccomp::Filter;
 use super::time_namespace::CLONE_NEWTIME;
 use super::user_namespace::outer_uid;
@@ -265,7 +266,10 @@ impl Visit<'_> {
             scheduling::set_priorities(0, &self.process)?;
         }
         if let Some(target) = target {
+            let root =
+                (!lists(self.linux, LinuxNamespaceType::Mount)).then(|| self.root_of(&target)).transpose()?;
             join(target, self.linux)?;
+            root.iter().try_for_each(change_root)?;
         }
         if user {
             credentials::become_root().map_err(|e| Error::sys("become", "root of the user namespace", e))?;
@@ -293,6 +297,14 @@ impl Visit<'_> {
         identity.become_user(self.process.cwd())?;
         identity.confine_first()?;
         Ok((identity, launch, terminal))
+    }
+
+    /// The root of a container whose mount namespace has another.
+    fn root_of(&self, target: &OwnedFd) -> Result<Root, Error> {
+        let root = Root::open(Path::new(&format!("/proc/{}/root", self.init)))?;
+        // If it is still there, the number was its own.
+        pidfd_kill(target.as_fd(), 0).map_err(|e| Error::sys("look for", "the container", e))?;
+        Ok(root)
     }
 
     /// The visitor's part. What it allocates here and keeps would be lost to a caller whose memory it shares.

@@ -146,7 +146,12 @@ impl Init<'_> {
         let waited = cgroup.waited;
         let propagation = self.linux.rootfs_propagation().as_deref();
         let label = labels::of_mounts(self.linux);
-        let root = root_mount::mount_root(self.rootfs, self.bundle, propagation, label, sources.root.take())?;
+        let shares_mounts = !self.namespaces.lists(LinuxNamespaceType::Mount);
+        let root = if shares_mounts {
+            root_mount::mount_root_here(self.rootfs, self.bundle)?
+        } else {
+            root_mount::mount_root(self.rootfs, self.bundle, propagation, label, sources.root.take())?
+        };
         self.mount_all(&root, &mut cgroup, sources)?;
         let terminal = self.open_terminal(&root, channel)?;
         protect::mask(&root, self.linux)?;
@@ -175,7 +180,11 @@ impl Init<'_> {
         timings.cgroups = watch.lap() + waited;
         let start_hooks = self.hooks_of_host(channel, &root, identity.uid())?;
         timings.process += watch.lap();
-        root_mount::pivot(&root, propagation)?;
+        if shares_mounts {
+            root_mount::change_root(&root)?;
+        } else {
+            root_mount::pivot(&root, propagation)?;
+        }
         drop(root);
         self.finish_root()?;
         timings.mounts += watch.lap();

@@ -22,8 +22,9 @@ impl Namespaces {
     pub fn of_spec(spec: &Spec) -> Result<Namespaces, Error> {
         let list = spec.linux().as_ref().and_then(|l| l.namespaces().as_deref()).unwrap_or_default();
         let namespaces = Namespaces::of_list(list)?;
-        if !namespaces.lists(LinuxNamespaceType::Mount) {
-            return Err(Error::spec("linux.namespaces", "a container needs a mount namespace of its own"));
+        if !namespaces.lists(LinuxNamespaceType::Mount) && namespaces.lists(LinuxNamespaceType::User) {
+            let reason = "a container with a user namespace needs a mount namespace, too";
+            return Err(Error::spec("linux.namespaces", reason));
         }
         Ok(namespaces)
     }

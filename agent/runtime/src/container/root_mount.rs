@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
-use nix::unistd::{chdir, fchdir, pivot_root};
+use nix::unistd::{chdir, chroot, fchdir, pivot_root};
 
 use super::mount_options::propagation;
 use super::{Error, Root};
@@ -86,6 +86,32 @@ pub fn mount_root(
             Root::open(&target)
         }
     }
+}
+
+/// Mounts the root file system where it lies, in the mount namespace that the container shares with its creator. Nothing else is
+/// changed there, and nothing that is mounted in it later leaves it. Somebody has to unmount it in the end.
+pub fn mount_root_here(rootfs: &Rootfs, bundle: &Path) -> Result<Root, Error> {
+    let Rootfs::Path(path) = rootfs else {
+        return Err(Error::spec("linux.namespaces", "an overlay needs a mount namespace"));
+    };
+    let path = root_path(path, bundle);
+    let failed = |e| Error::sys("bind root file system", path.display().to_string(), e);
+    let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
+    let tree = clone_tree(None, &path, true).map_err(failed)?;
+    private.apply(tree.as_fd(), true).map_err(failed)?;
+    let place = open_layer(&path)?;
+    attach(tree.as_fd(), place.as_fd()).map_err(failed)?;
+    // Where the mount above is shared, this has become so, too.
+    private.apply(tree.as_fd(), true).map_err(failed)?;
+    Ok(Root::of_folder(tree))
+}
+
+/// Makes `root` the root of this process only. One that may do so can leave it: there is no other way in a mount namespace
+/// that belongs to others.
+pub fn change_root(root: &Root) -> Result<(), Error> {
+    let failed = |operation: &'static str| move |e: Errno| Error::sys(operation, "/", e.into());
+    fchdir(root.fd()).map_err(failed("enter root file system"))?;
+    chroot(".").map_err(failed("change root to"))
 }
 
 /// How the container's mounts shall follow the host's, from `rootfsPropagation`; the flag, and whether it goes for mounts

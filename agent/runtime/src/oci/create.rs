@@ -1,13 +1,14 @@
 //! Making a container: `create` and the first half of `run`.
 
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use jiff::Timestamp;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use super::store::{Folder, Lock, replace};
@@ -16,13 +17,14 @@ use crate::cgroup::Driver;
 use crate::container::hooks::{self, Moment};
 use crate::container::{self, Container, Create, Document, Stdio, Tie, cgroups_of};
 use crate::rootfs::Rootfs;
+use crate::sys::mount::mount_id;
 
 /// How a container is to be created.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CreateOptions {
     /// Its id.
     pub id: String,
-    /// Its bundle, an absolute path.
+    /// Its bundle. This and the paths below are absolute, see [`CreateOptions::resolve`].
     pub bundle: PathBuf,
     /// Gets the id of its first process.
     pub pid_file: Option<PathBuf>,
@@ -34,6 +36,25 @@ pub struct CreateOptions {
     pub preserve_fds: u32,
     /// Who makes its cgroup.
     pub cgroup_driver: Driver,
+}
+
+impl CreateOptions {
+    /// Makes relative paths absolute, which start from the current folder, and enters the bundle: a program of the host that
+    /// a hook starts finds itself there, as with other runtimes.
+    pub(super) fn resolve(mut self) -> Result<CreateOptions, Error> {
+        let before = std::env::current_dir();
+        self.bundle = match (&before, self.bundle.as_os_str().as_encoded_bytes()) {
+            (Ok(before), b".") => before.clone(),
+            _ => fs::canonicalize(&self.bundle).map_err(Error::path("resolve", &self.bundle))?,
+        };
+        std::env::set_current_dir(&self.bundle).map_err(Error::path("enter", &self.bundle))?;
+        if let Ok(before) = before {
+            for path in [&mut self.pid_file, &mut self.console_socket, &mut self.pidfd_socket] {
+                *path = path.take().map(|path| before.join(path));
+            }
+        }
+        Ok(self)
+    }
 }
 
 /// How a container is to be run.
@@ -92,6 +113,7 @@ impl Runtime {
                 self.finish(Made { folder, lock, record, spec, container }, options)
             }
             Err(error) => {
+                self.warn_of(unmount_root(&record));
                 self.warn_of(folder.remove());
                 self.stopped_hooks(&spec, &options.id, &options.bundle);
                 Err(error)
@@ -203,7 +225,32 @@ fn first_record(spec: &Spec, options: &CreateOptions, rootfs: &Path) -> Result<R
         annotations: spec.annotations().clone().unwrap_or_default(),
         cgroup: String::new(),
         cgroup_driver: options.cgroup_driver,
+        lies_in: lies_in(spec, rootfs)?,
     })
+}
+
+/// The mount of a root file system that will get one of its own where everybody sees it.
+fn lies_in(spec: &Spec, rootfs: &Path) -> Result<Option<u64>, Error> {
+    let list = spec.linux().as_ref().and_then(|l| l.namespaces().as_deref()).unwrap_or_default();
+    if list.iter().any(|n| n.typ() == LinuxNamespaceType::Mount) {
+        return Ok(None);
+    }
+    mount_id(rootfs).map(Some).map_err(Error::path("look at the mount of", rootfs))
+}
+
+/// Takes that mount away again, with all that is mounted in it.
+fn unmount_root(record: &Record) -> Result<(), Error> {
+    let Some(below) = record.lies_in else { return Ok(()) };
+    let failed = |e: io::Error| Error::path("unmount", &record.rootfs)(e);
+    match mount_id(&record.rootfs) {
+        Ok(id) if id != below => {
+            let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+            umount2(&record.rootfs, flags).map_err(|e| failed(e.into()))
+        }
+        // With its folder, what was mounted there is gone.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
 }
 
 /// The name of a user of this machine, or the number when the machine's own list does not have it. What other sources of
@@ -299,6 +346,7 @@ impl Runtime {
             let removed = removed.and_then(|c| c.remove(&record.cgroup).map_err(Error::from));
             self.warn_of(removed);
         }
+        self.warn_of(unmount_root(record));
         self.warn_of(folder.remove());
         self.stopped_hooks(spec, &record.id, &record.bundle);
     }

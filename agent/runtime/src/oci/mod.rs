@@ -24,9 +24,11 @@ mod log;
 mod process;
 mod record;
 mod request;
+mod signal;
 mod start;
 mod store;
 mod template;
+mod words;
 
 use std::path::{Path, PathBuf};
 

@@ -39,6 +39,10 @@ pub struct Record {
     /// Who has made that.
     #[serde(default)]
     pub cgroup_driver: Driver,
+    /// The number of the mount that its root file system lies in, when it shares its creator's mount namespace. What is mounted
+    /// on it is the container's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lies_in: Option<u64>,
 }
 
 /// What a container is at a moment.

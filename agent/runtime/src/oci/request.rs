@@ -3,31 +3,58 @@
 //! Whoever executes a container's program can be made to execute itself in its place, and then lies open to the
 //! container (CVE-2019-5736). So it is done by a small static program that nobody can write to, see
 //! [`crate::shim::Program`]; it also starts in a third of the time that the one with the command line takes. The request
-//! is handed over in a memory file, since options and processes may be longer than an argument.
+//! is handed over in a memory file, since options and processes may be longer than an argument; the words that callers of
+//! runtimes use most are handed on as they are, see [`berth_entry`].
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use berth_entry::words::is_runtime;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
-use super::{CreateOptions, Error, ExecOptions, Log, RunOptions, Runtime, one_line};
+use super::{CreateOptions, Error, ExecOptions, Log, RunOptions, Runtime, State, one_line, signal};
 use crate::sys::process::adopt_fd;
 
 /// Has the number of the descriptor that the request is read from.
 const VARIABLE: &str = "BERTH_OCI_REQUEST";
 
-/// What is to be done.
+/// What is to be done. Relative paths start from the current folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Deed {
     /// See [`Runtime::create`].
     Create(CreateOptions),
     /// See [`Runtime::run`].
     Run(RunOptions),
+    /// See [`Runtime::start`].
+    Start {
+        /// The container.
+        id: String,
+    },
+    /// See [`Runtime::state`], which is printed.
+    State {
+        /// The container.
+        id: String,
+    },
+    /// See [`Runtime::kill`].
+    Kill {
+        /// The container.
+        id: String,
+        /// Name or number of the signal.
+        signal: String,
+        /// To all processes.
+        all: bool,
+    },
+    /// See [`Runtime::delete`].
+    Delete {
+        /// The container.
+        id: String,
+        /// Kill it before.
+        force: bool,
+    },
     /// See [`Runtime::exec`].
     Exec {
         /// The container.
@@ -39,7 +66,7 @@ pub enum Deed {
     },
 }
 
-/// A deed with its circumstances. Relative paths start from the current folder, which is handed on, too.
+/// A deed with its circumstances.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
     /// The folder of the containers' records.
@@ -75,37 +102,71 @@ impl Request {
         Ok(serde_json::from_slice(&bytes)?)
     }
 
-    /// Does it and returns the exit code of the process. Warnings are kept by `runtime`.
-    fn serve(&self, runtime: &mut Runtime) -> Result<u8, Error> {
-        match &self.deed {
-            Deed::Create(options) => runtime.create(options).map(|()| 0),
-            Deed::Run(options) => runtime.run(options),
-            Deed::Exec { id, process, options } => runtime.exec(id, process, options),
+    /// Does it, tells of warnings and errors, and returns the exit code.
+    fn serve(self) -> u8 {
+        // Before the folder is changed, which options start from.
+        let root = std::path::absolute(&self.root).unwrap_or(self.root);
+        let mut runtime = Runtime::new(&root);
+        let result = self.deed.serve(&mut runtime);
+        runtime.take_warnings().iter().for_each(|warning| self.log.warning(warning));
+        match result {
+            Ok(code) => code,
+            Err(error) => {
+                self.log.error(&one_line(&error));
+                self.failure
+            }
         }
     }
 }
 
-/// Serves the request that this process was started for; nothing when there is none. Must be called before any thread is
-/// started.
-pub fn serve_request() -> Option<ExitCode> {
-    let number = std::env::var(VARIABLE).ok()?;
-    let request = match Request::unpack(&number) {
-        Ok(request) => request,
-        Err(error) => {
-            eprintln!("berth-oci: error: read the request: {error}");
-            return Some(ExitCode::FAILURE);
+impl Deed {
+    /// Does it and returns the exit code of the process. Warnings are kept by `runtime`.
+    fn serve(self, runtime: &mut Runtime) -> Result<u8, Error> {
+        match self {
+            Deed::Create(options) => runtime.create(&options.resolve()?)?,
+            Deed::Run(options) => {
+                let create = options.create.resolve()?;
+                return runtime.run(&RunOptions { create, ..options });
+            }
+            Deed::Start { id } => runtime.start(&id)?,
+            Deed::State { id } => print(&runtime.state(&id)?)?,
+            Deed::Kill { id, signal, all } => runtime.kill(&id, signal::number(&signal)?, all)?,
+            Deed::Delete { id, force } => runtime.delete(&id, force)?,
+            Deed::Exec { id, process, options } => return runtime.exec(&id, &process, &options),
+        }
+        Ok(0)
+    }
+}
+
+fn print(state: &State) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(state)
+        .map_err(|source| Error::Json { path: "standard output".into(), source })?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(Error::sys("write to", "standard output"))
+}
+
+/// Serves the request that this process was started for, and returns its exit code; nothing when there is none. Must be called
+/// before any thread is started.
+pub fn serve_request() -> Option<u8> {
+    let request = match std::env::var(VARIABLE) {
+        Ok(number) => Request::unpack(&number).map_err(|error| format!("read the request: {error}")),
+        Err(_) => {
+            let mut words = std::env::args_os();
+            if !words.next().is_some_and(|called| is_runtime(called.as_encoded_bytes())) {
+                return None;
+            }
+            // Those who executed this have read them by the same rules.
+            Request::read(words)
+                .ok_or_else(|| "the words are for berth, not for its small program".to_owned())
         }
     };
     // Executed through a descriptor, its name would be a number.
     let _ = nix::sys::prctl::set_name(c"berth-oci");
-    let mut runtime = Runtime::new(&request.root);
-    let result = request.serve(&mut runtime);
-    runtime.take_warnings().iter().for_each(|warning| request.log.warning(warning));
-    Some(match result {
-        Ok(code) => ExitCode::from(code),
+    Some(match request {
+        Ok(request) => request.serve(),
         Err(error) => {
-            request.log.error(&one_line(&error));
-            ExitCode::from(request.failure)
+            eprintln!("berth-oci: error: {error}");
+            1
         }
     })
 }

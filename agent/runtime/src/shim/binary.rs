@@ -45,13 +45,14 @@ impl Program {
     }
 
     /// The same for a process that soon ends, and for which to copy the program would take longer than to run it: it is
-    /// kept as a file in `folder`, which is made when it is missing, and executed through a read-only mount. `digest`
-    /// tells it from those of other releases, which are removed. Where that cannot be done, it is copied to memory.
+    /// kept as the file `name` in `folder`, which is made when it is missing, and executed through a read-only mount. The
+    /// name starts with `program~` and ends with what tells it from those of other releases, which are removed. Where that
+    /// cannot be done, it is copied to memory.
     ///
     /// # Errors
     /// When memory files are not allowed either.
-    pub fn kept_in(folder: &Path, bytes: &'static [u8], digest: &str) -> io::Result<Program> {
-        let fd = kept(folder, bytes, digest).or_else(|_| copied(&mut &*bytes))?;
+    pub fn kept_in(folder: &Path, bytes: &'static [u8], name: &str) -> io::Result<Program> {
+        let fd = kept(folder, bytes, name).or_else(|_| copied(&mut &*bytes))?;
         Ok(Program(Arc::new(fd)))
     }
 
@@ -76,8 +77,8 @@ impl Program {
 const KEPT: &str = "program~";
 
 /// See [`Program::kept_in`].
-fn kept(folder: &Path, bytes: &[u8], digest: &str) -> io::Result<OwnedFd> {
-    let path = folder.join(format!("{KEPT}{digest}"));
+fn kept(folder: &Path, bytes: &[u8], name: &str) -> io::Result<OwnedFd> {
+    let path = folder.join(name);
     match detached(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             keep(folder, &path, bytes)?;
@@ -176,7 +177,7 @@ mod tests {
     fn a_program_is_kept_once_and_never_taken_from_others() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let folder = dir.path().join("a/b");
-        let open = |digest: &str| kept(&folder, b"program", digest);
+        let open = |digest: &str| kept(&folder, b"program", &format!("{KEPT}{digest}"));
         let first = open("1").unwrap();
         assert_eq!(fs::read_to_string(path(&first)).unwrap(), "program");
         let inode = |fd: &OwnedFd| fstat(fd).unwrap().st_ino;
@@ -199,7 +200,7 @@ mod tests {
         fs::remove_file(&kept).unwrap();
         std::os::unix::fs::symlink("/bin/sh", &kept).unwrap();
         assert!(open("2").is_err(), "it is another program");
-        let program = Program::kept_in(&folder, b"program", "2").unwrap();
+        let program = Program::kept_in(&folder, b"program", "program~2").unwrap();
         assert_eq!(fs::read_to_string(program.name()).unwrap(), "program", "then it is copied");
     }
 }

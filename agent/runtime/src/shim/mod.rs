@@ -8,7 +8,6 @@
 //! blocks in one `poll` and has no timers, so an idle pod costs no CPU.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 mod args;
 mod attach;
@@ -55,12 +54,12 @@ use proto::{Failure, FailureKind};
 /// The shim's process: `berth shim --dir DIR [--hostname H] [--domainname D] [--net new|host|PATH] [--ipc new|host]
 /// [--uts new|host] [--users FIRST:COUNT] [--version]`, without the first two words; or `berth shim --await-orders`, which
 /// reads the rest from its standard input. Must be called before any thread is started.
-pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     let mut args = args.peekable();
     let parsed = if args.peek().is_some_and(|first| first == orders::AWAIT) {
         match setup::await_orders() {
             Ok(Some(words)) => args::Args::parse(words.into_iter()),
-            Ok(None) => return ExitCode::SUCCESS,
+            Ok(None) => return 0,
             Err(reason) => Err(reason),
         }
     } else {
@@ -69,13 +68,13 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args = match parsed {
         Ok(args) if args.version => {
             println!("berth-shim {} protocol {}", env!("CARGO_PKG_VERSION"), proto::PROTOCOL_VERSION);
-            return ExitCode::SUCCESS;
+            return 0;
         }
         Ok(args) => args,
         Err(reason) => {
             eprintln!("berth shim: {reason}");
             setup::report(Err(&reason));
-            return ExitCode::from(2);
+            return 2;
         }
     };
     let ready = match setup::set_up(&args) {
@@ -83,23 +82,23 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(reason) => {
             eprintln!("berth shim: {reason}");
             setup::report(Err(&reason));
-            return ExitCode::FAILURE;
+            return 1;
         }
     };
     let mut server = match server::Server::new(ready) {
         Ok(server) => server,
         Err(reason) => {
             setup::report(Err(&reason));
-            return ExitCode::FAILURE;
+            return 1;
         }
     };
     setup::report(Ok(()));
     drop(args);
     match server.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             record::note!("cannot go on: {error}");
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -8,6 +8,8 @@ pub mod credentials;
 #[cfg(feature = "agent")]
 pub mod heap;
 pub mod mount;
+#[cfg(feature = "agent")]
+pub mod names;
 pub mod process;
 pub mod scheduling;
 pub mod seccomp;

@@ -200,13 +200,22 @@ pub fn set_label(file: BorrowedFd<'_>, label: &CStr) -> io::Result<()> {
 
 /// True when `path` is where something is mounted.
 pub fn is_mount_root(path: &Path) -> io::Result<bool> {
+    Ok(look_at(path, 0)?.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
+}
+
+/// The number of the mount that `path` is in, which no other one has as long as it is there.
+pub fn mount_id(path: &Path) -> io::Result<u64> {
+    Ok(look_at(path, libc::STATX_MNT_ID)?.stx_mnt_id)
+}
+
+fn look_at(path: &Path, what: u32) -> io::Result<libc::statx> {
     let path: CString = cstring(path.as_os_str())?;
     // SAFETY: statx is plain data; the kernel fills it in.
     unsafe {
         let mut stx: libc::statx = std::mem::zeroed();
-        let result = libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_SYMLINK_NOFOLLOW, 0, &raw mut stx);
-        check(libc::c_long::from(result))?;
-        Ok(stx.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
+        let flags = libc::AT_SYMLINK_NOFOLLOW;
+        check(libc::c_long::from(libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, what, &raw mut stx)))?;
+        Ok(stx)
     }
 }
 

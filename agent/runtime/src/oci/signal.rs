@@ -2,8 +2,9 @@
 
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
+
+use super::Error;
 
 /// The first and the last real-time signal that programs may use (signal(7), with glibc's own two left out).
 const RTMIN: i32 = 34;
@@ -11,17 +12,17 @@ const RTMAX: i32 = 64;
 
 /// The number of a signal that is named as in `TERM`, `SIGTERM`, `rtmin+3` or `15`; 0 is none and asks only whether there is
 /// somebody to get one.
-pub fn number(name: &str) -> Result<i32> {
-    let unknown = || anyhow::anyhow!("unknown signal {name:?}");
+pub fn number(name: &str) -> Result<i32, Error> {
+    let unknown = || Error::invalid("kill", format!("unknown signal {name:?}"));
     if let Ok(number) = name.parse::<i32>() {
         if !(0..=RTMAX).contains(&number) {
-            bail!(unknown());
+            return Err(unknown());
         }
         return Ok(number);
     }
     let upper = name.to_ascii_uppercase();
     let short = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let real_time = |base: i32, rest: &str| -> Result<i32> {
+    let real_time = |base: i32, rest: &str| -> Result<i32, Error> {
         let offset: i32 = if rest.is_empty() { 0 } else { rest.parse().map_err(|_| unknown())? };
         let number = base.checked_add(offset).ok_or_else(unknown)?;
         if (RTMIN..=RTMAX).contains(&number) { Ok(number) } else { Err(unknown()) }
