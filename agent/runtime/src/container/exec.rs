@@ -3,15 +3,15 @@
 //! The container is not trusted: the new process leaves every descriptor behind before it enters, cannot be looked
 //! into, and resolves the container's paths within its root.
 //!
-//! It takes two processes. The first, a guide, joins all that the container has, as a process of the host that nobody
-//! in the container sees, and becomes the user. Only then does it make the second one, in the container's PID namespace
-//! and as a child of the caller: when it becomes visible it has no way back to the host any more, so that not even those
-//! get there who may trace it (CVE-2016-9962 with CAP_SYS_PTRACE).
+//! Where somebody in the container may trace others it takes two processes. The first, a guide, joins all that the container has, as
+//! a process of the host that nobody in the container sees, and becomes the user. Only then does it make the second one, in the
+//! container's PID namespace and as a child of the caller: when it becomes visible it has no way back to the host any more, so that
+//! not even those get there who may trace it (CVE-2016-9962 with CAP_SYS_PTRACE).
 //!
-//! Where nobody in the container may trace anything, and the cgroup cannot be killed as a whole, neither gets memory of its own:
-//! both run in the caller's, which saves a third of the whole ([`crate::sys::sharing`]). It is not dumpable meanwhile, so that without
-//! that capability no process can look into it or change it, be it by ptrace(2) or through `/proc`.
-//! Elsewhere the guide gets a copy, and the visitor runs in that.
+//! Where nobody may, one process does all that, born in the container's PID namespace. It is not dumpable until it executes its
+//! program, so that without that capability no process can look into it or change it, be it by ptrace(2) or through `/proc`. For the
+//! same reason it needs no memory of its own where the cgroup cannot be killed as a whole: it runs in the caller's
+//! ([`crate::sys::sharing`]). Elsewhere it gets a copy. The sum of it costs half of what two processes with copies do.
 
 use std::convert::Infallible;
 use std::io;
@@ -28,6 +28,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, Process};
 use super::channel::{Channel, Failure, Report};
 use super::create::reap;
 use super::identity::{Identity, tie_to_parent};
+use super::namespaces::ChildrenElsewhere;
 use super::placement::Entrance;
 use super::program::Launch;
 use super::root_mount::change_root;
@@ -38,7 +39,7 @@ use super::{
     Error, Exec, ExecProcess, Root, Stdio, Tie, console, labels, limits, scheduling, streams, users,
 };
 use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
-use crate::sys::sharing::{CAN_SHARE, make_room, spawn_sibling, spawn_through};
+use crate::sys::sharing::{CAN_SHARE, make_room, spawn_child, spawn_sibling};
 use crate::sys::{credentials, process};
 
 /// A container can hold up a process of its own before that runs its program; longer than this it holds up nobody.
@@ -66,10 +67,10 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         streams::give_to_outer(&visit.stdio, outer);
     }
     make_room();
-    if exec.untraced && visit.may_share() { visit.shared() } else { visit.copied() }
+    if exec.untraced { visit.direct() } else { visit.guided() }
 }
 
-/// What the two have said.
+/// What they have said.
 #[derive(Default)]
 struct Heard {
     warnings: Vec<String>,
@@ -79,8 +80,8 @@ struct Heard {
 }
 
 impl Heard {
-    /// Listens until the program runs, or both processes have ended. Two processes speak: that one failed may be heard before
-    /// the birth of the other.
+    /// Listens until the program runs, or it has ended. Two processes may speak: that one failed may be heard before the birth of
+    /// the other.
     fn listen(&mut self, channel: &Channel) -> Result<(), Error> {
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -124,6 +125,38 @@ struct Visit<'a> {
     tie: Tie,
 }
 
+/// Where the process is made that joins the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Birth {
+    /// In the caller's PID namespace.
+    Outside,
+    /// In the container's.
+    Inside,
+}
+
+/// While it lives, this process is not dumpable, and neither are children at their birth.
+struct Hidden {
+    before: bool,
+}
+
+impl Hidden {
+    fn begin() -> Result<Hidden, Error> {
+        let failed = |e| Error::sys("set", "dumpable", e);
+        let before = credentials::is_dumpable().map_err(failed)?;
+        credentials::set_dumpable(false).map_err(failed)?;
+        Ok(Hidden { before })
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        if self.before {
+            // Cannot fail: both values are known to the kernel.
+            let _ = credentials::set_dumpable(true);
+        }
+    }
+}
+
 /// What the guide hands over to the visitor.
 struct Ready {
     identity: Identity,
@@ -134,8 +167,8 @@ struct Ready {
 }
 
 impl Visit<'_> {
-    /// Whether both processes can do without memory of their own. A terminal would be a descriptor that they hand over, the
-    /// kernel lets nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a whole.
+    /// Whether the process can do without memory of its own. A terminal would be a descriptor that the caller keeps, the kernel lets
+    /// nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a whole.
     fn may_share(&self) -> bool {
         CAN_SHARE
             && self.entrance.folder().is_none()
@@ -143,40 +176,44 @@ impl Visit<'_> {
             && !lists(self.linux, LinuxNamespaceType::Time)
     }
 
-    /// Makes both in the caller's memory.
-    fn shared(&self) -> Result<ExecProcess, Error> {
+    /// Makes one process, which is visible in the container from the beginning.
+    fn direct(&self) -> Result<ExecProcess, Error> {
         let (channel, theirs) = pair()?;
-        let failed = |e| Error::sys("set", "dumpable", e);
-        let dumpable = credentials::is_dumpable().map_err(failed)?;
-        // Before they are there: it counts for the memory.
-        credentials::set_dumpable(false).map_err(failed)?;
-        let spawned = spawn_through(LIMIT, || self.guide(&theirs), |ready| self.visitor(ready));
-        if dumpable {
-            credentials::set_dumpable(true).map_err(failed)?;
-        }
-        let failed = |e| Error::sys("clone", "a process in the container", e);
-        let spawned = spawned.map_err(failed)?;
+        // What it makes and what the program still needs must be freed by the caller, if the memory is the caller's.
+        let mut ready = None;
+        let body = || {
+            if let Some(ready) = &*ready.insert(self.guide(&theirs, Birth::Inside)) {
+                self.visitor(ready);
+            }
+        };
+        // Both before it is there.
+        let hidden = Hidden::begin()?;
+        let inside = ChildrenElsewhere::enter(self.target.as_fd())?;
+        let spawned = if self.may_share() {
+            spawn_child(LIMIT, body).map_err(|e| Error::sys("clone", "a process in the container", e))
+        } else {
+            self.entrance.spawn(self.init, body).map(|child| (child, false))
+        };
+        drop(inside);
+        drop(hidden);
+        let (child, late) = spawned?;
         drop(theirs);
-        reap(spawned.guide.pidfd.as_fd());
         let mut heard = Heard::default();
-        if let Some(pid) = spawned.visitor.transpose().map_err(failed)? {
-            heard.born = Some(Child { pid, pidfd: pidfd_open(pid).map_err(failed)? });
-        }
-        // All has been said by now.
         let mut ended = heard.listen(&channel);
-        if spawned.late {
+        if late {
             let slow = io::Error::from(io::ErrorKind::TimedOut);
             ended = ended.and(Err(Error::sys("wait for", "the new process to run its program", slow)));
         }
         if let Err(error) = ended {
-            heard.born.iter().for_each(give_up);
+            give_up(&child);
             return Err(error);
         }
+        heard.born = Some(child);
         heard.into_process()
     }
 
-    /// Makes both with copies of the caller's memory.
-    fn copied(&self) -> Result<ExecProcess, Error> {
+    /// Makes two processes with a copy of the caller's memory.
+    fn guided(&self) -> Result<ExecProcess, Error> {
         let (channel, theirs) = pair()?;
         let guide = self.entrance.spawn(self.init, || self.guide_and_give_birth(&theirs))?;
         drop(theirs);
@@ -191,7 +228,7 @@ impl Visit<'_> {
     }
 
     fn guide_and_give_birth(&self, channel: &Channel) {
-        let Some(ready) = self.guide(channel) else { return };
+        let Some(ready) = self.guide(channel, Birth::Outside) else { return };
         // It shares the guide's memory, which nobody needs any more. See there what that saves.
         let born = if CAN_SHARE {
             spawn_sibling(LIMIT, || self.visitor(&ready))
@@ -210,7 +247,7 @@ impl Visit<'_> {
     }
 
     /// The guide's part, up to the birth of the visitor. Nothing when it failed, which it has told then.
-    fn guide(&self, channel: &Channel) -> Option<Ready> {
+    fn guide(&self, channel: &Channel, birth: Birth) -> Option<Ready> {
         let fail = |channel: &Channel, error: Error| {
             let _ = channel.report(&Report::Failed(error.into()), None);
             None
@@ -224,7 +261,7 @@ impl Visit<'_> {
             Ok((channel, target)) => (channel, target.into_iter().next()),
             Err(error) => return fail(channel, error),
         };
-        match self.enter(&channel, target) {
+        match self.enter(&channel, target, birth) {
             Ok((identity, launch, terminal)) => {
                 Some(Ready { identity, launch, terminal, channel: ManuallyDrop::new(channel) })
             }
@@ -247,6 +284,7 @@ impl Visit<'_> {
         &self,
         channel: &Channel,
         target: Option<OwnedFd>,
+        birth: Birth,
     ) -> Result<(Identity, Launch, Option<OwnedFd>), Error> {
         process::reset_signals();
         credentials::set_dumpable(false).map_err(|e| Error::sys("set", "dumpable", e))?;
@@ -268,7 +306,7 @@ impl Visit<'_> {
         if let Some(target) = target {
             let root =
                 (!lists(self.linux, LinuxNamespaceType::Mount)).then(|| self.root_of(&target)).transpose()?;
-            join(target, self.linux)?;
+            join(target, self.linux, birth)?;
             root.iter().try_for_each(change_root)?;
         }
         if user {
@@ -345,11 +383,11 @@ const COMMON: [(LinuxNamespaceType, CloneFlags); 5] = [
 
 /// Joins all of the container's namespaces at once; the kernel takes the user namespace first. The PID namespace is
 /// joined for children, and first: it may be the pod's, which a user namespace has no right to. Joining one's own again is
-/// allowed, but for the user namespace.
+/// allowed, but for the user namespace. Who was born inside is in its PID namespace already.
 ///
 /// Who is not root of the machine has a right to none but together with the user namespace, and to none that the container
 /// inherited from its creator; those are left as they are.
-fn join(target: OwnedFd, linux: Option<&Linux>) -> Result<(), Error> {
+fn join(target: OwnedFd, linux: Option<&Linux>, birth: Birth) -> Result<(), Error> {
     let failed = |e: nix::Error| Error::sys("join", "the container's namespaces", e.into());
     let flags = |wanted: &dyn Fn(LinuxNamespaceType) -> bool| {
         COMMON
@@ -358,7 +396,8 @@ fn join(target: OwnedFd, linux: Option<&Linux>) -> Result<(), Error> {
             .fold(CloneFlags::empty(), |all, (_, flag)| all | *flag)
     };
     let user = lists(linux, LinuxNamespaceType::User);
-    let mut all = match setns(&target, CloneFlags::CLONE_NEWPID) {
+    let for_children = if birth == Birth::Inside { Ok(()) } else { setns(&target, CloneFlags::CLONE_NEWPID) };
+    let mut all = match for_children {
         Err(nix::Error::EPERM) if user => {
             let own = flags(&|kind| lists(linux, kind));
             if lists(linux, LinuxNamespaceType::Pid) { own | CloneFlags::CLONE_NEWPID } else { own }

@@ -91,8 +91,8 @@ impl Entrance {
 
     /// Makes a child there. When the container has divided its cgroup on v2 into smaller ones, no process may be in it, and the
     /// one of its first process `init` is taken.
-    pub(super) fn spawn(&self, init: i32, body: impl Fn()) -> Result<Child, Error> {
-        let make = |cgroup: Option<BorrowedFd<'_>>| Clone3 { flags: 0, cgroup }.spawn(&body);
+    pub(super) fn spawn(&self, init: i32, mut body: impl FnMut()) -> Result<Child, Error> {
+        let mut make = |cgroup: Option<BorrowedFd<'_>>| Clone3 { flags: 0, cgroup }.spawn(&mut body);
         let failed = |e| Error::sys("clone", "a process in the container", e);
         match make(self.folder()) {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) && self.folder.is_some() => {

@@ -12,14 +12,14 @@
 use std::ffi::c_void;
 use std::hint::black_box;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::check;
-use super::process::{CHILD_FAILED, CLONE_CLEAR_SIGHAND, Child, exit_now, pidfd_kill};
+use super::process::{CHILD_FAILED, CLONE_CLEAR_SIGHAND, Child, exit_now};
 
 /// Whether this is written for the processor.
 pub const CAN_SHARE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
@@ -44,121 +44,60 @@ pub fn make_room() {
     unsafe { (lowest as *const u8).read_volatile() };
 }
 
-/// What came of [`spawn_through`].
-pub struct Through {
-    /// The first child. It has ended or is about to, and is to be reaped by `__WALL`: no signal tells of its end.
-    pub guide: Child,
-    /// The number of the second one, a child of the caller too: it runs its program or, when that failed, is to be reaped. Or
-    /// why there is none. Nothing when the first one did not want it.
-    pub visitor: Option<io::Result<i32>>,
-    /// They took longer than they may, and were killed.
-    pub late: bool,
-}
-
-/// What the three processes share.
-struct Shared<T, G, V> {
-    guide: Option<G>,
-    visitor: Option<V>,
-    found: Option<T>,
-    limit: Duration,
-    life: Life,
-}
-
-/// Who uses the memory, by the kernel's word.
-struct Life {
-    /// 1 until the first child does not use it any more.
-    guide: AtomicU32,
-    /// The same of the second child.
-    visitor: AtomicU32,
-    /// The second child's number, which the kernel stores before that one runs.
-    born: AtomicI32,
-    /// Why it was not made.
-    error: AtomicI32,
-}
-
-/// Makes a child that runs `guide` and then, when that returns something, makes a sibling of itself that runs `visitor` with
-/// it, which executes a program. Returns when both have left this process' memory, each by executing a program or by ending;
-/// who has not after `limit` is killed. They begin with all signals blocked.
+/// Makes a child that runs `body`, which executes a program, and returns it when it has left this process' memory, by executing that or
+/// by ending. It begins with all signals blocked. Who has not left after `limit` is killed, and true is returned with it.
 ///
-/// The caller must have one thread only. Neither child may drop descriptors that the caller owns. What `guide` returns is
-/// dropped by the caller, so that it must own no descriptor. What else a child allocates and has not freed when it executes its
-/// program is lost.
+/// The caller must have one thread only. `body` may not drop descriptors that the caller owns, and what it makes and leaves to the
+/// caller may own none. What it allocates besides and has not freed when it executes its program is lost. No signal tells of the
+/// child's end: it is to be reaped by `__WALL`.
 ///
 /// # Errors
-/// `Unsupported` where this is not written for the processor, or what clone3(2) says about the first child.
-pub fn spawn_through<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(
-    limit: Duration,
-    guide: G,
-    visitor: V,
-) -> io::Result<Through> {
-    let mut shared: Shared<T, G, V> = Shared {
-        guide: Some(guide),
-        visitor: Some(visitor),
-        found: None,
-        limit,
-        life: Life {
-            guide: AtomicU32::new(1),
-            visitor: AtomicU32::new(1),
-            born: AtomicI32::new(0),
-            error: AtomicI32::new(0),
-        },
-    };
-    let mut pidfd: RawFd = -1;
-    // What a signal brings about, be it only an errno, would disturb the children.
+/// `Unsupported` where this is not written for the processor, or what clone3(2) says.
+pub fn spawn_child<B: FnOnce()>(limit: Duration, body: B) -> io::Result<(Child, bool)> {
+    // What a signal brings about, be it only an errno, would disturb the child.
     let quiet = Quiet::begin()?;
-    let mut args = arguments(libc::CLONE_PIDFD as u64, &shared.life.guide);
-    args.pidfd = &raw mut pidfd as u64;
-    let all = &raw mut shared;
     let deadline = Instant::now() + limit;
-    // SAFETY: stack and arguments are live until the end of this function, which waits for the children. Until then this
-    // thread, the only one, touches nothing of theirs but the atomic numbers.
-    let pid = unsafe { clone3(&raw mut args, run_guide::<T, G, V>, all.cast()) }?;
-    // SAFETY: the kernel stored a new descriptor there, and nobody else knows of it.
-    let guide = Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
-    // SAFETY: `shared` is live, and these numbers are atomic.
-    let life = unsafe { &(*all).life };
-    life.await_both(guide.pidfd.as_fd(), deadline);
-    let late = Instant::now() >= deadline;
+    let child = spawn(limit, 0, body)?;
     drop(quiet);
-    let visitor = match (life.born.load(Ordering::Acquire), life.error.load(Ordering::Acquire)) {
-        (0, 0) => None,
-        (0, error) => Some(Err(io::Error::from_raw_os_error(error))),
-        (pid, _) => Some(Ok(pid)),
-    };
-    Ok(Through { guide, visitor, late })
+    Ok((child, Instant::now() >= deadline))
 }
 
 /// Makes a sibling of this process that runs `body` in its memory, and returns when it has executed a program or ended. Who has
-/// not after `limit` is killed. As for the second child of [`spawn_through`], of which the caller is the first one here.
+/// not after `limit` is killed. Otherwise as [`spawn_child`]; but the caller, who is to have all signals blocked, ends soon.
 ///
 /// # Errors
 /// As there.
 pub fn spawn_sibling<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Child> {
-    let mut shared = Sibling { body: Some(body), limit };
+    spawn(limit, libc::CLONE_PARENT as u64, body)
+}
+
+fn spawn<B: FnOnce()>(limit: Duration, flags: u64, body: B) -> io::Result<Child> {
+    let mut shared = Shared { body: Some(body), limit };
     let there = AtomicU32::new(1);
     let mut pidfd: RawFd = -1;
-    let mut args = arguments((libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64, &there);
+    let mut args = arguments(flags | libc::CLONE_PIDFD as u64, &there);
     args.pidfd = &raw mut pidfd as u64;
     // SAFETY: stack and arguments are live until the end of this function, which the child does not see the return of: the
     // kernel lets the caller go on only when the child has left, or when the caller is killed.
-    let pid = unsafe { clone3(&raw mut args, run_sibling::<B>, (&raw mut shared).cast()) }?;
+    let pid = unsafe { clone3(&raw mut args, run::<B>, (&raw mut shared).cast()) }?;
     // SAFETY: the kernel stored a new descriptor there, and nobody else knows of it.
     let child = Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
-    is_left(&there, None);
+    is_left(&there);
     Ok(child)
 }
 
-/// What [`spawn_sibling`] and its child share.
-struct Sibling<B> {
+/// What the two share.
+struct Shared<B> {
     body: Option<B>,
     limit: Duration,
 }
 
-/// The child. `all` is a [`Sibling`] that outlives it.
-extern "C" fn run_sibling<B: FnOnce()>(all: *mut c_void) -> ! {
+/// The child. `all` is a [`Shared`] that outlives it.
+extern "C" fn run<B: FnOnce()>(all: *mut c_void) -> ! {
+    // A panic must not unwind into what is not there: the stack begins here.
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: the caller waits.
-        let shared = unsafe { &mut *all.cast::<Sibling<B>>() };
+        let shared = unsafe { &mut *all.cast::<Shared<B>>() };
         if let (Some(body), Ok(())) = (shared.body.take(), end_after(shared.limit)) {
             body();
         }
@@ -166,82 +105,14 @@ extern "C" fn run_sibling<B: FnOnce()>(all: *mut c_void) -> ! {
     exit_now(CHILD_FAILED);
 }
 
-impl Life {
-    /// Makes sure that neither child uses the memory. It is so already, unless the first one was killed.
-    fn await_both(&self, guide: BorrowedFd<'_>, deadline: Instant) {
-        if !is_left(&self.guide, Some(deadline)) {
-            // It is not reaped yet, so that the descriptor is good.
-            let _ = pidfd_kill(guide, libc::SIGKILL);
-            is_left(&self.guide, None);
-        }
-        // The first one can make it no more.
-        let born = self.born.load(Ordering::Acquire);
-        if born != 0 && !is_left(&self.visitor, Some(deadline)) {
-            // SAFETY: only integers are passed. It is a child that nobody has reaped, so that the number is its own.
-            unsafe { libc::kill(born, libc::SIGKILL) };
-            is_left(&self.visitor, None);
-        }
-    }
-}
-
-/// Waits until the kernel has cleared the word, at most until `deadline`.
-fn is_left(there: &AtomicU32, deadline: Option<Instant>) -> bool {
+/// Waits until the kernel has cleared the word: it lets the caller go on a little before that.
+fn is_left(there: &AtomicU32) {
     while there.load(Ordering::Acquire) != 0 {
-        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        if left == Some(Duration::ZERO) {
-            return false;
-        }
-        let time = left.map(|left| libc::timespec {
-            tv_sec: left.as_secs() as libc::time_t,
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        let time = time.as_ref().map_or(null(), std::ptr::from_ref);
-        // SAFETY: word and time are live. The kernel wakes waiters of shared words, so this is not a private wait. Its failures
-        // are what the loop looks for.
-        unsafe { libc::syscall(libc::SYS_futex, there.as_ptr(), libc::FUTEX_WAIT, 1, time) };
+        let no_limit = null::<libc::timespec>();
+        // SAFETY: the word is live. The kernel wakes waiters of shared words, so this is not a private wait. Its failures are what
+        // the loop looks for.
+        unsafe { libc::syscall(libc::SYS_futex, there.as_ptr(), libc::FUTEX_WAIT, 1, no_limit) };
     }
-    true
-}
-
-/// The first child. `all` is a [`Shared`] that outlives it.
-extern "C" fn run_guide<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(all: *mut c_void) -> ! {
-    let all = all.cast::<Shared<T, G, V>>();
-    // A panic must not unwind into what is not there: the stack begins here.
-    let _ = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: the caller waits, and the other child is not there yet.
-        let shared = unsafe { &mut *all };
-        if end_after(shared.limit).is_err() {
-            return;
-        }
-        shared.found = shared.guide.take().and_then(|guide| guide());
-        if shared.found.is_none() {
-            return;
-        }
-        // A sibling has its elder's signal of death.
-        let flags = (libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID) as u64;
-        let mut args = arguments(flags, &shared.life.visitor);
-        args.parent_tid = shared.life.born.as_ptr() as u64;
-        // SAFETY: all of it belongs to the caller, which waits for the child that is made here, too.
-        if let Err(error) = unsafe { clone3(&raw mut args, run_visitor::<T, G, V>, all.cast()) } {
-            let number = error.raw_os_error().unwrap_or(libc::EIO);
-            // SAFETY: an atomic number of what is still live.
-            unsafe { &(*all).life }.error.store(number, Ordering::Release);
-        }
-    }));
-    exit_now(0);
-}
-
-/// The second child. `all` is a [`Shared`] that outlives it.
-extern "C" fn run_visitor<T, G: FnOnce() -> Option<T>, V: FnOnce(&T)>(all: *mut c_void) -> ! {
-    let all = all.cast::<Shared<T, G, V>>();
-    let _ = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: the caller waits, and so does the first child.
-        let (visitor, found, limit) = unsafe { ((*all).visitor.take(), &(*all).found, (*all).limit) };
-        if let (Some(visitor), Some(found), Ok(())) = (visitor, found, end_after(limit)) {
-            visitor(found);
-        }
-    }));
-    exit_now(CHILD_FAILED);
 }
 
 /// Has the kernel kill this process then, unless it has executed a program before: that removes timers (timer_create(2)). The

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicI32, AtomicUsize};
 
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -22,80 +22,66 @@ fn shell(script: &str) -> Program {
 }
 
 #[test]
-fn the_second_child_runs_its_program_in_no_copy_of_the_memory() {
+fn a_child_runs_its_program_in_no_copy_of_the_memory() {
     let program = shell("exit 7");
     let seen = AtomicUsize::new(0);
-    let guide = || {
-        seen.fetch_add(1, Ordering::SeqCst);
-        Some(vec![40; 3])
-    };
-    let through = spawn_through(LONG, guide, |found: &Vec<usize>| {
-        seen.fetch_add(found[0], Ordering::SeqCst);
+    let mut made = None;
+    let body = || {
+        made = Some(vec![41; 3]);
+        seen.store(made.as_ref().map_or(0, |m| m[0]), Ordering::SeqCst);
         reset_signals();
         program.execute(&c"/bin/sh".to_owned());
-    })
-    .unwrap();
-    assert!(!through.late);
+    };
+    let (child, late) = spawn_child(LONG, body).unwrap();
+    assert!(!late);
     assert_eq!(seen.into_inner(), 41);
-    let visitor = through.visitor.unwrap().unwrap();
-    assert_eq!(end_of(visitor), WaitStatus::Exited(Pid::from_raw(visitor), 7));
-    assert_eq!(end_of(through.guide.pid), WaitStatus::Exited(Pid::from_raw(through.guide.pid), 0));
+    assert_eq!(made.unwrap(), [41; 3], "what it made is the caller's");
+    assert_eq!(end_of(child.pid), WaitStatus::Exited(Pid::from_raw(child.pid), 7));
 }
 
 #[test]
 fn signals_are_as_before_afterwards() {
     let mut before = 0_u64;
     mask(null(), &raw mut before).unwrap();
-    let through = spawn_through(LONG, || None::<()>, |()| ()).unwrap();
-    assert!(through.visitor.is_none() && !through.late);
-    end_of(through.guide.pid);
+    let (child, late) = spawn_child(LONG, || ()).unwrap();
+    assert!(!late);
+    end_of(child.pid);
     let mut after = 0_u64;
     mask(null(), &raw mut after).unwrap();
     assert_eq!(after, before);
 }
 
 #[test]
-fn a_panic_in_either_is_their_end_only() {
-    let through = spawn_through(LONG, || -> Option<()> { panic!("the first") }, |()| ()).unwrap();
-    assert!(through.visitor.is_none());
-    end_of(through.guide.pid);
-    let through = spawn_through(LONG, || Some(()), |()| panic!("the second")).unwrap();
-    let visitor = through.visitor.unwrap().unwrap();
-    assert_eq!(end_of(visitor), WaitStatus::Exited(Pid::from_raw(visitor), CHILD_FAILED));
-    end_of(through.guide.pid);
+fn a_panic_is_its_end_only() {
+    let (child, _) = spawn_child(LONG, || panic!("the child")).unwrap();
+    assert_eq!(end_of(child.pid), WaitStatus::Exited(Pid::from_raw(child.pid), CHILD_FAILED));
 }
 
 #[test]
-fn those_that_take_too_long_are_killed() {
-    fn for_ever() -> ! {
+fn one_that_takes_too_long_is_killed() {
+    let for_ever = || {
         loop {
             std::thread::park();
         }
-    }
-    let short = Duration::from_millis(20);
-    let first = spawn_through(short, || -> Option<()> { for_ever() }, |()| ()).unwrap();
-    assert!(first.late && first.visitor.is_none());
-    assert!(matches!(end_of(first.guide.pid), WaitStatus::Signaled(..)));
-    let second = spawn_through(short, || Some(()), |()| for_ever()).unwrap();
-    assert!(second.late);
-    assert!(matches!(end_of(second.visitor.unwrap().unwrap()), WaitStatus::Signaled(..)));
-    end_of(second.guide.pid);
+    };
+    let (child, late) = spawn_child(Duration::from_millis(20), for_ever).unwrap();
+    assert!(late);
+    assert!(matches!(end_of(child.pid), WaitStatus::Signaled(..)));
 }
 
 #[test]
 fn a_sibling_is_a_child_of_the_callers_parent() {
     let program = shell("exit 5");
     let made = AtomicI32::new(0);
-    let guide = || {
+    let body = || {
         reset_signals();
         let child = spawn_sibling(LONG, || {
             program.execute(&c"/bin/sh".to_owned());
         });
         made.store(child.unwrap().pid, Ordering::SeqCst);
-        None::<()>
     };
-    let through = spawn_through(LONG, guide, |()| ()).unwrap();
-    end_of(through.guide.pid);
+    let (child, _) = spawn_child(LONG, body).unwrap();
+    end_of(child.pid);
     let sibling = made.into_inner();
     assert_eq!(end_of(sibling), WaitStatus::Exited(Pid::from_raw(sibling), 5));
 }
