@@ -47,7 +47,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     // Before the folder is changed, which options start from.
     let root = std::path::absolute(&cli.root).unwrap_or_else(|_| cli.root.clone());
     let mut runtime = Runtime::new(&root);
-    let result = match deed(&runtime, &cli) {
+    let result = match deed(&mut runtime, &cli) {
         Ok(Some(deed)) => hand_on(&Request { root, log: log.clone(), failure, deed }),
         Ok(None) => run(&mut runtime, &cli),
         Err(error) => Err(error),
@@ -63,7 +63,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 /// What makes a process in a container, if that is asked for.
-fn deed(runtime: &Runtime, cli: &Cli) -> Result<Option<Deed>> {
+fn deed(runtime: &mut Runtime, cli: &Cli) -> Result<Option<Deed>> {
     let driver = if cli.systemd_cgroup { Driver::Systemd } else { Driver::Cgroupfs };
     Ok(Some(match &cli.command {
         Command::Create(args) => Deed::Create(create_options(args, driver)?),
@@ -109,9 +109,6 @@ fn run(runtime: &mut Runtime, cli: &Cli) -> Result<u8> {
 }
 
 fn create_options(args: &CreateArgs, cgroup_driver: Driver) -> Result<CreateOptions> {
-    if args.no_pivot {
-        bail!("--no-pivot: a root that is not changed by pivot_root can be left; it is not supported");
-    }
     let bundle = match &args.bundle {
         Some(path) => std::fs::canonicalize(path).with_context(|| format!("resolve {}", path.display()))?,
         None => std::env::current_dir().context("find the current folder")?,
@@ -129,6 +126,7 @@ fn create_options(args: &CreateArgs, cgroup_driver: Driver) -> Result<CreateOpti
         pidfd_socket: absolute(&args.pidfd_socket),
         preserve_fds: args.preserve_fds,
         cgroup_driver,
+        no_pivot: args.no_pivot,
         bundle,
     })
 }

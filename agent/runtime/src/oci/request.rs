@@ -15,8 +15,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
+use super::handed::Handed;
 use super::{CreateOptions, Error, ExecOptions, Log, RunOptions, Runtime, one_line};
-use crate::sys::process::adopt_fd;
+use crate::sys::process::{adopt_fd, forget_variable};
 
 /// Has the number of the descriptor that the request is read from.
 const VARIABLE: &str = "BERTH_OCI_REQUEST";
@@ -37,6 +38,16 @@ pub enum Deed {
         /// How it is started.
         options: ExecOptions,
     },
+}
+
+impl Deed {
+    /// See [`CreateOptions::preserve_fds`].
+    fn preserve_fds(&self) -> u32 {
+        match self {
+            Deed::Create(options) | Deed::Run(RunOptions { create: options, .. }) => options.preserve_fds,
+            Deed::Exec { options, .. } => options.preserve_fds,
+        }
+    }
 }
 
 /// A deed with its circumstances. Relative paths start from the current folder, which is handed on, too.
@@ -77,6 +88,7 @@ impl Request {
 
     /// Does it and returns the exit code of the process. Warnings are kept by `runtime`.
     fn serve(&self, runtime: &mut Runtime) -> Result<u8, Error> {
+        runtime.handed = Handed::look(self.deed.preserve_fds());
         match &self.deed {
             Deed::Create(options) => runtime.create(options).map(|()| 0),
             Deed::Run(options) => runtime.run(options),
@@ -89,6 +101,8 @@ impl Request {
 /// started.
 pub fn serve_request() -> Option<ExitCode> {
     let number = std::env::var(VARIABLE).ok()?;
+    // It is nothing to hooks, which have the rest.
+    forget_variable(VARIABLE);
     let request = match Request::unpack(&number) {
         Ok(request) => request,
         Err(error) => {
@@ -132,7 +146,7 @@ mod tests {
                 pidfd_socket: None,
                 preserve_fds: 3,
                 ignore_paused: false,
-                sub_cgroup: None,
+                sub_cgroups: Vec::new(),
             },
         };
         let log = Log::new(Some("/log".into()), LogFormat::Json, false);
