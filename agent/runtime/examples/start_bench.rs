@@ -88,6 +88,7 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
             tie: Tie::default(),
             driver: Driver::default(),
             at_once: false,
+            no_pivot: false,
         };
         let whole = Instant::now();
         let mut container = steps[0].time(|| container::create(create))?;
@@ -127,11 +128,12 @@ fn measure_exec(
         tie: Tie::default(),
         driver: Driver::default(),
         at_once: false,
+        no_pivot: false,
     };
     let mut container = container::create(create)?;
     container.start()?;
     let process = process(&["true"])?;
-    let (terms, entrance) = (Terms::of_spec(&spec)?, Entrance::open(&cgroup)?);
+    let (terms, entrance) = (Terms::of_spec(&spec, "bench", Path::new("/"))?, Entrance::open(&cgroup)?);
     for (step, untraced) in steps.iter_mut().zip([true, false]) {
         let before = cpu_time()?;
         for _ in 0..rounds {

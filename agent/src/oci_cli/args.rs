@@ -186,7 +186,7 @@ pub struct CreateArgs {
     /// File for the id of the first process
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Refused: the root is always changed by pivot_root
+    /// Move the root over the host's, where pivot_root cannot be used
     #[arg(long)]
     pub no_pivot: bool,
     /// Leave the session keyring as it is, which is always so
@@ -264,9 +264,9 @@ pub struct ExecArgs {
     /// Hand so many descriptors from 3 on to the program
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
-    /// Cgroup below the container's
-    #[arg(long, value_name = "PATH")]
-    pub cgroup: Option<String>,
+    /// Cgroup below the container's, on cgroup v1 also another one for some controllers
+    #[arg(long, value_name = "[CONTROLLER,...:]PATH")]
+    pub cgroup: Vec<String>,
     /// Also in a paused container
     #[arg(long)]
     pub ignore_paused: bool,

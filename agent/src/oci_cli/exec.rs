@@ -5,21 +5,22 @@ use std::fs;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
-use berth_runtime::container::parse_process;
+use berth_runtime::container::{SubCgroup, parse_process};
 use berth_runtime::oci::{Deed, ExecOptions, Runtime};
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec};
 
 use super::args::ExecArgs;
 
 /// The process that the flags describe, and how it is started.
-pub fn deed(runtime: &Runtime, args: &ExecArgs) -> Result<Deed> {
-    let process = match &args.process {
+pub fn deed(runtime: &mut Runtime, args: &ExecArgs) -> Result<Deed> {
+    let (process, warning) = match &args.process {
         Some(path) => {
             let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-            parse_process(&bytes).with_context(|| path.display().to_string())?
+            (parse_process(&bytes).with_context(|| path.display().to_string())?, None)
         }
         None => of_flags(args, &runtime.config(&args.id)?)?,
     };
+    runtime.warn(warning);
     let process = Box::new(with_terminal(process, args));
     let options = ExecOptions {
         detach: args.detach,
@@ -28,7 +29,7 @@ pub fn deed(runtime: &Runtime, args: &ExecArgs) -> Result<Deed> {
         pidfd_socket: args.pidfd_socket.clone(),
         preserve_fds: args.preserve_fds,
         ignore_paused: args.ignore_paused,
-        sub_cgroup: args.cgroup.as_deref().map(sub_cgroup).transpose()?.flatten(),
+        sub_cgroups: sub_cgroups(&args.cgroup)?,
     };
     Ok(Deed::Exec { id: args.id.clone(), process, options })
 }
@@ -41,8 +42,8 @@ fn with_terminal(mut process: Process, args: &ExecArgs) -> Process {
     process
 }
 
-/// The container's own process, changed by the flags.
-fn of_flags(args: &ExecArgs, spec: &Spec) -> Result<Process> {
+/// The container's own process, changed by the flags, and what could not be done.
+fn of_flags(args: &ExecArgs, spec: &Spec) -> Result<(Process, Option<String>)> {
     if args.command.is_empty() {
         bail!("exec: there is neither a command nor --process");
     }
@@ -81,37 +82,51 @@ fn of_flags(args: &ExecArgs, spec: &Spec) -> Result<Process> {
     if args.process_label.is_some() {
         process.set_selinux_label(args.process_label.clone());
     }
-    add_capabilities(&mut process, &args.cap)?;
-    Ok(process)
+    let warning = add_capabilities(&mut process, &args.cap);
+    Ok((process, warning))
 }
 
 /// `CAP_KILL` as the specification writes it, or `KILL` as `oci-spec` does, in any case.
-fn capability(name: &str) -> Result<Capability> {
+fn capability(name: &str) -> Option<Capability> {
     let upper = name.to_ascii_uppercase();
-    Capability::from_str(upper.strip_prefix("CAP_").unwrap_or(&upper))
-        .map_err(|_| anyhow::anyhow!("--cap: unknown capability {name:?}"))
+    Capability::from_str(upper.strip_prefix("CAP_").unwrap_or(&upper)).ok()
 }
 
-/// Adds to the bounding, effective and permitted sets; the ambient and inheritable ones stay, as in runc.
-fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+/// Adds to the bounding, effective and permitted sets, as runc does, and to the ambient one if the container has inheritable ones:
+/// without those there can be none. What nobody knows is left out, as in a `config.json`; a warning is returned then.
+fn add_capabilities(process: &mut Process, names: &[String]) -> Option<String> {
     if names.is_empty() {
-        return Ok(());
+        return None;
     }
-    let more = names.iter().map(|name| capability(name)).collect::<Result<HashSet<_>>>()?;
+    let (known, unknown): (Vec<_>, Vec<_>) = names.iter().partition(|name| capability(name).is_some());
+    let more: HashSet<Capability> = known.into_iter().filter_map(|name| capability(name)).collect();
     let mut sets: LinuxCapabilities = process.capabilities().clone().unwrap_or_default();
     let add = |set: &Option<HashSet<Capability>>| Some(set.iter().flatten().chain(&more).copied().collect());
     let (bounding, effective, permitted) =
         (add(sets.bounding()), add(sets.effective()), add(sets.permitted()));
     sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+    if sets.inheritable().as_ref().is_some_and(|set| !set.is_empty()) {
+        let ambient = add(sets.ambient());
+        sets.set_ambient(ambient);
+    }
     process.set_capabilities(Some(sets));
-    Ok(())
+    let list = || unknown.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    (!unknown.is_empty()).then(|| format!("--cap: unknown capabilities are left out: {}", list()))
 }
 
-/// A path below the container's cgroup; `/` is that itself.
-fn sub_cgroup(path: &str) -> Result<Option<String>> {
-    if path.contains(':') {
-        bail!("--cgroup: {path:?}: a path for single controllers is not supported");
-    }
-    let inner = path.trim_matches('/');
-    Ok((!inner.is_empty()).then(|| inner.to_owned()))
+/// Paths below the container's cgroup: one for all controllers, or `controller,controller:path` for each.
+fn sub_cgroups(args: &[String]) -> Result<Vec<SubCgroup>> {
+    args.iter()
+        .map(|arg| {
+            let (controllers, path) = match arg.split_once(':') {
+                Some((list, path)) => (list.split(',').map(str::to_owned).collect(), path),
+                None if args.len() > 1 => bail!("--cgroup: {arg:?} names no controller"),
+                None => (Vec::new(), arg.as_str()),
+            };
+            if path.split('/').any(|part| part == "..") {
+                bail!("--cgroup: {path} is not a sub cgroup path");
+            }
+            Ok(SubCgroup { controllers, path: path.trim_matches('/').to_owned() })
+        })
+        .collect()
 }

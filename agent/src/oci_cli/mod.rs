@@ -43,7 +43,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     };
     let log = log(&cli);
     let mut runtime = Runtime::new(&cli.root);
-    let result = match request(&runtime, &cli) {
+    let result = match request(&mut runtime, &cli) {
         Ok(Some(request)) => hand_on(&request),
         Ok(None) => run(&mut runtime, &cli),
         Err(error) => Err(error),
@@ -69,7 +69,7 @@ fn failure(command: &Command) -> u8 {
 
 /// What is asked for, if it is for the small program: whatever makes a process in a container, and what it also does when the
 /// words are of the usual kind and do not come here, see [`berth_entry`].
-fn request(runtime: &Runtime, cli: &Cli) -> Result<Option<Request>> {
+fn request(runtime: &mut Runtime, cli: &Cli) -> Result<Option<Request>> {
     let driver = if cli.systemd_cgroup { Driver::Systemd } else { Driver::Cgroupfs };
     let deed = match &cli.command {
         Command::Create(args) => Deed::Create(create_options(args, driver)?),
@@ -117,9 +117,6 @@ fn run(runtime: &mut Runtime, cli: &Cli) -> Result<u8> {
 }
 
 fn create_options(args: &CreateArgs, cgroup_driver: Driver) -> Result<CreateOptions> {
-    if args.no_pivot {
-        bail!("--no-pivot: a root that is not changed by pivot_root can be left; it is not supported");
-    }
     Ok(CreateOptions {
         id: args.id.clone(),
         bundle: args.bundle.clone().unwrap_or_else(|| PathBuf::from(".")),
@@ -128,6 +125,7 @@ fn create_options(args: &CreateArgs, cgroup_driver: Driver) -> Result<CreateOpti
         pidfd_socket: args.pidfd_socket.clone(),
         preserve_fds: args.preserve_fds,
         cgroup_driver,
+        no_pivot: args.no_pivot,
     })
 }
 
@@ -230,7 +228,7 @@ mod tests {
             if let Some(handed_on) = Request::read(words()) {
                 let cli = Cli::try_parse_from(std::iter::once(OsString::from("berth-oci")).chain(words()));
                 let cli = cli.map_err(|e| TestCaseError::fail(format!("{line:?}: {e}")))?;
-                let request = request(&Runtime::new(&cli.root), &cli).unwrap();
+                let request = request(&mut Runtime::new(&cli.root), &cli).unwrap();
                 prop_assert_eq!(format!("{:?}", Some(handed_on)), format!("{request:?}"));
             }
         }

@@ -24,7 +24,10 @@ checks! {
     seccomp_answers_with_the_error_asked_for
     no_descriptor_is_open_but_the_three
     the_last_value_of_a_variable_counts
-    a_process_without_a_user_is_roots;
+    a_process_without_a_user_is_roots
+    the_hosts_name_is_no_kernel_parameter
+    groups_can_be_kept
+    a_device_in_a_user_namespace;
     alone
     the_cpus_are_the_cgroups_and_not_the_callers
     relative_paths_are_refused
@@ -182,4 +185,46 @@ fn the_cpus_are_the_cgroups_and_not_the_callers(bundle: &mut Bundle) {
     let mut on_one = Command::new("taskset");
     on_one.args(["--cpu-list", "0"]).arg(inner.get_program()).args(inner.get_args());
     assert_eq!(run(on_one).unwrap().ok().unwrap().trim(), all);
+}
+
+/// There is a field for it.
+fn the_hosts_name_is_no_kernel_parameter(bundle: &mut Bundle) {
+    bundle.config["linux"]["sysctl"] = json!({"kernel.hostname": "other"});
+    refused(bundle.shell("true"), "kernel.hostname");
+}
+
+fn groups_can_be_kept(bundle: &mut Bundle) {
+    bundle.shell("id -G").save().unwrap();
+    let groups = |bundle: &Bundle| {
+        let command = bundle.command(&["run", &bundle.id]);
+        let mut with = Command::new("setpriv");
+        with.args(["--groups", "5,6", "--"]).arg(command.get_program()).args(command.get_args());
+        run({
+            with.current_dir(bundle.path(""));
+            with
+        })
+        .unwrap()
+        .ok()
+        .unwrap()
+    };
+    assert_eq!(groups(bundle), "0\n");
+    bundle.config["annotations"] = json!({"run.oci.keep_original_groups": "1"});
+    bundle.save().unwrap();
+    assert_eq!(groups(bundle), "0 5 6\n");
+}
+
+/// Which has no such file on the host, or one with another owner.
+fn a_device_in_a_user_namespace(bundle: &mut Bundle) {
+    let map = json!([{"containerID": 0, "hostID": 200_000, "size": 65_536}]);
+    let linux = &mut bundle.config["linux"];
+    linux["uidMappings"] = map.clone();
+    linux["gidMappings"] = map;
+    linux["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let device = json!({"path": "/dev/there", "type": "c", "major": 1, "minor": 3, "fileMode": 0o640, "uid": 7, "gid": 8});
+    linux["devices"] = json!([device]);
+    let mut chown = Command::new("chown");
+    chown.args(["-hR", "200000:200000"]).arg(bundle.path("rootfs"));
+    run(chown).unwrap().ok().unwrap();
+    let script = "stat -c '%a %u:%g %t:%T' /dev/there; echo lost > /dev/there && cat /dev/there";
+    assert_eq!(bundle.shell(script).finish().unwrap(), "640 7:8 1:3\n");
 }

@@ -11,6 +11,7 @@ use crate::checks::checks;
 checks! {
     they_run_in_namespaces_of_their_kind
     they_have_an_environment_of_their_own
+    without_one_they_have_the_runtimes
     that_of_the_start_has_the_programs_unless_it_has_its_own
     that_of_the_creation_begins_in_the_root
     that_of_the_start_may_do_no_more_than_the_program
@@ -100,6 +101,15 @@ fn they_have_an_environment_of_their_own(bundle: &mut Bundle) {
     bundle.config["hooks"] = json!({"poststart": [one]});
     bundle.shell("true").finish().unwrap();
     assert_eq!(bundle.read("seen").unwrap(), "b c-\n");
+}
+
+fn without_one_they_have_the_runtimes(bundle: &mut Bundle) {
+    let seen = bundle.path("seen").display().to_string();
+    let script = format!("cat >/dev/null; env | grep -c BERTH_OCI > {seen}2; echo \"$PATH\" > {seen}");
+    bundle.config["hooks"] = json!({"prestart": [hook(&script)]});
+    bundle.shell("true").finish().unwrap();
+    assert_eq!(bundle.read("seen").unwrap().trim(), std::env::var("PATH").unwrap());
+    assert_eq!(bundle.read("seen2").unwrap(), "0\n", "the request is nothing to hooks");
 }
 
 fn that_of_the_start_has_the_programs_unless_it_has_its_own(bundle: &mut Bundle) {

@@ -22,6 +22,7 @@ checks! {
     signal_0_asks_whether_it_runs
     an_unknown_signal_is_refused
     a_created_container_can_be_killed
+    a_created_container_ends_by_sigterm
     all_processes_can_be_killed
     a_stopped_container_cannot_be_killed
     a_running_container_cannot_be_deleted
@@ -142,6 +143,13 @@ fn what_it_leaves_behind_can_be_killed(bundle: &mut Bundle) {
     bundle.call(&["kill", &bundle.id, "KILL"]).unwrap().ok().unwrap();
     let gone = || fs::read_to_string(left.join("cmdline")).unwrap_or_default().is_empty();
     until_true("what it left is gone", Duration::from_secs(30), gone).unwrap();
+}
+
+/// By its default action a process that is the first one of a PID namespace would not.
+fn a_created_container_ends_by_sigterm(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).create().unwrap();
+    bundle.call(&["kill", &bundle.id, "TERM"]).unwrap().ok().unwrap();
+    bundle.wait("stopped").unwrap();
 }
 
 fn an_unknown_signal_is_refused(bundle: &mut Bundle) {

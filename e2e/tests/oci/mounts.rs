@@ -16,7 +16,8 @@ checks! {
     a_relative_source_starts_at_the_bundle
     a_bind_mount_takes_no_notice_of_what_a_file_system_would
     a_label_means_nothing_where_no_kernel_knows_it
-    the_cgroup_mount_shows_the_own_cgroup;
+    the_cgroup_mount_shows_the_own_cgroup
+    a_destination_may_be_as_the_host_sees_it;
     alone
     a_tmpfs_has_the_mode_of_what_it_covers
     the_hosts_mounts_stay_whatever_the_propagation_is
@@ -48,6 +49,17 @@ fn a_bind_mount_takes_no_notice_of_what_a_file_system_would(bundle: &mut Bundle)
     let mounts = bundle.config["mounts"].as_array_mut().unwrap();
     let options = json!(["bind", "nosuid", "mode=755", "size=1k"]);
     mounts.push(json!({"destination": "/m", "type": "bind", "source": "source", "options": options}));
+    assert_eq!(bundle.shell("cat /m/file").finish().unwrap(), "here\n");
+}
+
+fn a_destination_may_be_as_the_host_sees_it(bundle: &mut Bundle) {
+    fs::create_dir(bundle.path("source")).unwrap();
+    fs::write(bundle.path("source/file"), "here\n").unwrap();
+    let place = fs::canonicalize(bundle.path("rootfs")).unwrap().join("m");
+    // Older ones do not make it.
+    fs::create_dir(&place).unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({"destination": place, "type": "bind", "source": "source", "options": ["bind"]}));
     assert_eq!(bundle.shell("cat /m/file").finish().unwrap(), "here\n");
 }
 

@@ -6,8 +6,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use berth_e2e::bundle::Bundle;
+use berth_e2e::bundle::{Bundle, is_v2};
 use berth_e2e::poll::until_true;
+use berth_e2e::tools::run;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
@@ -20,14 +21,21 @@ checks! {
     the_pid_file
     exec_with_flags
     exec_with_another_capability
+    exec_with_an_ambient_capability
+    exec_with_an_unknown_capability
     exec_of_a_file
     exec_of_a_file_without_a_user
     exec_detached
     exec_where_it_cannot_be
     an_event_begins_with_its_type
     ps_and_list
-    the_features;
+    the_features
+    descriptors_that_are_closed_are_not_handed_on
+    sockets_of_a_service_are_handed_on
+    without_pivot_root;
     alone
+    exec_in_cgroups_below
+    lines_of_a_terminal_end_plainly_in_a_file
     a_pidfd_is_sent_to_who_asks
 }
 
@@ -78,6 +86,115 @@ fn exec_with_another_capability(bundle: &mut Bundle) {
     // CAP_SYSLOG, which no usual container has, is number 34.
     let added = effective(&["exec", "--cap", "CAP_SYSLOG"]) & !effective(&["exec"]);
     assert_eq!(added, 1 << 34);
+}
+
+/// The value of a line of `/proc/self/status` in an exec with flags.
+fn status_of(bundle: &Bundle, flags: &[&str], field: &str) -> u64 {
+    let script = format!("s/^{field}:\t//p");
+    let words = [&["exec"], flags, &[&bundle.id, "sed", "-n", &script, "/proc/self/status"]].concat();
+    let found = bundle.call(&words).unwrap().ok().unwrap();
+    u64::from_str_radix(found.trim(), 16).unwrap()
+}
+
+fn exec_with_an_ambient_capability(bundle: &mut Bundle) {
+    let flags = ["--cap", "CAP_SYSLOG"];
+    bundle.shell(SLEEP).launch().unwrap();
+    assert_eq!(status_of(bundle, &flags, "CapAmb"), 0, "nothing is inheritable");
+    bundle.call(&["delete", "--force", &bundle.id]).unwrap().ok().unwrap();
+    bundle.config["process"]["capabilities"]["bounding"].as_array_mut().unwrap().push(json!("CAP_SYSLOG"));
+    bundle.config["process"]["capabilities"]["inheritable"] = json!(["CAP_CHOWN", "CAP_SYSLOG"]);
+    bundle.config["process"]["capabilities"]["ambient"] = json!(["CAP_CHOWN"]);
+    bundle.launch().unwrap();
+    assert_eq!(status_of(bundle, &flags, "CapAmb"), 1 << 34 | 1);
+}
+
+fn exec_with_an_unknown_capability(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    let usual = status_of(bundle, &[], "CapEff");
+    assert_eq!(status_of(bundle, &["--cap", "CAP_FUTURE"], "CapEff"), usual);
+}
+
+/// As with runc; one path for all controllers is not possible with it on cgroup v1 if a hierarchy lacks the folder.
+fn exec_in_cgroups_below(bundle: &mut Bundle) {
+    bundle.shell(SLEEP).launch().unwrap();
+    let cgroups = |flags: &[&str]| {
+        let words = [&["exec"], flags, &[&bundle.id, "cat", "/proc/self/cgroup"]].concat();
+        bundle.call(&words).unwrap()
+    };
+    let fails = |flags: &[&str], reason: &str| {
+        let ran = cgroups(flags);
+        assert!(ran.code != 0 && ran.stderr.contains(reason), "{flags:?}: {ran}");
+    };
+    fails(&["--cgroup", ".."], ".. is not a sub cgroup path");
+    fails(&["--cgroup", "nonexistent"], "nonexistent");
+    fails(&["--cgroup", "whatever:/"], "unknown controller whatever");
+    let own = cgroups(&[]).ok().unwrap();
+    assert_eq!(cgroups(&["--cgroup", "/"]).ok().unwrap(), own);
+    if is_v2() {
+        return;
+    }
+    fails(&["--cgroup", "memory:nonexistent"], "nonexistent");
+    for (controller, name) in [("memory", "m"), ("cpu", "c"), ("cpuacct", "c")] {
+        fs::create_dir_all(format!("/sys/fs/cgroup/{controller}{}/{name}", bundle.cgroup())).unwrap();
+    }
+    let inner = cgroups(&["--cgroup", "memory:m", "--cgroup", "cpu,cpuacct:/c"]).ok().unwrap();
+    let of = |controller: &str| {
+        let has = |line: &&str| line.split(':').nth(1).is_some_and(|l| l.split(',').any(|c| c == controller));
+        inner.lines().find(has).unwrap().rsplit('/').next().unwrap().to_owned()
+    };
+    assert_eq!([of("memory"), of("cpu"), of("pids")], ["m", "c", &*bundle.id]);
+}
+
+/// As with runc, which asks for a terminal of its own besides.
+fn lines_of_a_terminal_end_plainly_in_a_file(bundle: &mut Bundle) {
+    bundle.config["process"]["terminal"] = json!(true);
+    bundle.shell("echo one; echo two").save().unwrap();
+    assert_eq!(bundle.call(&["run", &bundle.id]).unwrap().ok().unwrap(), "one\ntwo\n");
+    bundle.config["process"]["terminal"] = json!(false);
+    bundle.shell(SLEEP).launch().unwrap();
+    let ran = bundle.call(&["exec", "--tty", &bundle.id, "echo", "three"]).unwrap();
+    assert_eq!(ran.ok().unwrap(), "three\n");
+}
+
+/// A command of the runtime with these descriptors of its own, each of /dev/null.
+fn with_descriptors(bundle: &Bundle, open: &str, words: &[&str]) -> std::process::Command {
+    let command = bundle.command(words);
+    let redirect = open.split(' ').map(|fd| format!("{fd}</dev/null")).collect::<Vec<_>>().join(" ");
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-c", &format!("exec \"$@\" {redirect}"), "bash"]);
+    shell.arg(command.get_program()).args(command.get_args()).current_dir(bundle.path(""));
+    shell
+}
+
+fn descriptors_that_are_closed_are_not_handed_on(bundle: &mut Bundle) {
+    // The shell has none but what it was given.
+    bundle.shell("cd /proc/$$/fd; for n in 3 4 5 6 7 8 9 10 11 12 13; do [ -e $n ] && echo $n; done; true");
+    bundle.save().unwrap();
+    let words = ["run", "--preserve-fds", "9", &bundle.id];
+    let ran = run(with_descriptors(bundle, "4 7 11 13", &words)).unwrap().ok().unwrap();
+    // The tenth of bash's own.
+    assert_eq!(ran.split_whitespace().filter(|n| *n != "10").collect::<Vec<_>>(), ["4", "7", "11"]);
+}
+
+fn sockets_of_a_service_are_handed_on(bundle: &mut Bundle) {
+    bundle.shell("echo $LISTEN_PID; cd /proc/$$/fd; [ -e 3 ] && [ -e 4 ] && ! [ -e 5 ] && echo two");
+    bundle.config["process"]["env"].as_array_mut().unwrap().push(json!("A=b"));
+    bundle.save().unwrap();
+    let mut command = with_descriptors(bundle, "3 4 5", &["run", &bundle.id]);
+    command.env("LISTEN_FDS", "2");
+    let ran = run(command).unwrap().ok().unwrap();
+    assert_eq!(ran, "1\ntwo\n");
+}
+
+fn without_pivot_root(bundle: &mut Bundle) {
+    bundle.config["mounts"].as_array_mut().unwrap().retain(|m| m["type"] != "sysfs");
+    bundle.shell("ls -d /bin/busybox; grep -c ' / ' /proc/self/mounts; ls /sys | wc -l").save().unwrap();
+    let ran = bundle.call(&["run", "--no-pivot", &bundle.id]).unwrap().ok().unwrap();
+    assert_eq!(ran, "/bin/busybox\n1\n0\n");
+    bundle.shell(SLEEP);
+    assert!(bundle.call_apart(&["run", "--detach", "--no-pivot", &bundle.id]).unwrap());
+    let ran = bundle.call(&["exec", &bundle.id, "cat", "/proc/1/comm"]).unwrap();
+    assert_eq!(ran.ok().unwrap(), "sleep\n");
 }
 
 fn exec_of_a_file(bundle: &mut Bundle) {

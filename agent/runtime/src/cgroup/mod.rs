@@ -343,14 +343,20 @@ impl Cgroups {
 
     /// The files that a v1 process writes `0` into to enter the cgroup; those that do not exist are to be skipped.
     pub(crate) fn v1_task_files(&self, path: &str) -> Result<Vec<PathBuf>, Error> {
+        Ok(self.v1_entrances(path)?.into_iter().map(|(_, file)| file).collect())
+    }
+
+    /// The same with the controllers of each hierarchy.
+    pub(crate) fn v1_entrances(&self, path: &str) -> Result<Vec<(&[&'static str], PathBuf)>, Error> {
         if self.driver == Driver::Inherited {
             return Ok(Vec::new());
         }
         let relative = path::relative(path)?;
         Ok(match &self.hierarchy {
-            Hierarchy::V1(mounts) => {
-                mounts.iter().map(|m| m.root.join(relative).join(m.entrance())).collect()
-            }
+            Hierarchy::V1(mounts) => mounts
+                .iter()
+                .map(|m| (m.controllers.as_slice(), m.root.join(relative).join(m.entrance())))
+                .collect(),
             Hierarchy::V2(_) => Vec::new(),
         })
     }

@@ -39,11 +39,21 @@ impl Capabilities {
             inheritable: bits(wanted.inheritable()),
         };
         let ambient = bits(wanted.ambient());
-        let warning = (!missing.is_empty()).then(|| {
+        let mut warnings = Vec::new();
+        if !missing.is_empty() {
             let mut names: Vec<String> = missing.iter().map(|c| format!("CAP_{c}")).collect();
             names.sort_unstable();
-            format!("capabilities that this machine does not have: {}", names.join(", "))
-        });
+            warnings.push(format!("capabilities that this machine does not have: {}", names.join(", ")));
+        }
+        let lost = ambient & !(sets.permitted & sets.inheritable);
+        if lost != 0 {
+            let names: Vec<String> =
+                ALL.iter().filter(|c| lost & 1 << number(**c) != 0).map(|c| format!("CAP_{c}")).collect();
+            let names = names.join(", ");
+            warnings
+                .push(format!("can't raise ambient capability {names}: not both permitted and inheritable"));
+        }
+        let warning = (!warnings.is_empty()).then(|| warnings.join("; "));
         // The kernel wants effective within permitted, and ambient within permitted and inheritable.
         let sets = CapSets { effective: sets.effective & sets.permitted, ..sets };
         Ok((Capabilities { bounding, ambient: ambient & sets.permitted & sets.inheritable, sets }, warning))

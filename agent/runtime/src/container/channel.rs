@@ -3,8 +3,10 @@
 //! Both hold one end of a socket pair that keeps message borders and that execve closes: the end of file is how the
 //! parent learns that the program runs.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -40,6 +42,8 @@ pub enum Report {
     Born(i32),
     /// Set up; [`Order::Start`] is awaited.
     Ready(Timings),
+    /// The seccomp filter is in force, and its listener has this number. [`Order::ListenerTaken`] is awaited.
+    Listener(RawFd),
     /// Given up.
     Failed(Failure),
 }
@@ -87,6 +91,8 @@ pub enum Order {
     Filter = 4,
     /// What the cgroup limits from the beginning is set: it may be entered, on v1 by the files that come with this.
     LimitsSet = 5,
+    /// Who is asked by the seccomp filter has its listener.
+    ListenerTaken = 6,
 }
 
 /// One end of the pair.
@@ -124,6 +130,24 @@ impl Channel {
         let control = if fds.is_empty() { &[][..] } else { &rights };
         sendmsg::<()>(self.raw(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
         Ok(())
+    }
+
+    /// Tells the parent the number of a seccomp listener and waits until it has been handed on. The filter is in force by now:
+    /// only write(2), which it may not ask about, and read(2), which the one that is asked can answer, are called.
+    pub fn report_listener(&self, listener: RawFd) -> Result<(), Error> {
+        let failed = |e: io::Error| Error::sys("hand over", "the seccomp listener", e);
+        let report = serde_json::to_vec(&Report::Listener(listener)).map_err(|e| failed(e.into()))?;
+        nix::unistd::write(&self.0, &report).map_err(|e| failed(e.into()))?;
+        let mut answer = [0];
+        loop {
+            match nix::unistd::read(&self.0, &mut answer) {
+                Ok(1) if answer[0] == Order::ListenerTaken as u8 => return Ok(()),
+                Err(Errno::EINTR) => {}
+                // The parent did not come to it, and tells why.
+                Ok(_) => return Err(failed(Errno::EPIPE.into())),
+                Err(e) => return Err(failed(e.into())),
+            }
+        }
     }
 
     /// What the new process has to say; nothing when it runs its program or is gone.
@@ -251,6 +275,17 @@ impl Channel {
     pub fn await_order(&self, order: Order) -> Result<(), Error> {
         self.await_order_with(order).map(drop)
     }
+}
+
+/// Hands a descriptor to whoever listens at `path`, with a message.
+pub fn hand(path: &Path, fd: &impl AsRawFd, message: &[u8]) -> io::Result<()> {
+    let socket = UnixStream::connect(path)?;
+    let fds = [fd.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let sent =
+        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    // The descriptor has gone with the first bytes.
+    (&socket).write_all(&message[sent..])
 }
 
 impl From<Error> for Failure {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::sys::statfs::fstatfs;
+use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
 use oci_spec::runtime::Process;
 
@@ -22,7 +23,8 @@ const DEVPTS_MAGIC: i64 = 0x1cd1;
 /// Opens a new terminal of the devpts below `root`, tells the parent its master and returns the slave.
 ///
 /// The path may lead to anything in a hostile container (CVE-2025-52565): it must be the master device of a devpts.
-pub fn open(root: &Root, process: &Process, channel: &Channel) -> Result<OwnedFd, Error> {
+/// With `bare_lines` see [`super::Tie`].
+pub fn open(root: &Root, process: &Process, bare_lines: bool, channel: &Channel) -> Result<OwnedFd, Error> {
     let failed = |e| Error::sys("open a terminal of", "/dev/pts", e);
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     // O_PATH first: opening a device for real may already do something.
@@ -38,6 +40,11 @@ pub fn open(root: &Root, process: &Process, channel: &Channel) -> Result<OwnedFd
     if let Some(size) = process.console_size() {
         let cut = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
         terminal::resize(slave.as_fd(), cut(size.height()), cut(size.width())).map_err(failed)?;
+    }
+    if bare_lines {
+        let mut settings = tcgetattr(&slave).map_err(|e| failed(e.into()))?;
+        settings.output_flags.remove(OutputFlags::ONLCR);
+        tcsetattr(&slave, SetArg::TCSANOW, &settings).map_err(|e| failed(e.into()))?;
     }
     let uid = process.user().uid();
     if uid != 0 {

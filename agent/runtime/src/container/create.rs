@@ -19,6 +19,7 @@ use super::hooks::{self, Moment};
 use super::identity::Identity;
 use super::init::Init;
 use super::namespaces::Namespaces;
+use super::notify::Notify;
 use super::placement::Placement;
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
@@ -93,6 +94,7 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         cgroup_folders: cgroups.visible_folders(&path)?,
         state: hooks::state(create.id, spec, create.bundle),
         tie: create.tie,
+        no_pivot: create.no_pivot,
     };
     if early_devices(&cgroups, spec) {
         resources.bring_devices_forward();
@@ -111,6 +113,7 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         timings: Timings::default(),
         spec,
         state: init.state.clone(),
+        notify: Notify::of_spec(spec, create.id, create.bundle)?,
     };
     match birth.run(init) {
         Ok(()) => birth.into_container(),
@@ -280,6 +283,7 @@ struct Birth<'a> {
     timings: Timings,
     spec: &'a Spec,
     state: State,
+    notify: Option<Notify>,
 }
 
 impl Birth<'_> {
@@ -368,7 +372,7 @@ impl Birth<'_> {
                     self.timings = timings;
                     return Ok(());
                 }
-                Some((Report::Born(_), _)) => {}
+                Some((Report::Born(_) | Report::Listener(_), _)) => {}
                 Some((Report::Warning(text), _)) => self.warnings.push(text),
                 Some((Report::Console, fd)) => self.console = fd,
                 Some((Report::Hooks, _)) => {
@@ -402,6 +406,7 @@ impl Birth<'_> {
             timings: self.timings,
             channel: Some(channel),
             ordered: self.ordered,
+            notify: self.notify,
         })
     }
 
@@ -426,13 +431,28 @@ impl Container {
         if !self.ordered {
             channel.order(Order::Start).map_err(|e| Error::sys("talk to", "the container's process", e))?;
         }
-        loop {
-            match channel.next_report().map_err(|e| Error::sys("listen to", "the container's process", e))? {
-                None => return Ok(()),
-                Some((Report::Failed(failure), _)) => return Err(failure.into()),
-                Some((Report::Warning(text), _)) => self.warnings.push(text),
-                Some(_) => {}
+        let asked = self.notify.as_ref().map(|notify| (notify, self.pid, self.pidfd.as_fd()));
+        await_program(&channel, asked, &mut self.warnings)
+    }
+}
+
+/// Waits until the program of a started container runs. `asked` is whom its filter asks, and its process.
+fn await_program(
+    channel: &Channel,
+    asked: Option<(&Notify, i32, BorrowedFd<'_>)>,
+    warnings: &mut Vec<String>,
+) -> Result<(), Error> {
+    loop {
+        match channel.next_report().map_err(|e| Error::sys("listen to", "the container's process", e))? {
+            None => return Ok(()),
+            Some((Report::Failed(failure), _)) => return Err(failure.into()),
+            Some((Report::Warning(text), _)) => warnings.push(text),
+            Some((Report::Listener(number), _)) => {
+                if let Some((notify, pid, pidfd)) = asked {
+                    notify.serve(channel, number, (pid, pidfd), None)?;
+                }
             }
+            Some(_) => {}
         }
     }
 }
@@ -460,18 +480,12 @@ impl Knock {
     }
 
     /// Lets the container's program run and waits until it does. An error means that it could not be executed, or that
-    /// a hook did not want it; the process has ended then. Returns warnings.
-    pub fn start(self) -> Result<Vec<String>, Error> {
+    /// a hook did not want it; the process has ended then. Returns warnings. `asked` is whom the container's filter asks, and its
+    /// process.
+    pub fn start(self, asked: Option<(&Notify, i32, BorrowedFd<'_>)>) -> Result<Vec<String>, Error> {
         self.0.order(Order::Start).map_err(|e| Error::sys("talk to", "the container's process", e))?;
         let mut warnings = Vec::new();
-        loop {
-            match self.0.next_report().map_err(|e| Error::sys("listen to", "the container's process", e))? {
-                None => return Ok(warnings),
-                Some((Report::Failed(failure), _)) => return Err(failure.into()),
-                Some((Report::Warning(text), _)) => warnings.push(text),
-                Some(_) => {}
-            }
-        }
+        await_program(&self.0, asked, &mut warnings).map(|()| warnings)
     }
 }
 

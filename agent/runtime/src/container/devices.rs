@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
-use nix::sys::stat::{Mode, SFlag, fstatat, makedev, mknodat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use super::mounts::attach_to;
 use super::root::Kind;
+use super::sources::Sources;
+use super::user_namespace::Maps;
 use super::{Error, Root};
-use crate::sys::mount::clone_tree;
+use crate::sys::mount::{FsContext, clone_tree};
 
 /// What the OCI spec promises every container, with the numbers of Linux' device list.
 const DEFAULTS: [(&str, u64, u64); 6] =
@@ -50,7 +52,9 @@ pub fn default_rules() -> Vec<LinuxDeviceCgroup> {
 
 /// Makes the default devices, the links and the spec's own devices. A `/dev` that the spec binds from the host stays
 /// as it is.
-pub fn populate(root: &Root, spec: &Spec) -> Result<(), Error> {
+///
+/// Those that the parent has made are taken from `sources`.
+pub fn populate(root: &Root, spec: &Spec, sources: &mut Sources) -> Result<(), Error> {
     let host_dev = spec.mounts().iter().flatten().any(|m| {
         let bind = |o: &String| o == "bind" || o == "rbind";
         m.destination().components().eq(Path::new("/dev").components())
@@ -73,8 +77,11 @@ pub fn populate(root: &Root, spec: &Spec) -> Result<(), Error> {
     }
     let wanted = spec.linux().as_ref().and_then(|l| l.devices().as_ref()).into_iter().flatten();
     // The master of the terminals is there already: that of the container's own devpts, which no device file could be.
-    for device in wanted.filter(|device| device.path() != Path::new("/dev/ptmx")) {
-        make_device(root, device)?;
+    for (at, device) in wanted.enumerate().filter(|(_, device)| device.path() != Path::new("/dev/ptmx")) {
+        match sources.take_device(at) {
+            Some(made) => attach_device(root, device, made.as_fd())?,
+            None => make_device(root, device)?,
+        }
     }
     Ok(())
 }
@@ -91,26 +98,44 @@ fn relink(dev: BorrowedFd<'_>, name: &str, target: &str) -> Result<(), Error> {
 
 fn make_device(root: &Root, device: &LinuxDevice) -> Result<(), Error> {
     let path = device.path();
-    let refuse = |reason: &str| Error::spec(format!("linux.devices[{}]", path.display()), reason);
-    let kind = match device.typ() {
-        LinuxDeviceType::B => SFlag::S_IFBLK,
-        LinuxDeviceType::C | LinuxDeviceType::U => SFlag::S_IFCHR,
-        LinuxDeviceType::P => SFlag::S_IFIFO,
-        LinuxDeviceType::A => return Err(refuse("it has no type")),
-    };
-    let name = path.file_name().ok_or_else(|| refuse("it has no name"))?;
+    let name = path.file_name().ok_or_else(|| refuse(device, "it has no name"))?;
     let parent = root.ensure(path.parent().unwrap_or(Path::new("/")), Kind::Folder)?;
-    let number = match (u64::try_from(device.major()), u64::try_from(device.minor())) {
-        (Ok(major), Ok(minor)) => makedev(major, minor),
-        _ => return Err(refuse("its numbers must not be negative")),
-    };
-    let node = Node {
-        kind,
-        mode: device.file_mode().unwrap_or(0o666) & 0o7777,
-        number,
-        owner: Some((device.uid().unwrap_or(0), device.gid().unwrap_or(0))),
-    };
-    node.make(parent.as_fd(), Path::new(name), path.clone())
+    Node::of_spec(device)?.make(parent.as_fd(), Path::new(name), path.clone())
+}
+
+fn refuse(device: &LinuxDevice, reason: &str) -> Error {
+    Error::spec(format!("linux.devices[{}]", device.path().display()), reason)
+}
+
+/// Makes device files for a container in a user namespace, which may make none itself: each is a mount that is attached nowhere.
+/// Otherwise it would have those that the host has at the same paths, with their owners and modes.
+///
+/// Nothing where the kernel is too old to bind what is in a mount that is attached nowhere (before Linux 6.15).
+pub fn make_outside(devices: &[LinuxDevice], maps: &Maps) -> Result<Vec<(usize, OwnedFd)>, Error> {
+    let failed = |e: io::Error| Error::sys("make", "a file system for devices", e);
+    let folder = FsContext::open("tmpfs").and_then(|context| context.mount(0)).map_err(failed)?;
+    let mut made = Vec::new();
+    for (at, device) in devices.iter().enumerate() {
+        let mut node = Node::of_spec(device)?;
+        // Nobody can own it, then.
+        node.owner = node.owner.and_then(|(uid, gid)| maps.outside(uid, gid));
+        let name = at.to_string();
+        if node.owner.is_none() || node.make_own(folder.as_fd(), &name).is_err() {
+            continue;
+        }
+        match clone_tree(Some(folder.as_fd()), Path::new(&name), false) {
+            Ok(tree) => made.push((at, tree)),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    Ok(made)
+}
+
+/// Puts such a device in its place, unless it is there already.
+fn attach_device(root: &Root, device: &LinuxDevice, made: BorrowedFd<'_>) -> Result<(), Error> {
+    let place = root.ensure(device.path(), Kind::File)?;
+    attach_to(made, place.as_fd(), device.path())
 }
 
 /// A device file to be made; the umask is 0 meanwhile.
@@ -122,6 +147,36 @@ struct Node {
 }
 
 impl Node {
+    fn of_spec(device: &LinuxDevice) -> Result<Node, Error> {
+        let kind = match device.typ() {
+            LinuxDeviceType::B => SFlag::S_IFBLK,
+            LinuxDeviceType::C | LinuxDeviceType::U => SFlag::S_IFCHR,
+            LinuxDeviceType::P => SFlag::S_IFIFO,
+            LinuxDeviceType::A => return Err(refuse(device, "it has no type")),
+        };
+        let number = match (u64::try_from(device.major()), u64::try_from(device.minor())) {
+            (Ok(major), Ok(minor)) => makedev(major, minor),
+            _ => return Err(refuse(device, "its numbers must not be negative")),
+        };
+        Ok(Node {
+            kind,
+            mode: device.file_mode().unwrap_or(0o666) & 0o7777,
+            number,
+            owner: Some((device.uid().unwrap_or(0), device.gid().unwrap_or(0))),
+        })
+    }
+
+    /// Makes it in a folder that nobody else has, whatever the umask is.
+    fn make_own(&self, folder: BorrowedFd<'_>, name: &str) -> nix::Result<()> {
+        let mode = Mode::from_bits_truncate(self.mode);
+        mknodat(folder, name, self.kind, mode, self.number)?;
+        if let Some((uid, gid)) = self.owner {
+            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            fchownat(folder, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        }
+        fchmodat(folder, name, mode, FchmodatFlags::FollowSymlink)
+    }
+
     fn make(&self, parent: BorrowedFd<'_>, name: &Path, path: PathBuf) -> Result<(), Error> {
         let failed = |e: Errno| Error::sys("make device", path.display().to_string(), e.into());
         match mknodat(parent, name, self.kind, Mode::from_bits_truncate(self.mode), self.number) {

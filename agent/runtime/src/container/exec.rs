@@ -16,7 +16,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ use super::channel::{Channel, Failure, Report};
 use super::create::reap;
 use super::identity::{Identity, tie_to_parent};
 use super::namespaces::ChildrenElsewhere;
+use super::notify::Notify;
 use super::placement::Entrance;
 use super::program::Launch;
 use super::root_mount::change_root;
@@ -57,6 +58,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         entrance: exec.entrance,
         init: exec.pid,
         filter: exec.terms.filter.as_ref(),
+        notify: exec.terms.notify.as_ref(),
         linux,
         tie: exec.tie,
     };
@@ -67,19 +69,27 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         streams::give_to_outer(&visit.stdio, outer);
     }
     make_room();
-    if exec.untraced { visit.direct() } else { visit.guided() }
+    if exec.untraced {
+        return visit.direct();
+    }
+    let process = visit.guided()?;
+    visit.set_own_scheduler(process)
 }
 
 /// What they have said.
 #[derive(Default)]
-struct Heard {
+struct Heard<'a> {
+    /// Who is asked by the filter, and the container's first process.
+    asked: Option<(&'a Notify, i32)>,
+    /// The number that the filter's listener has in the new process.
+    listener: Option<RawFd>,
     warnings: Vec<String>,
     console: Option<OwnedFd>,
     born: Option<Child>,
     failure: Option<Failure>,
 }
 
-impl Heard {
+impl Heard<'_> {
     /// Listens until the program runs, or it has ended. Two processes may speak: that one failed may be heard before the birth of
     /// the other.
     fn listen(&mut self, channel: &Channel) -> Result<(), Error> {
@@ -94,7 +104,13 @@ impl Heard {
                 Some((Report::Console, fd)) => self.console = fd,
                 Some((Report::Born(pid), Some(pidfd))) => self.born = Some(Child { pid, pidfd }),
                 Some((Report::Failed(reason), _)) => self.failure = Some(reason),
+                Some((Report::Listener(number), _)) => self.listener = Some(number),
                 Some((Report::Born(_) | Report::Ready(_) | Report::Hooks, _)) => {}
+            }
+            if let (Some((notify, init)), Some(born), Some(number)) =
+                (self.asked, &self.born, self.listener.take_if(|_| self.born.is_some()))
+            {
+                notify.serve(channel, number, (born.pid, born.pidfd.as_fd()), Some(init))?;
             }
         }
     }
@@ -121,6 +137,7 @@ struct Visit<'a> {
     /// The container's first process.
     init: i32,
     filter: Option<&'a Filter>,
+    notify: Option<&'a Notify>,
     linux: Option<&'a Linux>,
     tie: Tie,
 }
@@ -167,13 +184,29 @@ struct Ready {
 }
 
 impl Visit<'_> {
-    /// Whether the process can do without memory of its own. A terminal would be a descriptor that the caller keeps, the kernel lets
-    /// nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a whole.
+    /// Whether the process can do without memory of its own. A terminal would be a descriptor that the caller keeps, like the listener
+    /// of a filter that asks, the kernel lets nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a
+    /// whole.
     fn may_share(&self) -> bool {
         CAN_SHARE
+            && self.notify.is_none()
             && self.entrance.folder().is_none()
             && self.process.terminal() != Some(true)
             && !lists(self.linux, LinuxNamespaceType::Time)
+    }
+
+    /// Sets a scheduler that the visitor does not inherit from the guide. Only the caller has the right to.
+    fn set_own_scheduler(&self, process: ExecProcess) -> Result<ExecProcess, Error> {
+        if !scheduling::is_not_inherited(&self.process) {
+            return Ok(process);
+        }
+        match scheduling::set_priorities(process.pid, &self.process) {
+            Ok(()) => Ok(process),
+            Err(error) => {
+                give_up(&Child { pid: process.pid, pidfd: process.pidfd });
+                Err(error)
+            }
+        }
     }
 
     /// Makes one process, which is visible in the container from the beginning.
@@ -198,17 +231,19 @@ impl Visit<'_> {
         drop(hidden);
         let (child, late) = spawned?;
         drop(theirs);
-        let mut heard = Heard::default();
+        let asked = self.notify.map(|notify| (notify, self.init));
+        let mut heard = Heard { asked, born: Some(child), ..Heard::default() };
         let mut ended = heard.listen(&channel);
         if late {
             let slow = io::Error::from(io::ErrorKind::TimedOut);
             ended = ended.and(Err(Error::sys("wait for", "the new process to run its program", slow)));
         }
         if let Err(error) = ended {
-            give_up(&child);
+            // Whoever waits for an answer must not wait any longer.
+            drop(channel);
+            heard.born.iter().for_each(give_up);
             return Err(error);
         }
-        heard.born = Some(child);
         heard.into_process()
     }
 
@@ -217,8 +252,10 @@ impl Visit<'_> {
         let (channel, theirs) = pair()?;
         let guide = self.entrance.spawn(self.init, || self.guide_and_give_birth(&theirs))?;
         drop(theirs);
-        let mut heard = Heard::default();
+        let mut heard = Heard { asked: self.notify.map(|notify| (notify, self.init)), ..Heard::default() };
         if let Err(error) = heard.listen(&channel) {
+            // Whoever waits for an answer must not wait any longer.
+            drop(channel);
             give_up(&guide);
             heard.born.iter().for_each(give_up);
             return Err(error);
@@ -230,7 +267,7 @@ impl Visit<'_> {
     fn guide_and_give_birth(&self, channel: &Channel) {
         let Some(ready) = self.guide(channel, Birth::Outside) else { return };
         // It shares the guide's memory, which nobody needs any more. See there what that saves.
-        let born = if CAN_SHARE {
+        let born = if CAN_SHARE && self.notify.is_none() {
             spawn_sibling(LIMIT, || self.visitor(&ready))
         } else {
             Clone3 { flags: libc::CLONE_PARENT as u64, cgroup: None }.spawn(|| self.visitor(&ready))
@@ -256,7 +293,7 @@ impl Visit<'_> {
         if let Err(error) = self.enter_cgroup() {
             return fail(channel, error);
         }
-        let arranged = streams::arrange(&self.stdio, channel, &[self.target.as_fd()], self.tie.preserve_fds);
+        let arranged = streams::arrange(&self.stdio, channel, &[self.target.as_fd()], &self.tie.handed);
         let (channel, target) = match arranged {
             Ok((channel, target)) => (channel, target.into_iter().next()),
             Err(error) => return fail(channel, error),
@@ -301,7 +338,7 @@ impl Visit<'_> {
         if user {
             // What the host's rights are needed for.
             limits::set_rlimits(0, &self.process, &mut warn)?;
-            scheduling::set_priorities(0, &self.process)?;
+            self.set_priorities(birth)?;
         }
         if let Some(target) = target {
             let root =
@@ -317,7 +354,7 @@ impl Visit<'_> {
         identity.look_up(&self.process, &root)?;
         let launch = Launch::new(&self.process, || users::home(&root, identity.uid()))?;
         let terminal = if self.process.terminal() == Some(true) {
-            Some(console::open(&root, &self.process, channel)?)
+            Some(console::open(&root, &self.process, self.tie.bare_lines, channel)?)
         } else {
             streams::reopen_null(&root, &self.stdio)?;
             streams::give_to(identity.uid())?;
@@ -329,7 +366,7 @@ impl Visit<'_> {
         scheduling::set_affinity("process.execCPUAffinity.final", affinity)?;
         if !user {
             limits::set_rlimits(0, &self.process, &mut warn)?;
-            scheduling::set_priorities(0, &self.process)?;
+            self.set_priorities(birth)?;
         }
         self.linux.map_or(Ok(()), scheduling::set_own)?;
         identity.become_user(self.process.cwd())?;
@@ -345,6 +382,14 @@ impl Visit<'_> {
         Ok(root)
     }
 
+    /// Those of the process, or of its guide, from which it inherits them.
+    fn set_priorities(&self, birth: Birth) -> Result<(), Error> {
+        if birth == Birth::Outside && scheduling::is_not_inherited(&self.process) {
+            return Ok(());
+        }
+        scheduling::set_priorities(0, &self.process)
+    }
+
     /// The visitor's part. What it allocates here and keeps would be lost to a caller whose memory it shares.
     fn visitor(&self, ready: &Ready) {
         let Err(error) = self.visit(ready);
@@ -358,7 +403,7 @@ impl Visit<'_> {
             console::take(terminal)?;
             streams::give_to(ready.identity.uid())?;
         }
-        ready.identity.confine_last()?;
+        ready.identity.confine_last(&ready.channel)?;
         Err(ready.launch.run())
     }
 }

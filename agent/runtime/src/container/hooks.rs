@@ -2,6 +2,7 @@
 //!
 //! Source: OCI runtime-spec 1.2, config.md "POSIX-platform Hooks", and runtime.md "Lifecycle".
 
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -152,7 +153,11 @@ fn run_one(
     if args.is_empty() {
         args.push(path.clone());
     }
-    let env = strings(hook.env().as_deref().unwrap_or_default()).map_err(|e| failed("run", e))?;
+    let env = match hook.env() {
+        Some(env) => strings(env),
+        None => std::env::vars_os().map(|(name, value)| variable(name, &value)).collect(),
+    }
+    .map_err(|e| failed("run", e))?;
     let program = Program::new(args, env);
     let stdin = memory_file(&serde_json::to_vec(state).map_err(|e| failed("tell the state to", e.into()))?)
         .map_err(|e| failed("tell the state to", e))?;
@@ -179,6 +184,13 @@ fn run_one(
         Some(WaitStatus::Exited(_, 0)) => Ok(()),
         status => Err(failed("run", io::Error::other(reason(status, &mut output)))),
     }
+}
+
+/// An entry of an environment. A hook that brings none has the runtime's own, as with crun and runc.
+fn variable(mut name: OsString, value: &OsStr) -> io::Result<CString> {
+    name.push("=");
+    name.push(value);
+    cstring(name)
 }
 
 /// An unnamed file with this content, to be read from its start.

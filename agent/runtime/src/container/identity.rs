@@ -4,6 +4,7 @@
 //! [`Identity::confine`] comes right before the program is executed, so that a strict filter does not see the system
 //! calls with which a created container waits.
 
+use std::os::fd::IntoRawFd;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -12,6 +13,7 @@ use nix::unistd::{chdir, getcwd};
 use oci_spec::runtime::{LinuxSeccomp, Process};
 
 use super::capabilities::Capabilities;
+use super::channel::Channel;
 use super::seccomp::Filter;
 use super::users::{self, Ids};
 use super::{Error, Root, Tie};
@@ -23,6 +25,7 @@ const DEFAULT_UMASK: u32 = 0o022;
 /// See the module.
 pub struct Identity {
     ids: Ids,
+    keeps_groups: bool,
     umask: u32,
     capabilities: Capabilities,
     no_new_privileges: bool,
@@ -47,6 +50,7 @@ impl Identity {
                 gid: user.gid(),
                 groups: user.additional_gids().clone().unwrap_or_default(),
             },
+            keeps_groups: false,
             umask: match user.umask().unwrap_or(DEFAULT_UMASK) {
                 umask @ 0..=0o777 => umask,
                 umask => return Err(Error::spec("process.user.umask", format!("{umask:#o} is above 0o777"))),
@@ -73,6 +77,11 @@ impl Identity {
         Ok(())
     }
 
+    /// Leaves the supplementary groups as those of the creator, who may have them for files that are shared with the container.
+    pub fn keep_groups(&mut self) {
+        self.keeps_groups = true;
+    }
+
     /// What [`Identity::confine`] installs.
     pub fn set_filter(&mut self, filter: Filter) {
         self.filter = Some(filter);
@@ -93,7 +102,8 @@ impl Identity {
         umask(Mode::from_bits_truncate(self.umask));
         self.capabilities.limit_bounding()?;
         credentials::keep_capabilities().map_err(failed("keepcaps"))?;
-        match credentials::set_groups(&self.ids.groups) {
+        let groups = if self.keeps_groups { Ok(()) } else { credentials::set_groups(&self.ids.groups) };
+        match groups {
             // Who maps only the own user has to give setgroups(2) up (user_namespaces(7)), and keeps the groups.
             Err(e) if self.ids.groups.is_empty() && e.raw_os_error() == Some(libc::EPERM) => {}
             other => other.map_err(failed("supplementary groups"))?,
@@ -111,9 +121,16 @@ impl Identity {
 
     /// Drops the capabilities, shuts the way to new ones and installs the filter. Nothing but executing the program
     /// may follow.
-    pub fn confine(&self) -> Result<(), Error> {
+    ///
+    /// A filter that asks somebody is handed over by `channel`.
+    pub fn confine(&self, channel: &Channel) -> Result<(), Error> {
         self.confine_first()?;
-        self.confine_last()
+        self.confine_last(channel)
+    }
+
+    /// Whether the filter asks somebody. A process has at most one such filter, and its children have that, too.
+    pub fn asks(&self) -> bool {
+        self.filter.as_ref().is_some_and(Filter::asks)
     }
 
     /// As much of that as a process can bear that still has to make a child, which the filter may forbid.
@@ -127,17 +144,17 @@ impl Identity {
     }
 
     /// The rest of it.
-    pub fn confine_last(&self) -> Result<(), Error> {
-        self.install_filter()?;
+    pub fn confine_last(&self, channel: &Channel) -> Result<(), Error> {
+        self.install_filter(channel)?;
         if self.no_new_privileges || self.filter.is_none() { Ok(()) } else { self.capabilities.apply() }
     }
 
-    fn install_filter(&self) -> Result<(), Error> {
-        match &self.filter {
-            Some(filter) => seccomp::install(filter.program(), filter.flags())
-                .map_err(|e| Error::sys("install", "the seccomp filter", e)),
-            None => Ok(()),
-        }
+    fn install_filter(&self, channel: &Channel) -> Result<(), Error> {
+        let Some(filter) = &self.filter else { return Ok(()) };
+        let listener = seccomp::install(filter.program(), filter.flags())
+            .map_err(|e| Error::sys("install", "the seccomp filter", e))?;
+        // It is closed when the program is executed: the filter may not let close(2) pass.
+        listener.map_or(Ok(()), |listener| channel.report_listener(listener.into_raw_fd()))
     }
 }
 

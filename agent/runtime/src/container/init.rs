@@ -31,6 +31,9 @@ use crate::sys::mount::Attributes;
 use crate::sys::shim_process::set_domainname;
 use crate::sys::{credentials, process};
 
+/// The annotation by which podman asks for its `--group-add keep-groups`; crun has made it up.
+const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
+
 /// Everything that the child needs, worked out by the parent.
 pub struct Init<'a> {
     /// The whole spec.
@@ -55,6 +58,8 @@ pub struct Init<'a> {
     pub tie: Tie,
     /// What hooks are told.
     pub state: State,
+    /// See [`super::Create`].
+    pub no_pivot: bool,
 }
 
 impl Init<'_> {
@@ -85,7 +90,7 @@ impl Init<'_> {
     fn arrange(&self, channel: &Channel) -> Result<(Channel, Option<OwnedFd>, Sources), Error> {
         let gate = self.tie.gate.as_ref().map(AsFd::as_fd);
         let extra: Vec<_> = gate.into_iter().chain(self.sources.descriptors()).collect();
-        let (channel, moved) = streams::arrange(&self.stdio, channel, &extra, self.tie.preserve_fds)?;
+        let (channel, moved) = streams::arrange(&self.stdio, channel, &extra, &self.tie.handed)?;
         let mut moved = moved.into_iter();
         let gate = gate.and_then(|_| moved.next());
         Ok((channel, gate, self.sources.at(moved)))
@@ -140,7 +145,7 @@ impl Init<'_> {
             // A warning that cannot be delivered is not worth more than the container.
             let _ = channel.report(&Report::Warning(text), None);
         };
-        let mut identity = Identity::of_process(self.process, None, &mut warn)?;
+        let mut identity = self.identity(&mut warn)?;
         umask(Mode::empty());
         timings.process += watch.lap();
         let waited = cgroup.waited;
@@ -182,6 +187,8 @@ impl Init<'_> {
         timings.process += watch.lap();
         if shares_mounts {
             root_mount::change_root(&root)?;
+        } else if self.no_pivot {
+            root_mount::move_over(&root, propagation)?;
         } else {
             root_mount::pivot(&root, propagation)?;
         }
@@ -211,6 +218,16 @@ impl Init<'_> {
         self.execute(channel, gate, start_hooks, &identity, launch)
     }
 
+    /// Who the program runs as. Its filter comes later.
+    fn identity(&self, warn: &mut dyn FnMut(String)) -> Result<Identity, Error> {
+        let mut identity = Identity::of_process(self.process, None, warn)?;
+        let annotations = self.spec.annotations().as_ref();
+        if annotations.and_then(|a| a.get(KEEP_GROUPS)).is_some_and(|value| value == "1") {
+            identity.keep_groups();
+        }
+        Ok(identity)
+    }
+
     /// Waits for the order to start, and does.
     fn execute(
         &self,
@@ -221,14 +238,25 @@ impl Init<'_> {
         launch: Option<Launch>,
     ) -> Result<Infallible, Error> {
         match gate {
-            Some(gate) => *channel = await_start_at(&gate)?,
+            Some(gate) => {
+                process::end_at_sigterm();
+                *channel = await_start_at(&gate)?;
+            }
             None => channel.await_order(Order::Start)?,
         }
-        if let Some(StartHooks { hooks, state }) = start_hooks {
+        let moment = Moment::StartContainer;
+        match start_hooks {
             // Their programs are the container's, so they may do no more than its own program.
-            hooks::run_confined(&hooks, Moment::StartContainer, &state, &|| identity.confine())?;
+            Some(StartHooks { hooks, state }) if identity.asks() => {
+                identity.confine(channel)?;
+                hooks::run(&hooks, moment, &state)?;
+            }
+            Some(StartHooks { hooks, state }) => {
+                hooks::run_confined(&hooks, moment, &state, &|| identity.confine(channel))?;
+                identity.confine(channel)?;
+            }
+            None => identity.confine(channel)?,
         }
-        identity.confine()?;
         Err(launch
             .map_or_else(|| Error::spec("process", "it is not set: there is nothing to start"), |l| l.run()))
     }
@@ -303,7 +331,7 @@ impl Init<'_> {
             }
             mounter.mount(mount, sources.take(at))?;
         }
-        devices::populate(root, self.spec)?;
+        devices::populate(root, self.spec, &mut sources)?;
         // A working folder that the image lacks is made, as other runtimes do.
         if root.open_path(self.process.cwd(), nix::fcntl::OFlag::O_PATH).is_err() {
             root.ensure(self.process.cwd(), Kind::Folder)?;
@@ -318,7 +346,7 @@ impl Init<'_> {
         if self.process.terminal() != Some(true) {
             return Ok(None);
         }
-        let slave = console::open(root, self.process, channel)?;
+        let slave = console::open(root, self.process, self.tie.bare_lines, channel)?;
         console::bind_console(root, &slave)?;
         Ok(Some(slave))
     }

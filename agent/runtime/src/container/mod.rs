@@ -28,6 +28,7 @@ mod limits;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod notify;
 mod placement;
 mod procfs;
 mod program;
@@ -45,7 +46,7 @@ mod timings;
 mod user_namespace;
 mod users;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Spec};
@@ -55,12 +56,14 @@ use crate::rootfs::Rootfs;
 use crate::sys::process::Child;
 
 pub use capabilities::known_capabilities;
+pub(crate) use channel::hand;
 pub use create::Knock;
 pub(crate) use create::{cgroups, cgroups_of};
 pub use document::{Document, parse_process};
 pub use error::Error;
 pub use mount_options::names as mount_option_names;
-pub use placement::Entrance;
+pub use notify::Notify;
+pub use placement::{Entrance, SubCgroup};
 pub(crate) use staged::Staged;
 pub use terms::Terms;
 pub use timings::Timings;
@@ -99,6 +102,8 @@ pub struct Create<'a> {
     /// The program is to run as soon as all is set up. [`Container::start`] then only waits until it does, which saves
     /// the way back and forth between the processes. Not with a gate.
     pub at_once: bool,
+    /// Its root is moved over the host's, for hosts whose root pivot_root cannot change. That isolates less.
+    pub no_pivot: bool,
 }
 
 /// What binds a new process to its creator. The default is what a shim wants: it dies with the creator, gets no other
@@ -107,11 +112,14 @@ pub struct Create<'a> {
 pub struct Tie {
     /// It lives on when its creator ends.
     pub outlives: bool,
-    /// So many descriptors from 3 on are handed to the program.
-    pub preserve_fds: u32,
+    /// Descriptors from 3 on that are handed to the program, at the numbers that they have.
+    pub handed: Vec<RawFd>,
     /// Instead of [`Container::start`], a container awaits [`Knock::start`] at this listening socket: the creator may
     /// be gone by then. The program is looked for at once, so that a missing one fails the creation.
     pub gate: Option<OwnedFd>,
+    /// What is written to its terminal is passed on as it is, without a carriage return before each line's end: nobody
+    /// shows it on a screen.
+    pub bare_lines: bool,
 }
 
 /// A container whose process is set up and waits for [`Container::start`].
@@ -133,6 +141,8 @@ pub struct Container {
     channel: Option<Channel>,
     /// The order to start has been given.
     ordered: bool,
+    /// Whom its filter asks.
+    notify: Option<Notify>,
 }
 
 /// A process to be started inside a running container.
@@ -180,7 +190,17 @@ impl Container {
         cgroup: String,
     ) -> Container {
         let (warnings, timings) = (Vec::new(), Timings::default());
-        Container { pid, pidfd, console, cgroup, warnings, timings, channel: None, ordered: false }
+        Container {
+            pid,
+            pidfd,
+            console,
+            cgroup,
+            warnings,
+            timings,
+            channel: None,
+            ordered: false,
+            notify: None,
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::Error;
 use super::create::cgroups_of;
 use crate::cgroup::{Cgroups, Driver};
@@ -34,6 +36,34 @@ impl Placement {
         Ok(Placement(open))
     }
 
+    /// The same below a cgroup, in the hierarchies that have this.
+    fn open_below(cgroups: &Cgroups, cgroup: &str, below: &[SubCgroup]) -> Result<Placement, Error> {
+        let mut unknown: Vec<&str> =
+            below.iter().flat_map(|sub| &sub.controllers).map(String::as_str).collect();
+        let mut files = Vec::new();
+        for (controllers, file) in cgroups.v1_entrances(cgroup)? {
+            let has = |name: &str| controllers.iter().any(|c| c.trim_start_matches("name=") == name);
+            unknown.retain(|name| !has(name));
+            let sub =
+                below.iter().find(|s| s.controllers.is_empty() || s.controllers.iter().any(|name| has(name)));
+            let (Some(sub), true) = (sub, file.exists()) else {
+                files.push(file);
+                continue;
+            };
+            let mut inner = file.with_file_name(&sub.path);
+            inner.extend(file.file_name());
+            if !inner.exists() {
+                let missing = io::Error::from(io::ErrorKind::NotFound);
+                return Err(Error::sys("open cgroup", inner.display().to_string(), missing));
+            }
+            files.push(inner);
+        }
+        match unknown.first() {
+            Some(name) => Err(Error::spec("--cgroup", format!("unknown controller {name}"))),
+            None => Placement::open(&files),
+        }
+    }
+
     /// The files, for another process.
     pub fn files(&self) -> Vec<RawFd> {
         self.0.iter().map(AsRawFd::as_raw_fd).collect()
@@ -53,6 +83,15 @@ impl Placement {
             })
         })
     }
+}
+
+/// A cgroup below that of a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SubCgroup {
+    /// The controllers of cgroup v1 that it is for; none for all, as always on v2.
+    pub controllers: Vec<String>,
+    /// Its path from the container's on, without a slash around it.
+    pub path: String,
 }
 
 /// The way into the cgroup of a container. It serves for many processes: to look for it takes longer than to go in.
@@ -77,6 +116,28 @@ impl Entrance {
         let folder = cgroups.v2_folder(cgroup)?;
         let placement = Placement::open(&cgroups.v1_task_files(cgroup)?)?;
         Ok(Entrance { cgroups, folder, placement })
+    }
+
+    /// The way into cgroups below that one, which must exist. Where none is named, it is that one itself.
+    ///
+    /// # Errors
+    /// When there is no such cgroup or no such controller.
+    pub fn open_below(cgroup: &str, below: &[SubCgroup]) -> Result<Entrance, Error> {
+        match below {
+            [] => Entrance::open(cgroup),
+            [all] if all.controllers.is_empty() && all.path.is_empty() => Entrance::open(cgroup),
+            some => {
+                let cgroups = cgroups_of(Driver::Cgroupfs)?;
+                let folder = match some {
+                    [all] if all.controllers.is_empty() => {
+                        cgroups.v2_folder(&format!("{cgroup}/{}", all.path))?
+                    }
+                    _ => None,
+                };
+                let placement = Placement::open_below(&cgroups, cgroup, some)?;
+                Ok(Entrance { cgroups, folder, placement })
+            }
+        }
     }
 
     /// The cgroup's folder on v2.

@@ -114,14 +114,16 @@ impl Launch {
 }
 
 /// The environment of a process: of several values of a variable the last, since most programs would find the first, which
-/// an `exec` with another value wants replaced. `home` is used when there is none or an empty one, as in runc.
+/// an `exec` with another value wants replaced. `home` is used when there is none or the last one is empty, as in runc.
 pub fn environment(process: &Process, home: impl FnOnce() -> String) -> Vec<String> {
     let name = |entry: &str| entry.split_once('=').map_or(entry.len(), |(name, _)| name.len());
     let mut seen: HashSet<&str> = HashSet::new();
-    let given = process.env().iter().flatten().filter(|e| *e != "HOME=");
+    let given = process.env().iter().flatten();
     let mut kept: Vec<&String> = given.rev().filter(|e| seen.insert(&e[..name(e)])).collect();
     kept.reverse();
-    let missing = (!seen.contains("HOME")).then(|| format!("HOME={}", home()));
+    kept.retain(|e| *e != "HOME=");
+    let missing = !kept.iter().any(|e| &e[..name(e)] == "HOME");
+    let missing = missing.then(|| format!("HOME={}", home()));
     kept.into_iter().cloned().chain(missing).collect()
 }
 
@@ -166,6 +168,7 @@ mod tests {
     #[test]
     fn an_empty_home_is_none() {
         assert_eq!(of(&["HOME=", "A=1"]), ["A=1", "HOME=/root"]);
-        assert_eq!(of(&["HOME=/a", "HOME="]), ["HOME=/a"]);
+        assert_eq!(of(&["HOME=/a", "A=1", "HOME="]), ["A=1", "HOME=/root"]);
+        assert_eq!(of(&["HOME=", "HOME=/a"]), ["HOME=/a"]);
     }
 }

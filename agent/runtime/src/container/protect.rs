@@ -89,6 +89,10 @@ pub fn set_sysctls(linux: &Linux) -> Result<(), Error> {
         if !own_namespace(namespace) {
             return Err(refuse(&format!("the container shares the host's {namespace} namespace")));
         }
+        if key.replace('/', ".") == "kernel.hostname" {
+            // crun and runc refuse it, too.
+            return Err(refuse("the field hostname is for that"));
+        }
         if value.chars().any(|c| c.is_control() && c != '\t') {
             return Err(refuse("its value has a control character"));
         }

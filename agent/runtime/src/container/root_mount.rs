@@ -325,6 +325,64 @@ pub fn pivot(root: &Root, wanted: Option<&str>) -> Result<(), Error> {
     Ok(())
 }
 
+/// The same where pivot_root is impossible, since the host's root is the one that the kernel began with: the new root is moved
+/// over it. Whoever may call chroot(2) can get below again, so that what was mounted there is taken away first. A whole procfs or
+/// sysfs among it would besides let a user namespace in the container mount another one.
+pub fn move_over(root: &Root, wanted: Option<&str>) -> Result<(), Error> {
+    let failed = |operation: &'static str| move |e: Errno| Error::sys(operation, "/", e.into());
+    let own = fs::read_link(format!("/proc/self/fd/{}", root.fd().as_raw_fd()))
+        .map_err(|e| Error::sys("find", "the root file system", e))?;
+    // Nor must that reach the host.
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
+        .map_err(failed("cut off"))?;
+    let mounts =
+        fs::read_to_string("/proc/self/mounts").map_err(|e| Error::sys("read", "/proc/self/mounts", e))?;
+    for (point, fstype) in mounts.lines().filter_map(mount_point) {
+        let inside = own != Path::new("/") && point.starts_with(&own);
+        if !inside && !own.starts_with(&point) {
+            take_away(&point, &fstype)?;
+        }
+    }
+    fchdir(root.fd()).map_err(failed("enter root file system"))?;
+    // A prepared one is there already.
+    if own != Path::new("/") {
+        mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .map_err(failed("move the root file system to"))?;
+    }
+    chroot(".").map_err(failed("change root to"))?;
+    chdir("/").map_err(failed("change folder to"))?;
+    match wanted.and_then(propagation) {
+        Some((flag, recursive)) => Attributes { propagation: flag, ..Attributes::default() }
+            .apply_to_path(Path::new("/"), recursive && flag != libc::MS_SHARED)
+            .map_err(|e| Error::sys("set mount propagation of", "/", e)),
+        None => Ok(()),
+    }
+}
+
+/// Unmounts what the container is not to reach. In a user namespace that is not allowed, and it is covered.
+fn take_away(point: &Path, fstype: &str) -> Result<(), Error> {
+    let gone = match umount2(point, MntFlags::MNT_DETACH) {
+        Err(Errno::EINVAL | Errno::EPERM) if matches!(fstype, "proc" | "sysfs") => {
+            mount(Some("tmpfs"), point, Some("tmpfs"), MsFlags::MS_RDONLY, None::<&str>)
+        }
+        other => other,
+    };
+    match gone {
+        // Without one that was above it there is no such path any more.
+        Ok(()) | Err(Errno::ENOENT | Errno::EINVAL | Errno::EPERM) => Ok(()),
+        Err(e) => Err(Error::sys("unmount", point.display().to_string(), e.into())),
+    }
+}
+
+/// The place and the type of a line of `/proc/self/mounts`, where blanks are written as octal numbers (proc_pid_mountinfo(5)).
+fn mount_point(line: &str) -> Option<(PathBuf, String)> {
+    let mut words = line.split(' ').skip(1);
+    let (point, fstype) = (words.next()?, words.next()?);
+    let blanks = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    let point = blanks.iter().fold(point.to_owned(), |point, (code, blank)| point.replace(code, blank));
+    Some((point.into(), fstype.to_owned()))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -37,6 +37,14 @@ pub fn set_priorities(pid: i32, process: &Process) -> Result<(), Error> {
         .map_err(|e| Error::sys("set", format!("process.ioPriority {}", wanted.class()), e))
 }
 
+/// Whether a process with this scheduler makes children that have another one, or may make none (sched(7)).
+pub fn is_not_inherited(process: &Process) -> bool {
+    process.scheduler().as_ref().is_some_and(|wanted| {
+        *wanted.policy() == LinuxSchedulerPolicy::SchedDeadline
+            || wanted.flags().iter().flatten().any(|f| *f == LinuxSchedulerFlag::SchedResetOnFork)
+    })
+}
+
 /// Sets what a process can only set for itself.
 pub fn set_own(linux: &Linux) -> Result<(), Error> {
     if let Some(policy) = linux.memory_policy() {

@@ -8,6 +8,7 @@ use nix::unistd::geteuid;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use super::Error;
+use super::devices;
 use super::labels;
 use super::mount_options::Options;
 use super::mounts::{bind_tree, is_bind, refuse};
@@ -24,6 +25,8 @@ pub struct Sources {
     pub root: Option<OwnedFd>,
     /// For each of the spec's mounts that needs it, by its place in the list.
     pub binds: Vec<(usize, OwnedFd)>,
+    /// For the spec's devices, by their places in the list.
+    pub devices: Vec<(usize, OwnedFd)>,
 }
 
 impl Sources {
@@ -61,6 +64,9 @@ impl Sources {
                 }
             });
         }
+        if user && namespaces.is_new(LinuxNamespaceType::User) {
+            sources.devices = devices(spec)?;
+        }
         for (at, mount) in spec.mounts().iter().flatten().enumerate() {
             let mapped = mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
             if !user && !mapped && !mount.options().iter().flatten().any(|o| o == "idmap" || o == "ridmap") {
@@ -88,19 +94,40 @@ impl Sources {
 
     /// All descriptors, the root's first.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.root.iter().chain(self.binds.iter().map(|(_, fd)| fd)).map(AsFd::as_fd)
+        self.root.iter().chain(self.binds.iter().chain(&self.devices).map(|(_, fd)| fd)).map(AsFd::as_fd)
     }
 
     /// The same mounts with the descriptors that a new process has them at.
     pub fn at(&self, mut moved: impl Iterator<Item = OwnedFd>) -> Sources {
         let root = self.root.as_ref().and_then(|_| moved.next());
-        Sources { root, binds: self.binds.iter().map(|(at, _)| *at).zip(moved).collect() }
+        let mut places = |list: &[(usize, OwnedFd)]| {
+            list.iter().map(|(at, _)| *at).zip(moved.by_ref()).collect::<Vec<_>>()
+        };
+        Sources { root, binds: places(&self.binds), devices: places(&self.devices) }
     }
 
     /// Takes the tree of one of the spec's mounts.
     pub fn take(&mut self, at: usize) -> Option<OwnedFd> {
-        let found = self.binds.iter().position(|(place, _)| *place == at)?;
-        Some(self.binds.swap_remove(found).1)
+        take(&mut self.binds, at)
+    }
+
+    /// Takes one of the spec's devices.
+    pub fn take_device(&mut self, at: usize) -> Option<OwnedFd> {
+        take(&mut self.devices, at)
+    }
+}
+
+fn take(list: &mut Vec<(usize, OwnedFd)>, at: usize) -> Option<OwnedFd> {
+    let found = list.iter().position(|(place, _)| *place == at)?;
+    Some(list.swap_remove(found).1)
+}
+
+/// The spec's devices, if it has any.
+fn devices(spec: &Spec) -> Result<Vec<(usize, OwnedFd)>, Error> {
+    let Some(linux) = spec.linux() else { return Ok(Vec::new()) };
+    match linux.devices().as_deref() {
+        Some(list @ [_, ..]) => devices::make_outside(list, &Maps::of_container(linux)?),
+        _ => Ok(Vec::new()),
     }
 }
 

@@ -16,16 +16,16 @@ use crate::sys::process;
 /// The first descriptor after the streams.
 const FIRST: RawFd = 3;
 
-/// Arranges the descriptors of a fresh child: streams at 0 to 2, then as many as are `preserved` at the numbers they
+/// Arranges the descriptors of a fresh child: streams at 0 to 2, then those that are `handed` on at the numbers they
 /// have, the channel, the extra ones, nothing else. What the caller owns is closed under its owners: they must not be dropped in this process.
 pub fn arrange(
     stdio: &Stdio,
     channel: &Channel,
     extra: &[BorrowedFd<'_>],
-    preserved: u32,
+    handed: &[RawFd],
 ) -> Result<(Channel, Vec<OwnedFd>), Error> {
     let failed = |e| Error::sys("arrange", "standard streams", e);
-    let place = preserve(preserved)?;
+    let place = handed.iter().fold(FIRST, |end, fd| end.max(fd + 1));
     // Descriptors are first moved above the places they may have to leave.
     let scratch = place + 2 + extra.len() as RawFd;
     let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
@@ -47,6 +47,7 @@ pub fn arrange(
         .map(|fd| process::duplicate_above(fd.as_raw_fd(), scratch))
         .collect::<Result<_, _>>()
         .map_err(failed)?;
+    preserve(handed, place)?;
     for (at, fd) in moved.into_iter().enumerate() {
         process::install_fd(fd, at as RawFd, true).map_err(failed)?;
     }
@@ -76,15 +77,14 @@ pub fn replace(stdio: &Stdio) -> Result<(), Error> {
     process::close_from(FIRST).map_err(failed)
 }
 
-/// Keeps the caller's first descriptors after the streams open for the program, and tells the first number after them.
-fn preserve(count: u32) -> Result<RawFd, Error> {
-    let end = RawFd::try_from(count).ok().and_then(|n| n.checked_add(FIRST)).filter(|end| *end < 1 << 20);
-    let end = end.ok_or_else(|| Error::spec("preserve-fds", format!("{count} are too many")))?;
+/// Keeps those of the caller's descriptors open for the program, and closes all others below `end`.
+fn preserve(handed: &[RawFd], end: RawFd) -> Result<(), Error> {
     for fd in FIRST..end {
-        process::install_fd(fd, fd, true)
+        let kept = handed.contains(&fd);
+        if kept { process::install_fd(fd, fd, true) } else { process::close_range(fd, fd) }
             .map_err(|e| Error::sys("preserve", format!("descriptor {fd}"), e))?;
     }
-    Ok(end)
+    Ok(())
 }
 
 /// Replaces the host's `/dev/null` by the container's, so that no descriptor leads out of its root.

@@ -1,9 +1,12 @@
 //! What all processes that are started inside a container later have in common.
 
+use std::path::Path;
+
 use oci_spec::runtime::{Linux, Process, Spec};
 
 use super::Error;
 use super::identity::Identity;
+use super::notify::Notify;
 use super::seccomp::Filter;
 
 /// What a container's spec says of further processes, worked out once: its system call filter is compiled, and what only
@@ -13,19 +16,21 @@ pub struct Terms {
     first: Option<Process>,
     pub(super) linux: Option<Linux>,
     pub(super) filter: Option<Filter>,
+    pub(super) notify: Option<Notify>,
 }
 
 impl Terms {
-    /// Takes what is needed of the spec that the container was made from.
+    /// Takes what is needed of the spec that the container was made from, with its id and bundle.
     ///
     /// # Errors
     /// When its seccomp rules cannot be compiled.
-    pub fn of_spec(spec: &Spec) -> Result<Terms, Error> {
+    pub fn of_spec(spec: &Spec, id: &str, bundle: &Path) -> Result<Terms, Error> {
         let linux = spec.linux().as_ref();
         Ok(Terms {
             first: spec.process().clone(),
             linux: linux.map(essence),
             filter: Identity::compile(linux.and_then(|l| l.seccomp().as_ref()))?,
+            notify: Notify::of_spec(spec, id, bundle)?,
         })
     }
 

@@ -56,6 +56,11 @@ impl Maps {
         Maps::new("linux", linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref())
     }
 
+    /// Who a user and a group are outside; nothing when one of them is nobody.
+    pub fn outside(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        Some((outer(&lines(&self.uid), uid)?, outer(&lines(&self.gid), gid)?))
+    }
+
     /// Gives them to the fresh user namespace that a process is in. Who is not root needs newuidmap(1), unless there
     /// is nothing but the own user to map.
     pub fn write_to(&self, pid: i32) -> Result<(), Error> {

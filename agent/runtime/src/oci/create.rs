@@ -11,8 +11,9 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use serde::{Deserialize, Serialize};
 
+use super::handed::Handed;
 use super::store::{Folder, Lock, replace};
-use super::{Error, Record, Runtime, config_of, console, process};
+use super::{Error, Record, Runtime, config_of, console, foreground, process};
 use crate::cgroup::Driver;
 use crate::container::hooks::{self, Moment};
 use crate::container::{self, Container, Create, Document, Stdio, Tie, cgroups_of};
@@ -36,6 +37,8 @@ pub struct CreateOptions {
     pub preserve_fds: u32,
     /// Who makes its cgroup.
     pub cgroup_driver: Driver,
+    /// Do without pivot_root, see [`Create::no_pivot`].
+    pub no_pivot: bool,
 }
 
 impl CreateOptions {
@@ -93,7 +96,11 @@ impl Runtime {
             // Only the start of such a container is an error (runtime-spec, "Start").
             spec.set_process(Some(nothing_to_run()?));
         }
+        if let Some(process) = spec.process_mut() {
+            self.handed.announce(process);
+        }
         let rootfs = check(&spec, options, attachment)?;
+        strip_root(&mut spec, &rootfs);
         refuse_used_cgroup(&spec, options)?;
         let (folder, lock) = self.store.make(&options.id)?;
         let record = match first_record(&spec, options, &rootfs).and_then(|record| {
@@ -107,7 +114,7 @@ impl Runtime {
                 return Err(error);
             }
         };
-        match give_birth(&folder, &spec, options, attachment, &rootfs) {
+        match give_birth(&folder, &spec, options, attachment, &rootfs, &self.handed) {
             Ok(mut container) => {
                 self.warnings.append(&mut container.warnings);
                 self.finish(Made { folder, lock, record, spec, container }, options)
@@ -176,6 +183,16 @@ fn check(spec: &Spec, options: &CreateOptions, attachment: Attachment) -> Result
         return Err(Error::invalid("--console-socket", "process.terminal is not set"));
     }
     Ok(rootfs)
+}
+
+/// Who writes a mount's destination as the host sees it means the place in the container, as with runc.
+fn strip_root(spec: &mut Spec, rootfs: &Path) {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if let Ok(inside) = mount.destination().strip_prefix(rootfs).map(|inside| Path::new("/").join(inside))
+        {
+            mount.set_destination(inside);
+        }
+    }
 }
 
 /// A cgroup that has processes is somebody else's, who would be killed together with this container. In one that is frozen
@@ -272,8 +289,10 @@ fn give_birth(
     options: &CreateOptions,
     attachment: Attachment,
     rootfs: &Path,
+    handed: &Handed,
 ) -> Result<Container, Error> {
     let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
+    let relayed = attachment == Attachment::Foreground && options.console_socket.is_none();
     let gate = (attachment == Attachment::Gate).then(|| make_gate(&folder.gate())).transpose()?;
     let create = Create {
         id: &options.id,
@@ -281,10 +300,16 @@ fn give_birth(
         rootfs: &Rootfs::Path(rootfs.to_owned()),
         stdio: if terminal { Stdio::default() } else { own_stdio() },
         bundle: &options.bundle,
-        tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate },
+        tie: Tie {
+            outlives: true,
+            handed: handed.descriptors.clone(),
+            bare_lines: terminal && relayed && foreground::has_no_screen(),
+            gate,
+        },
         driver: options.cgroup_driver,
         // It is written down first: nobody would know of it if this process ended now.
         at_once: false,
+        no_pivot: options.no_pivot,
     };
     container::create(create)
         .map_err(|source| Error::Container { operation: "unable to start container process", source })

@@ -109,7 +109,6 @@ fn data(stats: &Stats) -> Value {
                 "mapped_file": stats.memory.mapped_file,
                 "pgfault": stats.memory.pgfault,
                 "pgmajfault": stats.memory.pgmajfault,
-                "oom_kill": stats.memory.oom_kills,
             },
         },
         "pids": {"current": stats.pids.current, "limit": stats.pids.limit.unwrap_or(0)},

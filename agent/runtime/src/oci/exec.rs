@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::create::{own_stdio, write_pid};
 use super::{Error, Runtime, Status, console, foreground};
-use crate::container::{self, Entrance, Exec, Stdio, Terms, Tie};
+use crate::container::{self, Entrance, Exec, Stdio, SubCgroup, Terms, Tie};
 
 /// How a process is to be started.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,8 +25,8 @@ pub struct ExecOptions {
     pub preserve_fds: u32,
     /// Allow it in a paused container, where it runs only when that is resumed.
     pub ignore_paused: bool,
-    /// The cgroup below the container's that it goes to, without a leading slash.
-    pub sub_cgroup: Option<String>,
+    /// The cgroups below the container's that it goes to.
+    pub sub_cgroups: Vec<SubCgroup>,
 }
 
 impl Runtime {
@@ -54,23 +54,25 @@ impl Runtime {
         }
         let failed =
             |source| Error::Container { operation: "exec failed: unable to start container process", source };
-        let terms = Terms::of_spec(&folder.config()?).map_err(failed)?;
+        let terms = Terms::of_spec(&folder.config()?, id, &record.bundle).map_err(failed)?;
         let signals = if options.detach { None } else { Some(foreground::Signals::take()?) };
-        let cgroup = match &options.sub_cgroup {
-            Some(_) if record.cgroup.is_empty() => {
-                return Err(Error::invalid("--cgroup", "the container has no cgroup of its own"));
-            }
-            Some(sub) => format!("{}/{sub}", record.cgroup),
-            None => record.cgroup.clone(),
-        };
-        let entrance = Entrance::open(&cgroup).map_err(failed)?;
+        if record.cgroup.is_empty() && !options.sub_cgroups.is_empty() {
+            return Err(Error::invalid("--cgroup", "the container has no cgroup of its own"));
+        }
+        let relayed = !options.detach && options.console_socket.is_none();
+        let entrance = Entrance::open_below(&record.cgroup, &options.sub_cgroups).map_err(failed)?;
         let started = container::exec(Exec {
             pid: record.pid,
             terms: &terms,
             process,
             stdio: if terminal { Stdio::default() } else { own_stdio() },
             entrance: &entrance,
-            tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate: None },
+            tie: Tie {
+                outlives: true,
+                handed: self.handed.descriptors.clone(),
+                bare_lines: terminal && relayed && foreground::has_no_screen(),
+                gate: None,
+            },
             // Others may have been started in it with any capabilities.
             untraced: false,
         })

@@ -1,6 +1,6 @@
 //! Waiting for a process as a shell would: signals are passed on, and its terminal is shown on this one.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -34,6 +34,12 @@ impl Signals {
             .map(Signals)
             .map_err(failed)
     }
+}
+
+/// Whether what a terminal of the child shows goes to a file or a program: lines are to end there as they do without one. On
+/// a screen they need the carriage return, since the own terminal adds none in raw mode.
+pub fn has_no_screen() -> bool {
+    !io::stdout().is_terminal()
 }
 
 /// Waits for the end of a child of this process and returns what a shell would call its exit code. `console` is the

@@ -19,6 +19,7 @@ mod events;
 mod exec;
 mod features;
 mod foreground;
+mod handed;
 mod kill;
 mod log;
 mod process;
@@ -42,24 +43,32 @@ pub use record::{Record, State, Status};
 pub use request::{Deed, Request, serve_request};
 pub use template::template;
 
+use handed::Handed;
 use store::Store;
 
 /// The containers below one folder.
 #[derive(Debug)]
 pub struct Runtime {
     store: Store,
+    /// What this process was given to hand on.
+    handed: Handed,
     warnings: Vec<String>,
 }
 
 impl Runtime {
     /// The containers that have their records below `root`, which is made when the first one is.
     pub fn new(root: &Path) -> Runtime {
-        Runtime { store: Store::new(root), warnings: Vec::new() }
+        Runtime { store: Store::new(root), handed: Handed::default(), warnings: Vec::new() }
     }
 
     /// What went wrong meanwhile without making an operation fail. They are handed out once.
     pub fn take_warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
+    }
+
+    /// Adds such a thing.
+    pub fn warn(&mut self, warning: Option<String>) {
+        self.warnings.extend(warning);
     }
 
     /// The state of a container.

@@ -16,8 +16,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
+use super::handed::Handed;
 use super::{CreateOptions, Error, ExecOptions, Log, RunOptions, Runtime, State, one_line, signal};
-use crate::sys::process::adopt_fd;
+use crate::sys::process::{adopt_fd, forget_variable};
 
 /// Has the number of the descriptor that the request is read from.
 const VARIABLE: &str = "BERTH_OCI_REQUEST";
@@ -66,6 +67,17 @@ pub enum Deed {
     },
 }
 
+impl Deed {
+    /// See [`CreateOptions::preserve_fds`].
+    fn preserve_fds(&self) -> u32 {
+        match self {
+            Deed::Create(options) | Deed::Run(RunOptions { create: options, .. }) => options.preserve_fds,
+            Deed::Exec { options, .. } => options.preserve_fds,
+            _ => 0,
+        }
+    }
+}
+
 /// A deed with its circumstances.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
@@ -107,6 +119,7 @@ impl Request {
         // Before the folder is changed, which options start from.
         let root = std::path::absolute(&self.root).unwrap_or(self.root);
         let mut runtime = Runtime::new(&root);
+        runtime.handed = Handed::look(self.deed.preserve_fds());
         let result = self.deed.serve(&mut runtime);
         runtime.take_warnings().iter().for_each(|warning| self.log.warning(warning));
         match result {
@@ -149,7 +162,11 @@ fn print(state: &State) -> Result<(), Error> {
 /// before any thread is started.
 pub fn serve_request() -> Option<u8> {
     let request = match std::env::var(VARIABLE) {
-        Ok(number) => Request::unpack(&number).map_err(|error| format!("read the request: {error}")),
+        Ok(number) => {
+            // It is nothing to hooks, which have the rest.
+            forget_variable(VARIABLE);
+            Request::unpack(&number).map_err(|error| format!("read the request: {error}"))
+        }
         Err(_) => {
             let mut words = std::env::args_os();
             if !words.next().is_some_and(|called| is_runtime(called.as_encoded_bytes())) {
@@ -193,7 +210,7 @@ mod tests {
                 pidfd_socket: None,
                 preserve_fds: 3,
                 ignore_paused: false,
-                sub_cgroup: None,
+                sub_cgroups: Vec::new(),
             },
         };
         let log = Log::new(Some("/log".into()), LogFormat::Json, false);

@@ -1,14 +1,14 @@
 //! `start`, and `run` after the container was made.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::{Spec, State};
 
 use super::create::{Attachment, Made, RunOptions};
-use super::{Error, Record, Runtime, Status, foreground};
+use super::{Error, Record, Runtime, Status, foreground, process};
 use crate::container::hooks::{self, Moment};
-use crate::container::{self, Knock};
+use crate::container::{self, Knock, Notify};
 
 /// How a container that is run ended.
 fn cannot_start(source: container::Error) -> Error {
@@ -27,10 +27,16 @@ impl Runtime {
         }
         let spec = folder.config()?;
         let gate = folder.gate();
+        let notify = Notify::of_spec(&spec, id, &record.bundle).map_err(cannot_start)?;
+        let init = match &notify {
+            Some(_) => process::open(record.pid, record.pid_start_time)?,
+            None => None,
+        };
+        let asked = notify.as_ref().zip(init.as_ref()).map(|(notify, fd)| (notify, record.pid, fd.as_fd()));
         let knock = Knock::at(&gate).map_err(cannot_start)?;
         // From here on it cannot be started again, whatever happens.
         fs::remove_file(&gate).map_err(Error::path("remove", &gate))?;
-        self.warnings.extend(knock.start().map_err(cannot_start)?);
+        self.warnings.extend(knock.start(asked).map_err(cannot_start)?);
         self.started_hooks(&spec, &record);
         Ok(())
     }

@@ -82,6 +82,7 @@ impl Given {
             pidfd_socket: given.pidfd_socket,
             preserve_fds: given.preserve_fds,
             cgroup_driver: if given.systemd { Driver::Systemd } else { Driver::Cgroupfs },
+            no_pivot: false,
         };
         let root = self.root.clone().unwrap_or_else(|| ROOT.into());
         let format = if self.json { LogFormat::Json } else { LogFormat::Text };

@@ -84,7 +84,7 @@ fn terms(slot: &mut Slot) -> Result<Rc<Terms>, Failure> {
     if let Some(terms) = &slot.terms {
         return Ok(terms.clone());
     }
-    let terms = Terms::of_spec(&read_spec(&slot.bundle)?)
+    let terms = Terms::of_spec(&read_spec(&slot.bundle)?, &slot.id, &slot.bundle)
         .map_err(|error| failure(FailureKind::StartFailed, error.to_string()))?;
     // The many small pieces of the rest are gone now.
     release_memory();

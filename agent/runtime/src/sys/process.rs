@@ -97,11 +97,31 @@ pub fn pidfd_kill(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// A descriptor of another process, as this one's own. Takes the right to trace that process.
+pub fn take_fd(process: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed; a descriptor returned is new and ours.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
 /// Closes every descriptor from `first` on.
 pub fn close_from(first: RawFd) -> io::Result<()> {
-    // SAFETY: called only in a fresh child that owns no descriptor above `first` any more.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })?;
+    close_range(first, RawFd::MAX)
+}
+
+/// Closes the descriptors from `first` to `last`, as many of them as are open.
+pub fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    // SAFETY: called only in a fresh child that owns none of these descriptors any more.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
     Ok(())
+}
+
+/// Whether there is a descriptor of this number.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: fcntl with F_GETFD takes no pointer.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 /// Makes `target` refer to what `fd` refers to, kept open by execve when `keep` is set.
@@ -184,6 +204,24 @@ pub fn reset_signals() {
         let none = std::ptr::null_mut::<u64>();
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const empty, none, SIGNAL_SET);
     }
+}
+
+/// Lets SIGTERM end this process even if it is the first one of a PID namespace, which the default action does not. It is the
+/// default one again for the program that is executed.
+pub fn end_at_sigterm() {
+    extern "C" fn end(signal: libc::c_int) {
+        exit_now(128 + signal);
+    }
+    // SAFETY: the handler only calls _exit, which may be called anywhere.
+    unsafe {
+        libc::signal(libc::SIGTERM, end as *const () as libc::sighandler_t);
+    }
+}
+
+/// Takes a variable out of this process's environment. Only while the process has a single thread.
+pub fn forget_variable(name: &str) {
+    // SAFETY: nobody reads or changes the environment at the same time, as the caller says.
+    unsafe { std::env::remove_var(name) }
 }
 
 /// A program's arguments and environment in the form that execve takes, made before memory or system calls get scarce.

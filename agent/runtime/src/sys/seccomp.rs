@@ -1,6 +1,7 @@
 //! Loading a seccomp filter, see seccomp(2).
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use super::check;
 
@@ -24,13 +25,15 @@ struct Program {
     filter: *const Instruction,
 }
 
-/// Installs a filter on the calling thread with `SECCOMP_FILTER_FLAG_*` flags.
-pub fn install(filter: &[Instruction], flags: u64) -> io::Result<()> {
+/// Installs a filter on the calling thread with `SECCOMP_FILTER_FLAG_*` flags. Returns the listener if they ask for one.
+pub fn install(filter: &[Instruction], flags: u64) -> io::Result<Option<OwnedFd>> {
     let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let program = Program { len, filter: filter.as_ptr() };
     // SAFETY: the program points to `len` instructions in the kernel's layout.
-    check(unsafe {
+    let result = check(unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
     })?;
-    Ok(())
+    // SAFETY: with this flag the result is a new descriptor.
+    Ok((flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0)
+        .then(|| unsafe { OwnedFd::from_raw_fd(result as RawFd) }))
 }

@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
     ("a_container_that_has_ended", ended),
     ("a_limit_on_stacks_is_the_programs", small_stack),
     ("nothing_of_them_stays_in_the_callers_memory", memory),
+    ("a_scheduler_that_children_do_not_inherit", scheduler),
     ("what_is_killed_for_want_of_memory_does_not_take_the_caller_along", oom),
 ];
 
@@ -39,6 +40,29 @@ pub const TRACED: &[Test] = &[
     ("a_container_that_has_ended", || traced(ended)),
     ("a_limit_on_stacks_is_the_programs", || traced(small_stack)),
 ];
+
+/// A new process is the child of one that prepares it.
+fn scheduler() {
+    let sandbox = Sandbox::script("sleep 100");
+    let container = sandbox.start().unwrap();
+    let policy = |wanted| {
+        let process = json!({"args": ["sleep", "100"], "scheduler": wanted});
+        let started = sandbox.try_exec(&container, process).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", started.pid)).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(started.pid), nix::sys::signal::Signal::SIGKILL)
+            .unwrap();
+        wait(started.pidfd.as_fd());
+        // Field 41 (proc_pid_stat(5)); the name is the second.
+        let (_, rest) = stat.rsplit_once(')').unwrap();
+        rest.split_ascii_whitespace().nth(38).unwrap().parse::<i32>().unwrap()
+    };
+    let flags = ["SCHED_RESET_ON_FORK"];
+    assert_eq!(policy(json!({"policy": "SCHED_BATCH", "flags": flags})), libc::SCHED_BATCH);
+    let times =
+        json!({"policy": "SCHED_DEADLINE", "runtime": 42_000, "deadline": 100_000, "period": 1_000_000});
+    assert_eq!(policy(times), 6, "SCHED_DEADLINE");
+    stop(&container);
+}
 
 fn namespaces() {
     let sandbox = Sandbox::script("sleep 100");

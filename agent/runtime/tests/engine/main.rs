@@ -17,17 +17,19 @@ mod identity;
 mod isolation;
 mod limits;
 mod mount_options;
+mod notify;
 mod process;
 mod sandbox;
 mod terminal;
 mod user_namespace;
 
 fn main() -> std::process::ExitCode {
-    let groups: [(&str, &[harness::Test]); 14] = [
+    let groups: [(&str, &[harness::Test]); 15] = [
         ("isolation", isolation::TESTS),
         ("files", files::TESTS),
         ("identity", identity::TESTS),
         ("mount_options", mount_options::TESTS),
+        ("notify", notify::TESTS),
         ("process", process::TESTS),
         ("user_namespace", user_namespace::TESTS),
         ("terminal", terminal::TESTS),

@@ -145,6 +145,15 @@ impl Sandbox {
     }
 
     pub fn create_with(&self, rootfs: &Rootfs, stdio: Stdio) -> Result<Container, Error> {
+        self.create_as(rootfs, stdio, Tie::default())
+    }
+
+    /// Creates with other ties to this process.
+    pub fn create_tied(&self, tie: Tie) -> Result<Container, Error> {
+        self.create_as(&self.rootfs(), self.stdio("out", "err"), tie)
+    }
+
+    fn create_as(&self, rootfs: &Rootfs, stdio: Stdio, tie: Tie) -> Result<Container, Error> {
         let spec = self.typed_spec();
         container::create(Create {
             id: "c",
@@ -152,9 +161,10 @@ impl Sandbox {
             rootfs,
             stdio,
             bundle: self.dir.path(),
-            tie: Tie::default(),
+            tie,
             driver: Driver::default(),
             at_once: false,
+            no_pivot: false,
         })
     }
 
@@ -206,7 +216,7 @@ impl Sandbox {
         full.as_object_mut().unwrap().extend(process.as_object().unwrap().clone());
         let process: Process = serde_json::from_value(full).unwrap();
         let spec = self.typed_spec();
-        let terms = Terms::of_spec(&spec)?;
+        let terms = Terms::of_spec(&spec, "test", self.dir.path())?;
         let traced = self.traced
             || container::may_trace(&process)
             || spec.process().as_ref().is_some_and(container::may_trace);

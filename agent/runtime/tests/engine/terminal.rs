@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
+use berth_runtime::container::Tie;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
 
@@ -14,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("a_container_with_a_terminal", of_container),
     ("an_exec_with_a_terminal", of_exec),
     ("what_is_typed_arrives", typing),
+    ("lines_end_as_they_were_written_where_nobody_looks", bare_lines),
 ];
 
 /// Everything until the other side is closed, which a terminal reports as an error.
@@ -67,4 +69,17 @@ fn typing() {
     assert!(text.contains("typed"), "{text:?}");
     let status = wait(std::os::fd::AsFd::as_fd(&container.pidfd));
     assert!(matches!(status, nix::sys::wait::WaitStatus::Exited(_, 3)), "{status:?}");
+}
+
+fn bare_lines() {
+    let mut sandbox = Sandbox::script("echo one; echo two");
+    sandbox.spec["process"]["terminal"] = json!(true);
+    for (bare, expected) in [(false, "one\r\ntwo\r\n"), (true, "one\ntwo\n")] {
+        let tie = Tie { bare_lines: bare, ..Tie::default() };
+        let mut container = sandbox.create_tied(tie).unwrap();
+        let master = container.console.take().unwrap();
+        container.start().unwrap();
+        assert_eq!(read_all(master), expected);
+        wait(std::os::fd::AsFd::as_fd(&container.pidfd));
+    }
 }

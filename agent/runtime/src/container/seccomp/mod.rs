@@ -26,6 +26,8 @@ const MAX_PROGRAM: usize = 4096;
 /// `SECCOMP_RET_ERRNO | ENOSYS`.
 const NOT_IMPLEMENTED: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
+const ASK: LinuxSeccompAction = LinuxSeccompAction::ScmpActNotify;
+
 /// A compiled filter.
 #[derive(Clone, Debug)]
 pub struct Filter {
@@ -52,7 +54,7 @@ impl Filter {
     /// Names that an architecture does not have are skipped, since profiles are written for many; programs of
     /// architectures that are not listed are killed.
     pub fn compile(spec: &LinuxSeccomp) -> Result<Filter, Error> {
-        // Whom to notify is without meaning: there is nothing that notifies, see `action`.
+        refuse_questions(spec)?;
         let listed =
             |table: &syscalls::Table| spec.architectures().iter().flatten().any(|arch| *arch == table.arch);
         // The tables of one architecture follow each other by their first numbers.
@@ -110,6 +112,11 @@ impl Filter {
         &self.program
     }
 
+    /// Whether it leaves system calls to somebody else.
+    pub(crate) fn asks(&self) -> bool {
+        self.flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
+    }
+
     /// Flags for seccomp(2).
     pub(crate) fn flags(&self) -> u64 {
         self.flags
@@ -117,16 +124,37 @@ impl Filter {
 }
 
 fn flags(spec: &LinuxSeccomp) -> u64 {
-    spec.flags().iter().flatten().fold(0, |flags, flag| {
+    let asks = spec.syscalls().iter().flatten().any(|rule| rule.action() == ASK);
+    // The kernel takes the second only together with the first.
+    let (listener, killable) = if asks {
+        (libc::SECCOMP_FILTER_FLAG_NEW_LISTENER, libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
+    } else {
+        (0, 0)
+    };
+    spec.flags().iter().flatten().fold(listener, |flags, flag| {
         flags
             | match flag {
                 LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
                 LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-                // There is one thread to synchronise, and no listener to wait for.
-                LinuxSeccompFilterFlag::SeccompFilterFlagTsync
-                | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+                LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => killable,
+                // There is one thread to synchronise.
+                LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
             }
     })
+}
+
+/// Asking about everything, or about write(2), with which a new process tells that its filter asks, would be waiting for
+/// somebody who knows of nothing yet. crun and runc refuse both, too.
+fn refuse_questions(spec: &LinuxSeccomp) -> Result<(), Error> {
+    let refuse = |field: &str, reason: &str| Err(Error::spec(format!("linux.seccomp.{field}"), reason));
+    if spec.default_action() == ASK {
+        return refuse("defaultAction", "SCMP_ACT_NOTIFY cannot be used as default action");
+    }
+    let asks_write = |rule: &LinuxSyscall| rule.action() == ASK && rule.names().iter().any(|n| n == "write");
+    if spec.syscalls().iter().flatten().any(asks_write) {
+        return refuse("syscalls", "SCMP_ACT_NOTIFY cannot be used for the write syscall");
+    }
+    Ok(())
 }
 
 /// For programs of a kind that is not listed and shares its architecture with one that is.
@@ -197,9 +225,6 @@ fn alternatives(rule: &LinuxSyscall) -> Result<Vec<Vec<Condition>>, Error> {
 
 fn action(field: &str, action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> {
     let field = || format!("linux.seccomp.{field}");
-    if action == LinuxSeccompAction::ScmpActNotify {
-        return Err(Error::spec(field(), "SCMP_ACT_NOTIFY is not supported"));
-    }
     if errno.is_some_and(|e| e > MAX_ERRNO) {
         return Err(Error::spec(field(), format!("an errno is at most {MAX_ERRNO}")));
     }

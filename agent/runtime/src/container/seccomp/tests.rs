@@ -259,7 +259,15 @@ fn the_default_profile_opens_with_capabilities() {
 fn what_cannot_be_done_is_refused() {
     let mut notify = LinuxSeccomp::default();
     notify.set_default_action(Action::ScmpActNotify);
-    assert!(Filter::compile(&notify).is_err());
+    assert!(Filter::compile(&notify).is_err(), "all calls would be asked about");
+    notify.set_default_action(Action::ScmpActAllow);
+    let mut rule = LinuxSyscall::default();
+    rule.set_names(vec!["mkdir".to_owned(), "write".to_owned()]).set_action(Action::ScmpActNotify);
+    notify.set_syscalls(Some(vec![rule.clone()]));
+    assert!(Filter::compile(&notify).is_err(), "write is what tells of the listener");
+    rule.set_names(vec!["mkdir".to_owned()]);
+    notify.set_syscalls(Some(vec![rule]));
+    assert!(Filter::compile(&notify).unwrap().asks());
     let mut errno = LinuxSeccomp::default();
     errno.set_default_action(Action::ScmpActErrno).set_default_errno_ret(Some(70_000));
     assert!(Filter::compile(&errno).is_err());
