@@ -87,6 +87,7 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
             bundle: dir,
             tie: Tie::default(),
             driver: Driver::default(),
+            everywhere: false,
             at_once: false,
         };
         let whole = Instant::now();
@@ -126,6 +127,7 @@ fn measure_exec(
         bundle: dir,
         tie: Tie::default(),
         driver: Driver::default(),
+        everywhere: false,
         at_once: false,
     };
     let mut container = container::create(create)?;

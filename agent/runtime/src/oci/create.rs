@@ -236,6 +236,7 @@ fn give_birth(
         bundle: &options.bundle,
         tie: Tie { outlives: true, preserve_fds: options.preserve_fds, gate },
         driver: options.cgroup_driver,
+        everywhere: true,
         // It is written down first: nobody would know of it if this process ended now.
         at_once: false,
     };
