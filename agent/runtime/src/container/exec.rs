@@ -55,6 +55,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         entrance: exec.entrance,
         init: exec.pid,
         filter: exec.terms.filter.as_ref(),
+        keep_groups: exec.terms.keep_groups,
         linux,
         tie: exec.tie,
     };
@@ -119,6 +120,7 @@ struct Visit<'a> {
     /// The container's first process.
     init: i32,
     filter: Option<&'a Filter>,
+    keep_groups: bool,
     linux: Option<&'a Linux>,
     tie: Tie,
 }
@@ -256,6 +258,7 @@ impl Visit<'_> {
             let _ = channel.report(&Report::Warning(text), None);
         };
         let mut identity = Identity::of_process(&self.process, self.filter.cloned(), &mut warn)?;
+        identity.keep_groups(self.keep_groups);
         limits::set_oom_score(0, &self.process, &mut warn)?;
         labels::set_for_exec(&self.process)?;
         let user = lists(self.linux, LinuxNamespaceType::User);

@@ -141,6 +141,7 @@ impl Init<'_> {
             let _ = channel.report(&Report::Warning(text), None);
         };
         let mut identity = Identity::of_process(self.process, None, &mut warn)?;
+        identity.keep_groups(Identity::keeps_groups(self.spec));
         umask(Mode::empty());
         timings.process += watch.lap();
         let waited = cgroup.waited;

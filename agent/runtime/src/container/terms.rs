@@ -13,6 +13,7 @@ pub struct Terms {
     first: Option<Process>,
     pub(super) linux: Option<Linux>,
     pub(super) filter: Option<Filter>,
+    pub(super) keep_groups: bool,
 }
 
 impl Terms {
@@ -26,6 +27,7 @@ impl Terms {
             first: spec.process().clone(),
             linux: linux.map(essence),
             filter: Identity::compile(linux.and_then(|l| l.seccomp().as_ref()))?,
+            keep_groups: Identity::keeps_groups(spec),
         })
     }
 
