@@ -12,7 +12,7 @@ NEXTEST_PROFILE ?= default
 test: export PATH := $(abspath $(TARGET_DIR))/tools/bin:$(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build image run test test-v2 oci-suites bench lint lint-deny install-deps-run install-deps-test clean
+.PHONY: help build image run test test-v2 oci-suites podman-suite bench lint lint-deny install-deps-run install-deps-test clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -39,6 +39,10 @@ test-v2: install-deps-test ## Run the kernel tests on a pure cgroup v2 tree: thi
 oci-suites: ## Run the OCI validation suite for berth-oci, crun and runc, side by side (its first run downloads some 60 MB)
 	$(CARGO) build --locked -p berth
 	scripts/oci-suites $(OCI_TESTS)
+
+podman-suite: ## Run podman's own tests with berth-oci, crun and runc, side by side (its first run downloads some 20 MB; takes an hour or more)
+	$(CARGO) build --locked -p berth
+	scripts/podman-suite $(PODMAN_TESTS)
 
 bench: install-deps-test build ## Measure starts, deletes, exec, memory and idle CPU; beside podman, crun and runc where they can be had
 	$(CARGO) build --release --locked -p berth-e2e --bin bench

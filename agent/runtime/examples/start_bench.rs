@@ -87,6 +87,7 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
             bundle: dir,
             tie: Tie::default(),
             driver: Driver::default(),
+            everywhere: false,
             at_once: false,
             no_pivot: false,
         };
@@ -127,6 +128,7 @@ fn measure_exec(
         bundle: dir,
         tie: Tie::default(),
         driver: Driver::default(),
+        everywhere: false,
         at_once: false,
         no_pivot: false,
     };

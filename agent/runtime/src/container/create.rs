@@ -103,6 +103,7 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         at_once: create.at_once,
         ordered: false,
         cgroups: &cgroups,
+        everywhere: create.everywhere && shows_cgroups(spec),
         path,
         made: !cgroups.adopts(),
         resources,
@@ -122,6 +123,11 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
             Err(error)
         }
     }
+}
+
+/// Whether the spec has the container's cgroup mounted.
+fn shows_cgroups(spec: &Spec) -> bool {
+    spec.mounts().iter().flatten().any(|m| matches!(m.typ().as_deref(), Some("cgroup" | "cgroup2")))
 }
 
 /// Gives a child in a user namespace its maps, if that is new, and its streams.
@@ -272,6 +278,8 @@ struct Birth<'a> {
     /// The start has been ordered.
     ordered: bool,
     cgroups: &'a Cgroups,
+    /// See [`Create::everywhere`]; the cgroup is mounted.
+    everywhere: bool,
     path: String,
     /// The cgroup is this container's own. One that systemd refuses to make may be another's.
     made: bool,
@@ -290,7 +298,7 @@ impl Birth<'_> {
     fn run(&mut self, mut init: Init<'_>) -> Result<(), Error> {
         let user = init.namespaces.lists(LinuxNamespaceType::User);
         init.sources = Sources::prepare(self.spec, init.rootfs, init.bundle, &init.namespaces)?;
-        let may_mount = init.may_mount();
+        let everywhere = init.may_mount() || (self.everywhere && !rootless());
         // v2 wants the cgroup before the process, systemd the process before the cgroup; on v1 it is made while the
         // process mounts.
         let folder: Option<File> = match self.cgroups.version() {
@@ -317,7 +325,7 @@ impl Birth<'_> {
             self.cgroups.adopt(&self.path, pid, &self.resources.early, annotations)?;
             self.made = true;
             self.cgroups.make(&self.path, &self.resources.early)?;
-            if may_mount {
+            if everywhere {
                 self.cgroups.make_everywhere(&self.path)?;
             }
         }

@@ -59,6 +59,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         init: exec.pid,
         filter: exec.terms.filter.as_ref(),
         notify: exec.terms.notify.as_ref(),
+        keep_groups: exec.terms.keep_groups,
         linux,
         tie: exec.tie,
     };
@@ -138,6 +139,7 @@ struct Visit<'a> {
     init: i32,
     filter: Option<&'a Filter>,
     notify: Option<&'a Notify>,
+    keep_groups: bool,
     linux: Option<&'a Linux>,
     tie: Tie,
 }
@@ -332,6 +334,7 @@ impl Visit<'_> {
             let _ = channel.report(&Report::Warning(text), None);
         };
         let mut identity = Identity::of_process(&self.process, self.filter.cloned(), &mut warn)?;
+        identity.keep_groups(self.keep_groups);
         limits::set_oom_score(0, &self.process, &mut warn)?;
         labels::set_for_exec(&self.process)?;
         let user = lists(self.linux, LinuxNamespaceType::User);

@@ -4,13 +4,14 @@
 //! [`Identity::confine`] comes right before the program is executed, so that a strict filter does not see the system
 //! calls with which a created container waits.
 
+use std::io;
 use std::os::fd::IntoRawFd;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, getcwd};
-use oci_spec::runtime::{LinuxSeccomp, Process};
+use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 
 use super::capabilities::Capabilities;
 use super::channel::Channel;
@@ -21,11 +22,14 @@ use crate::sys::{credentials, seccomp};
 
 /// The umask of a process whose spec names none, as every runtime sets it.
 const DEFAULT_UMASK: u32 = 0o022;
+/// Set to `1`, it keeps the supplementary groups of who calls the runtime: crun's, and what podman makes of
+/// `--group-add keep-groups`.
+const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 
 /// See the module.
 pub struct Identity {
     ids: Ids,
-    keeps_groups: bool,
+    keep_groups: bool,
     umask: u32,
     capabilities: Capabilities,
     no_new_privileges: bool,
@@ -50,7 +54,7 @@ impl Identity {
                 gid: user.gid(),
                 groups: user.additional_gids().clone().unwrap_or_default(),
             },
-            keeps_groups: false,
+            keep_groups: false,
             umask: match user.umask().unwrap_or(DEFAULT_UMASK) {
                 umask @ 0..=0o777 => umask,
                 umask => return Err(Error::spec("process.user.umask", format!("{umask:#o} is above 0o777"))),
@@ -59,6 +63,16 @@ impl Identity {
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             filter,
         })
+    }
+
+    /// Whether the processes of this container keep the supplementary groups of its creator.
+    pub fn keeps_groups(spec: &Spec) -> bool {
+        spec.annotations().as_ref().and_then(|all| all.get(KEEP_GROUPS)).is_some_and(|value| value == "1")
+    }
+
+    /// Whether the supplementary groups stay as they are, in place of those of the spec.
+    pub fn keep_groups(&mut self, keep: bool) {
+        self.keep_groups = keep;
     }
 
     /// Compiles the seccomp part of a spec.
@@ -75,11 +89,6 @@ impl Identity {
             self.ids.groups.extend(found.groups);
         }
         Ok(())
-    }
-
-    /// Leaves the supplementary groups as those of the creator, who may have them for files that are shared with the container.
-    pub fn keep_groups(&mut self) {
-        self.keeps_groups = true;
     }
 
     /// What [`Identity::confine`] installs.
@@ -102,11 +111,8 @@ impl Identity {
         umask(Mode::from_bits_truncate(self.umask));
         self.capabilities.limit_bounding()?;
         credentials::keep_capabilities().map_err(failed("keepcaps"))?;
-        let groups = if self.keeps_groups { Ok(()) } else { credentials::set_groups(&self.ids.groups) };
-        match groups {
-            // Who maps only the own user has to give setgroups(2) up (user_namespaces(7)), and keeps the groups.
-            Err(e) if self.ids.groups.is_empty() && e.raw_os_error() == Some(libc::EPERM) => {}
-            other => other.map_err(failed("supplementary groups"))?,
+        if !self.keep_groups {
+            self.set_groups().map_err(failed("supplementary groups"))?;
         }
         credentials::set_ids(self.ids.uid, self.ids.gid)
             .map_err(failed(&format!("user {} and group {}", self.ids.uid, self.ids.gid)))?;
@@ -117,6 +123,14 @@ impl Identity {
             other => other,
         }
         .map_err(|e| Error::sys("change to working folder", cwd.display().to_string(), e.into()))
+    }
+
+    fn set_groups(&self) -> io::Result<()> {
+        match credentials::set_groups(&self.ids.groups) {
+            // Who maps only the own user has to give setgroups(2) up (user_namespaces(7)), and keeps the groups.
+            Err(e) if self.ids.groups.is_empty() && e.raw_os_error() == Some(libc::EPERM) => Ok(()),
+            other => other,
+        }
     }
 
     /// Drops the capabilities, shuts the way to new ones and installs the filter. Nothing but executing the program

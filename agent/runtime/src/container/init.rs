@@ -31,9 +31,6 @@ use crate::sys::mount::Attributes;
 use crate::sys::shim_process::set_domainname;
 use crate::sys::{credentials, process};
 
-/// The annotation by which podman asks for its `--group-add keep-groups`; crun has made it up.
-const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
-
 /// Everything that the child needs, worked out by the parent.
 pub struct Init<'a> {
     /// The whole spec.
@@ -145,7 +142,8 @@ impl Init<'_> {
             // A warning that cannot be delivered is not worth more than the container.
             let _ = channel.report(&Report::Warning(text), None);
         };
-        let mut identity = self.identity(&mut warn)?;
+        let mut identity = Identity::of_process(self.process, None, &mut warn)?;
+        identity.keep_groups(Identity::keeps_groups(self.spec));
         umask(Mode::empty());
         timings.process += watch.lap();
         let waited = cgroup.waited;
@@ -216,16 +214,6 @@ impl Init<'_> {
             .report(&Report::Ready(timings), None)
             .map_err(|e| Error::sys("report to", "the parent", e))?;
         self.execute(channel, gate, start_hooks, &identity, launch)
-    }
-
-    /// Who the program runs as. Its filter comes later.
-    fn identity(&self, warn: &mut dyn FnMut(String)) -> Result<Identity, Error> {
-        let mut identity = Identity::of_process(self.process, None, warn)?;
-        let annotations = self.spec.annotations().as_ref();
-        if annotations.and_then(|a| a.get(KEEP_GROUPS)).is_some_and(|value| value == "1") {
-            identity.keep_groups();
-        }
-        Ok(identity)
     }
 
     /// Waits for the order to start, and does.

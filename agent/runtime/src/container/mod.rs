@@ -99,6 +99,9 @@ pub struct Create<'a> {
     pub tie: Tie,
     /// Who makes its cgroup.
     pub driver: Driver,
+    /// On v1 the cgroup is made in every hierarchy, too, where the container has no limit, if the spec has it mounted: others
+    /// than the creator may look for figures there and set limits later. It costs a folder and an attach for each.
+    pub everywhere: bool,
     /// The program is to run as soon as all is set up. [`Container::start`] then only waits until it does, which saves
     /// the way back and forth between the processes. Not with a gate.
     pub at_once: bool,

@@ -78,9 +78,7 @@ impl Launch {
                     message: format!("exec: {name:?}: stat {name}: {}", lower(&e.into())),
                     not_found: true,
                 },
-                nix::Error::EISDIR => {
-                    Error::Exec { message: format!("exec: {name:?}: is a directory"), not_found: false }
-                }
+                nix::Error::EISDIR => Error::Exec { message: directory(name), not_found: false },
                 e => {
                     Error::Exec { message: format!("exec: {name:?}: {}", lower(&e.into())), not_found: false }
                 }
@@ -104,7 +102,7 @@ impl Launch {
                 (format!("exec: {name:?}: stat {name}: {}", lower(&missing.into())), true)
             }
             (Some(libc::EACCES), Ok(s)) if s.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() => {
-                (format!("exec: {name:?}: is a directory"), false)
+                (directory(name), false)
             }
             (Some(libc::EACCES), _) => (format!("exec: {name:?}: permission denied"), false),
             _ => return failed(path, &error),
@@ -131,6 +129,11 @@ pub fn environment(process: &Process, home: impl FnOnce() -> String) -> Vec<Stri
 fn within(path: &str, name: &str) -> Vec<CString> {
     let folders = path.split(':').filter(|f| f.starts_with('/'));
     folders.filter_map(|folder| cstring(format!("{folder}/{name}")).ok()).collect()
+}
+
+/// With the words by which podman takes a message for one of a program that may not be run.
+fn directory(name: &str) -> String {
+    format!("exec: {name:?}: is a directory: permission denied")
 }
 
 fn failed(path: &CStr, error: &io::Error) -> Error {

@@ -17,6 +17,7 @@ pub struct Terms {
     pub(super) linux: Option<Linux>,
     pub(super) filter: Option<Filter>,
     pub(super) notify: Option<Notify>,
+    pub(super) keep_groups: bool,
 }
 
 impl Terms {
@@ -31,6 +32,7 @@ impl Terms {
             linux: linux.map(essence),
             filter: Identity::compile(linux.and_then(|l| l.seccomp().as_ref()))?,
             notify: Notify::of_spec(spec, id, bundle)?,
+            keep_groups: Identity::keeps_groups(spec),
         })
     }
 

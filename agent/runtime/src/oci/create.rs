@@ -307,6 +307,7 @@ fn give_birth(
             gate,
         },
         driver: options.cgroup_driver,
+        everywhere: true,
         // It is written down first: nobody would know of it if this process ended now.
         at_once: false,
         no_pivot: options.no_pivot,

@@ -312,7 +312,18 @@ fn make(
     }
     let Order { id, spec, rootfs, bundle, stdio, tty: _ } = order;
     let (tie, driver) = (Tie::default(), Driver::default());
-    let create = container::Create { id, spec, rootfs, stdio, bundle, tie, driver, at_once, no_pivot: false };
+    let create = container::Create {
+        id,
+        spec,
+        rootfs,
+        stdio,
+        bundle,
+        tie,
+        driver,
+        everywhere: false,
+        at_once,
+        no_pivot: false,
+    };
     let container =
         container::create(create).map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
     for warning in &container.warnings {

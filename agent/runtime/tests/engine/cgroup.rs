@@ -13,6 +13,7 @@ use crate::sandbox::{Sandbox, stop, until};
 pub const TESTS: &[Test] = &[
     ("the_process_is_in_the_cgroup_everywhere", placed),
     ("it_sees_its_cgroup_as_the_root", sees_root),
+    ("the_oci_runtime_shows_every_controller", shows_all),
     ("limits_are_written", limits),
     ("limits_can_be_changed", update),
     ("too_much_memory_is_killed_and_counted", memory),
@@ -72,6 +73,21 @@ fn sees_root() {
         "cat /sys/fs/cgroup/pids/cgroup.procs"
     });
     assert!(inside.run().ok().lines().any(|l| l == "1"));
+}
+
+/// podman changes limits of all controllers and reads them inside.
+fn shows_all() {
+    let mut sandbox = Sandbox::script("cat /sys/fs/cgroup/cpuset/cpuset.cpus; sleep 100");
+    sandbox.everywhere = true;
+    let container = sandbox.start().unwrap();
+    let text = fs::read_to_string(format!("/proc/{}/cgroup", container.pid)).unwrap();
+    for line in text.lines().filter(|l| ["cpuset:", "name=systemd:"].iter().any(|name| l.contains(name))) {
+        assert!(line.ends_with(&sandbox.cgroup), "{line}");
+    }
+    if !v2() {
+        until("the cpus", || fs::read_to_string(sandbox.host("out")).unwrap().contains('0'));
+    }
+    stop(&container);
 }
 
 fn limits() {

@@ -40,7 +40,7 @@ fn programs() {
         ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory", true),
         ("/etc/plain/x", "exec: \"/etc/plain/x\": stat /etc/plain/x: not a directory", true),
         ("/etc/plain", "exec: \"/etc/plain\": permission denied", false),
-        ("/etc", "exec: \"/etc\": is a directory", false),
+        ("/etc", "exec: \"/etc\": is a directory: permission denied", false),
         ("script", "exec /bin/script: no such file or directory", true),
         ("/bin/garbage", "exec /bin/garbage: exec format error", false),
     ] {

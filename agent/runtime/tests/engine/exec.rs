@@ -167,7 +167,7 @@ fn errors() {
     let error = |process| sandbox.try_exec(&container, process).unwrap_err().to_string();
     assert_eq!(error(json!({"args": ["nope"]})), "exec: \"nope\": executable file not found in $PATH");
     assert_eq!(error(json!({"args": ["/x/y"]})), "exec: \"/x/y\": stat /x/y: no such file or directory");
-    assert_eq!(error(json!({"args": ["/etc"]})), "exec: \"/etc\": is a directory");
+    assert_eq!(error(json!({"args": ["/etc"]})), "exec: \"/etc\": is a directory: permission denied");
     let missing = error(json!({"args": ["true"], "cwd": "/no/such"}));
     assert!(missing.contains("working folder /no/such"), "{missing}");
     assert!(error(json!({"args": []})).contains("process.args"));

@@ -3,13 +3,15 @@
 use std::fs;
 
 use berth_runtime::container::seccomp::default_profile;
+use nix::unistd::{Gid, getgroups, setgroups};
 use serde_json::{Value, json};
 
 use crate::harness::Test;
-use crate::sandbox::{CAPABILITIES, Output, Sandbox};
+use crate::sandbox::{CAPABILITIES, Output, Sandbox, stop, until};
 
 pub const TESTS: &[Test] = &[
     ("user_group_and_additional_groups", user),
+    ("groups_of_the_creator_are_kept_on_demand", kept_groups),
     ("a_user_by_name", named_user),
     ("the_umask", umask),
     ("the_five_capability_sets", capabilities),
@@ -48,6 +50,21 @@ fn user() {
     assert_eq!(status("Uid"), "1000 1000 1000 1000");
     assert_eq!(status("Gid"), "1001 1001 1001 1001");
     assert_eq!(status("Groups"), "7 9");
+}
+
+/// What podman's `--group-add keep-groups` comes to.
+fn kept_groups() {
+    let before = getgroups().unwrap();
+    let mut sandbox = Sandbox::script("id -G; sleep 100");
+    sandbox.spec["process"]["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [7]});
+    sandbox.spec["annotations"] = json!({"run.oci.keep_original_groups": "1"});
+    setgroups(&[Gid::from_raw(1234)]).unwrap();
+    let container = sandbox.start().unwrap();
+    until("the groups", || fs::read_to_string(sandbox.host("out")).unwrap() == "1001 1234\n");
+    let process = json!({"args": ["id", "-G"], "user": {"uid": 1000, "gid": 1002}});
+    assert_eq!(sandbox.exec_process(&container, process).ok(), "1002 1234");
+    setgroups(&before).unwrap();
+    stop(&container);
 }
 
 fn named_user() {

@@ -69,6 +69,8 @@ pub struct Sandbox {
     pub cgroup: String,
     /// Further processes are made as where one of the container might look into them.
     pub traced: bool,
+    /// Its container is in every hierarchy, as one of the OCI runtime.
+    pub everywhere: bool,
     parent: String,
 }
 
@@ -107,7 +109,7 @@ impl Sandbox {
         let parent = format!("/berth-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let cgroup = format!("{parent}/c");
         let spec = default_spec(&cgroup);
-        Sandbox { dir, spec, cgroup, traced: TRACED.load(Ordering::Relaxed), parent }
+        Sandbox { dir, spec, cgroup, traced: TRACED.load(Ordering::Relaxed), everywhere: false, parent }
     }
 
     /// A sandbox that runs this shell script.
@@ -163,6 +165,7 @@ impl Sandbox {
             bundle: self.dir.path(),
             tie,
             driver: Driver::default(),
+            everywhere: self.everywhere,
             at_once: false,
             no_pivot: false,
         })
