@@ -48,8 +48,8 @@ pub fn make_room() {
 /// by ending. It begins with all signals blocked. Who has not left after `limit` is killed, and true is returned with it.
 ///
 /// The caller must have one thread only. `body` may not drop descriptors that the caller owns, and what it makes and leaves to the
-/// caller may own none. What it allocates besides and has not freed when it executes its program is lost. No signal tells of the
-/// child's end: it is to be reaped by `__WALL`.
+/// caller may own none. What it allocates besides and has not freed when it executes its program is lost. Of its end, which may come
+/// before it has executed anything, SIGCHLD tells.
 ///
 /// # Errors
 /// `Unsupported` where this is not written for the processor, or what clone3(2) says.
@@ -77,6 +77,8 @@ fn spawn<B: FnOnce()>(limit: Duration, flags: u64, body: B) -> io::Result<Child>
     let mut pidfd: RawFd = -1;
     let mut args = arguments(flags | libc::CLONE_PIDFD as u64, &there);
     args.pidfd = &raw mut pidfd as u64;
+    // A sibling has that of the caller.
+    args.exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
     // SAFETY: stack and arguments are live until the end of this function, which the child does not see the return of: the
     // kernel lets the caller go on only when the child has left, or when the caller is killed.
     let pid = unsafe { clone3(&raw mut args, run::<B>, (&raw mut shared).cast()) }?;

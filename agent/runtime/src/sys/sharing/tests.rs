@@ -11,7 +11,7 @@ use crate::sys::process::{Program, reset_signals};
 const LONG: Duration = Duration::from_secs(60);
 
 fn end_of(pid: i32) -> WaitStatus {
-    waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::__WALL).unwrap()
+    waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED).unwrap()
 }
 
 fn shell(script: &str) -> Program {
