@@ -118,8 +118,12 @@ impl Bundle {
     /// Has the runtime called in another mount namespace from now on.
     pub fn mounts_in(&mut self, namespace: &str) {
         let there = format!("cd {} && exec \"$@\"", self.dir.path().display());
-        let words = ["nsenter", &format!("--mount={namespace}"), "--", "sh", "-c", &there, "sh"];
-        self.before = words.map(str::to_owned).to_vec();
+        self.through(&["nsenter", &format!("--mount={namespace}"), "--", "sh", "-c", &there, "sh"]);
+    }
+
+    /// Has the runtime called by these words from now on, and by what has been called before in turn.
+    pub fn through(&mut self, words: &[&str]) {
+        self.before.extend(words.iter().map(|w| (*w).to_owned()));
     }
 
     /// Takes the configuration that the runtime suggests for a user, with a shell script to run.

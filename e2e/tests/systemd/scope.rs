@@ -28,6 +28,7 @@ checks! {
     a_failed_creation_leaves_no_unit: berth;
     its_cgroup_namespace_starts_at_the_scope: berth runc;
     run_deletes_it: berth crun runc;
+    a_users_own_manager_makes_it: berth runc;
 }
 
 fn a_container_is_in_a_delegated_scope(runtime: &Runtime) {
@@ -307,4 +308,45 @@ fn run_deletes_it(runtime: &Runtime) {
     let ran = unit.bundle.call(&["run", "--bundle", &bundle, &unit.bundle.id]).unwrap().code(9).unwrap();
     assert_eq!(ran.stdout, "", "{ran}");
     unit.assert_gone();
+}
+
+/// A user whose manager has been started, as at a login.
+const USER: u32 = 1;
+
+/// The user's manager is asked, which makes scopes with limits on version 2 only.
+fn a_users_own_manager_makes_it(runtime: &Runtime) {
+    systemctl(&["start", &format!("user@{USER}.service")]).ok().unwrap();
+    let mut unit = Unit::new(runtime);
+    unit.bundle.give_to(USER, &[]).unwrap();
+    unit.bundle.suggested("trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done").unwrap();
+    unit.bundle.config["linux"]["cgroupsPath"] = json!(format!("user.slice:e2e:{}", unit.bundle.id));
+    unit.bundle.config["linux"]["resources"] = json!({"pids": {"limit": 50}});
+    let place = format!("XDG_RUNTIME_DIR=/run/user/{USER}");
+    // From within what the manager has: only the system's may move processes of others.
+    let service = ["systemd-run", "--user", "--quiet", "--wait", "--pipe", "--collect", "--same-dir", "--"];
+    unit.bundle.through(&[&["env", &place][..], &service].concat());
+    if !is_v2() {
+        // It hands no hierarchy with controllers on.
+        assert!(!unit.bundle.created().unwrap());
+        assert!(unit.bundle.output().unwrap().contains("cgroup"));
+        return;
+    }
+    unit.launch();
+    let pid = unit.bundle.pid().unwrap();
+    let all = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let below = format!("/user@{USER}.service/user.slice/{}", unit.scope);
+    assert!(all.lines().any(|l| l.contains(&below)), "{all}");
+    let show = |property: &str| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid", &USER.to_string(), "--clear-groups", "env", &place, "systemctl", "--user"]);
+        command.args(["show", "--value", "-p", property, &unit.scope]);
+        berth_e2e::tools::run(command).unwrap().ok().unwrap().trim().to_owned()
+    };
+    assert_eq!((&*show("ActiveState"), &*show("Transient")), ("active", "yes"));
+    assert_eq!(show("TasksMax"), "50");
+    unit.bundle.call(&["kill", &unit.bundle.id, "TERM"]).unwrap().ok().unwrap();
+    unit.bundle.wait("stopped").unwrap();
+    unit.bundle.delete().unwrap();
+    let gone = || show("ActiveState") == "inactive";
+    until_true("the scope is gone", Duration::from_secs(30), gone).unwrap();
 }
