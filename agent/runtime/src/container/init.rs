@@ -147,14 +147,7 @@ impl Init<'_> {
         umask(Mode::empty());
         timings.process += watch.lap();
         let waited = cgroup.waited;
-        let propagation = self.linux.rootfs_propagation().as_deref();
-        let label = labels::of_mounts(self.linux);
-        let shares_mounts = !self.namespaces.lists(LinuxNamespaceType::Mount);
-        let root = if shares_mounts {
-            root_mount::mount_root_here(self.rootfs, self.bundle)?
-        } else {
-            root_mount::mount_root(self.rootfs, self.bundle, propagation, label, sources.root.take())?
-        };
+        let root = self.mount_root(&mut sources)?;
         self.mount_all(&root, &mut cgroup, sources)?;
         let terminal = self.open_terminal(&root, channel)?;
         protect::mask(&root, self.linux)?;
@@ -183,22 +176,9 @@ impl Init<'_> {
         timings.cgroups = watch.lap() + waited;
         let start_hooks = self.hooks_of_host(channel, &root, identity.uid())?;
         timings.process += watch.lap();
-        if shares_mounts {
-            root_mount::change_root(&root)?;
-        } else if self.no_pivot {
-            root_mount::move_over(&root, propagation)?;
-        } else {
-            root_mount::pivot(&root, propagation)?;
-        }
-        drop(root);
-        self.finish_root()?;
+        self.enter_root(root)?;
         timings.mounts += watch.lap();
-        if let Some(terminal) = terminal {
-            console::take(&terminal)?;
-        } else {
-            streams::reopen_null(&Root::open(Path::new("/"))?, &self.stdio)?;
-        }
-        streams::give_to(identity.uid())?;
+        self.take_streams(terminal, identity.uid())?;
         if !user {
             limits::set_rlimits(0, self.process, &mut warn)?;
             scheduling::set_priorities(0, self.process)?;
@@ -337,6 +317,41 @@ impl Init<'_> {
         let slave = console::open(root, self.process, self.tie.bare_lines, channel)?;
         console::bind_console(root, &slave)?;
         Ok(Some(slave))
+    }
+
+    fn shares_mounts(&self) -> bool {
+        !self.namespaces.lists(LinuxNamespaceType::Mount)
+    }
+
+    fn mount_root(&self, sources: &mut Sources) -> Result<Root, Error> {
+        if self.shares_mounts() {
+            return root_mount::mount_root_here(self.rootfs, self.bundle);
+        }
+        let (wanted, label) = (self.linux.rootfs_propagation().as_deref(), labels::of_mounts(self.linux));
+        root_mount::mount_root(self.rootfs, self.bundle, wanted, label, sources.root.take())
+    }
+
+    /// Changes into the root, in which nothing has to be made any more.
+    fn enter_root(&self, root: Root) -> Result<(), Error> {
+        let wanted = self.linux.rootfs_propagation().as_deref();
+        if self.shares_mounts() {
+            root_mount::change_root(&root)?;
+        } else if self.no_pivot {
+            root_mount::move_over(&root, wanted)?;
+        } else {
+            root_mount::pivot(&root, wanted)?;
+        }
+        drop(root);
+        self.finish_root()
+    }
+
+    /// Makes the standard streams those of the user's program.
+    fn take_streams(&self, terminal: Option<OwnedFd>, uid: u32) -> Result<(), Error> {
+        match terminal {
+            Some(terminal) => console::take(&terminal)?,
+            None => streams::reopen_null(&Root::open(Path::new("/"))?, &self.stdio)?,
+        }
+        streams::give_to(uid)
     }
 
     /// Makes the root read-only, after the last thing that had to be created in it.
