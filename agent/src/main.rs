@@ -8,6 +8,10 @@ use std::process::ExitCode;
 #[path = "sys/start.rs"]
 mod start;
 
+/// For the processes that `exec` of `berth-oci` starts in this one's memory.
+#[global_allocator]
+static HEAP: berth_runtime::Heap = berth_runtime::Heap;
+
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let called = args.next().unwrap_or_default();

@@ -236,3 +236,23 @@ async fn worker_makes_a_pod_ready_when_its_readiness_gates_are_opened() {
     pass(1).await;
     assert_eq!((truth(GATE), truth("Ready")), (String::new(), "False".to_owned()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn worker_only_repeats_probes_that_go_as_they_went() {
+    let pods = reconciler();
+    let container = json!([{ "name": "c", "image": "i",
+        "livenessProbe": { "exec": {}, "periodSeconds": 1 },
+        "readinessProbe": { "exec": {}, "periodSeconds": 7 } }]);
+    pods.apply(pod("u", "web", json!({ "containers": container })));
+    pass(10).await;
+    pods.node().calls();
+    let looks = pods.node().lock().observed;
+    pass(700).await;
+    assert_eq!(pods.node().calls(), ["u probe c-0"; 800]);
+    assert_eq!(pods.node().lock().observed, looks, "nothing has changed that was to be looked at");
+    // Three failures are one too many, however many successes there have been.
+    pods.node().lock().failing.insert("probe".to_owned(), "Unhealthy");
+    pass(5).await;
+    let calls = pods.node().calls();
+    assert!(calls.iter().any(|call| call.starts_with("u stop c-0")), "{calls:?}");
+}

@@ -14,8 +14,13 @@ pub mod layers;
 pub mod log;
 #[cfg(feature = "agent")]
 pub use sys::names::look_up_by_files_and_dns;
+pub use sys::scratch::Heap;
 pub mod oci;
 pub mod rootfs;
 pub mod shim;
 mod sys;
 pub mod tmpfs;
+
+#[cfg(test)]
+#[global_allocator]
+static HEAP: Heap = Heap;

@@ -252,15 +252,17 @@ impl Memory {
     }
 
     /// Compares the machine's clock with one that cannot be set. Where it was set, all that is remembered is set with it, so
-    /// that what is waited for takes neither longer nor shorter.
-    pub fn set_clock(&mut self, now: Timestamp, steady: Duration) {
+    /// that what is waited for takes neither longer nor shorter. True if it was.
+    pub fn set_clock(&mut self, now: Timestamp, steady: Duration) -> bool {
         let steady = Timestamp::UNIX_EPOCH.saturating_add(steady).unwrap_or(Timestamp::MAX);
         let ahead = now.duration_since(steady);
         let set_by = ahead - *self.ahead.get_or_insert(ahead);
-        if set_by.abs() >= STEP {
+        let was_set = set_by.abs() >= STEP;
+        if was_set {
             self.ahead = Some(ahead);
             self.shift(set_by);
         }
+        was_set
     }
 
     fn shift(&mut self, by: SignedDuration) {
@@ -298,6 +300,11 @@ impl Memory {
     /// Whether some step runs.
     pub fn busy(&self) -> bool {
         !self.in_flight.is_empty()
+    }
+
+    /// Whether no other steps run than probes.
+    pub fn only_probes(&self) -> bool {
+        self.in_flight.iter().all(|key| matches!(key, Key::Probe(..)))
     }
 
     /// Something that failed steps may have waited for has changed (a ConfigMap, a Secret, an image): they are taken

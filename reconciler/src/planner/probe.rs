@@ -65,11 +65,17 @@ pub(crate) fn schedule(
 }
 
 fn due(probe: &v1::Probe, started_at: Timestamp, last: Option<Timestamp>) -> Timestamp {
-    let seconds = |value: Option<i32>, default: u64| {
-        Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(default))
-    };
     match last {
         None => after(started_at, seconds(probe.initial_delay_seconds, 0)),
-        Some(last) => after(last, seconds(probe.period_seconds.filter(|v| *v > 0), 10)),
+        Some(last) => again(probe, last),
     }
+}
+
+/// When a probe that was begun then is due again.
+pub(crate) fn again(probe: &v1::Probe, begun: Timestamp) -> Timestamp {
+    after(begun, seconds(probe.period_seconds.filter(|v| *v > 0), 10))
+}
+
+fn seconds(value: Option<i32>, default: u64) -> Duration {
+    Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(default))
 }

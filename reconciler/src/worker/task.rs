@@ -63,6 +63,8 @@ impl<'a, N: Node> Task<'a, N> {
             if desired.config_changed {
                 self.memory.config_changed(now);
             }
+            // A plan may have held back what has to wait for a step that is under way.
+            let free = !self.memory.busy();
             let wake_at = self.act(&desired, &observed, now);
             // Steps are under way while the status is being written.
             self.push_off();
@@ -70,7 +72,43 @@ impl<'a, N: Node> Task<'a, N> {
             if self.memory.removed() {
                 return;
             }
-            self.sleep(wake_at).await;
+            self.rest(wake_at, free).await;
+        }
+    }
+
+    /// Waits until there is something to plan. A probe that finds what it found before is nothing: if that was all that the plan
+    /// wanted, it is only repeated, which is most of what happens to most pods.
+    async fn rest(&mut self, wake_at: Option<Timestamp>, free: bool) {
+        let may_repeat = free && self.memory.only_probes();
+        let mut repeats: Vec<(Timestamp, Action)> = Vec::new();
+        loop {
+            let next = repeats.iter().map(|(due, _)| *due).chain(wake_at).min();
+            let mut plan = self.sleep(next).await;
+            let pod = self.slot.pod();
+            for (action, outcome) in std::mem::take(&mut self.landed) {
+                let now = (self.options.clock)();
+                plan |= self.memory.set_clock(now, self.steady());
+                let repeat = outcome.as_ref().filter(|_| may_repeat && !plan);
+                match repeat.and_then(|outcome| self.memory.repeat(&pod, &action, outcome)) {
+                    Some(due) => repeats.push((due, action)),
+                    None => {
+                        plan = true;
+                        self.complete(&pod, &action, outcome, now);
+                    }
+                }
+            }
+            let now = (self.options.clock)();
+            if plan || wake_at.is_some_and(|at| at <= now) || self.memory.set_clock(now, self.steady()) {
+                return;
+            }
+            let (due, later): (Vec<_>, Vec<_>) = repeats.into_iter().partition(|(due, _)| *due <= now);
+            repeats = later;
+            for (_, action) in due {
+                // Nothing is told of a probe's beginning.
+                let _ = self.memory.begin(&pod, &action, now);
+                self.launch(pod.clone(), action);
+            }
+            self.push_off();
         }
     }
 
@@ -85,6 +123,8 @@ impl<'a, N: Node> Task<'a, N> {
         loop {
             let plan = plan(pod, desired.deletion.as_ref(), observed, &self.memory, now);
             let mut begun = false;
+            // That a probe is under way changes nothing but when the next one is due.
+            let again = plan.actions.iter().any(|action| !matches!(action, Action::Probe { .. }));
             for action in plan.actions {
                 let key = action.key();
                 if key.as_ref().is_some_and(|key| self.memory.is_busy(key)) {
@@ -99,19 +139,19 @@ impl<'a, N: Node> Task<'a, N> {
                 {
                     pull.abort();
                 }
-                if let Some(key) = key {
-                    self.launch(pod.clone(), key, action);
+                if key.is_some() {
+                    self.launch(pod.clone(), action);
                 }
             }
-            if !begun {
+            if !begun || !again {
                 return plan.wake_at;
             }
         }
     }
 
-    fn launch(&mut self, pod: Arc<Pod>, key: Key, action: Action) {
+    fn launch(&mut self, pod: Arc<Pod>, action: Action) {
         let (handle, registration) = AbortHandle::new_pair();
-        if matches!(key, Key::Image(_)) {
+        if let Some(key @ Key::Image(_)) = action.key() {
             self.pulls.insert(key, handle);
         }
         let node = self.node.clone();
@@ -148,10 +188,10 @@ impl<'a, N: Node> Task<'a, N> {
         self.published = Some((pod, deletion));
     }
 
-    /// Waits for a wake-up, the end of a step, or the time of the next look.
-    async fn sleep(&mut self, wake_at: Option<Timestamp>) {
+    /// Waits for a wake-up, the end of a step, or the time of the next look. True if it was the first.
+    async fn sleep(&mut self, until: Option<Timestamp>) -> bool {
         let timer = async {
-            match wake_at {
+            match until {
                 Some(at) => {
                     let left = at.duration_since((self.options.clock)());
                     tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
@@ -159,31 +199,27 @@ impl<'a, N: Node> Task<'a, N> {
                 None => std::future::pending().await,
             }
         };
+        let mut woken = false;
         if self.landed.is_empty() {
             let done = tokio::select! {
                 Some(done) = self.flights.next() => Some(done),
-                () = self.slot.woken() => None,
+                () = self.slot.woken() => { woken = true; None }
                 () = timer => None,
             };
             self.landed.extend(done);
         }
         // What is done by now needs no look of its own.
         self.push_off();
-        for (action, outcome) in std::mem::take(&mut self.landed) {
-            self.complete(&action, outcome);
-        }
+        woken
     }
 
-    fn complete(&mut self, action: &Action, outcome: Option<Outcome>) {
+    fn complete(&mut self, pod: &Arc<Pod>, action: &Action, outcome: Option<Outcome>, now: Timestamp) {
         let Some(outcome) = outcome else { return };
         if let Some(key @ Key::Image(_)) = action.key() {
             self.pulls.remove(&key);
         }
-        let pod = self.slot.pod();
-        let now = (self.options.clock)();
-        self.memory.set_clock(now, self.steady());
-        for event in self.memory.finish(&pod, action, &outcome, now) {
-            self.node.event(&pod, event);
+        for event in self.memory.finish(pod, action, &outcome, now) {
+            self.node.event(pod, event);
         }
     }
 }

@@ -11,6 +11,10 @@
 #[path = "../sys/start.rs"]
 mod start;
 
+/// For the processes that run in this one's memory until they have executed their program.
+#[global_allocator]
+static HEAP: berth_runtime::Heap = berth_runtime::Heap;
+
 fn main() -> u8 {
     if let Some(code) = berth_runtime::oci::serve_request() {
         return code;

@@ -4,7 +4,7 @@
 //! parent learns that the program runs.
 
 use std::io::{self, IoSlice, IoSliceMut, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
@@ -29,7 +29,7 @@ const MAX_MESSAGE: usize = 32 * 1024;
 const MAX_FDS: usize = 32;
 
 /// From the new process.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Report {
     /// Something was not possible but does not matter enough to give up.
     Warning(String),
@@ -49,7 +49,7 @@ pub enum Report {
 }
 
 /// An error in a form that survives the way to the parent.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Failure {
     /// See [`Error::Sys`].
     Sys {
@@ -106,18 +106,17 @@ impl Channel {
         Ok((Channel(a), Channel(b)))
     }
 
-    /// An end that a fresh child has moved to this descriptor.
-    pub fn adopt(fd: RawFd) -> Channel {
-        Channel(adopt_fd(fd))
-    }
-
-    /// An end that is a connection to a gate.
+    /// An end that has been moved to this descriptor, or is a connection to a gate.
     pub fn connected(socket: OwnedFd) -> Channel {
         Channel(socket)
     }
 
     /// The descriptor.
-    pub fn raw(&self) -> RawFd {
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn raw(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 

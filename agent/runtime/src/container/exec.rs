@@ -10,13 +10,14 @@
 //!
 //! Where nobody may, one process does all that, born in the container's PID namespace. It is not dumpable until it executes its
 //! program, so that without that capability no process can look into it or change it, be it by ptrace(2) or through `/proc`. For the
-//! same reason it needs no memory of its own where the cgroup cannot be killed as a whole: it runs in the caller's
-//! ([`crate::sys::sharing`]). Elsewhere it gets a copy. The sum of it costs half of what two processes with copies do.
+//! same reason it needs no copy of the caller's memory where the cgroup cannot be killed as a whole: it runs in the caller's own
+//! ([`crate::sys::sharing`]). Anybody in the container may kill it, at any moment: what it leaves undone then must be nothing of the
+//! caller's, see there. Elsewhere it gets a copy. The sum of it costs half of what two processes with copies do.
 
 use std::convert::Infallible;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,6 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, Process};
 use super::channel::{Channel, Failure, Report};
 use super::create::reap;
 use super::identity::{Identity, tie_to_parent};
-use super::namespaces::ChildrenElsewhere;
 use super::notify::Notify;
 use super::placement::Entrance;
 use super::program::Launch;
@@ -39,8 +39,8 @@ use super::user_namespace::outer_uid;
 use super::{
     Error, Exec, ExecProcess, Root, Stdio, Tie, console, labels, limits, scheduling, streams, users,
 };
-use crate::sys::process::{Child, Clone3, pidfd_kill, pidfd_open};
-use crate::sys::sharing::{CAN_SHARE, make_room, spawn_child, spawn_sibling};
+use crate::sys::process::{Child, Clone3, pidfd_kill};
+use crate::sys::sharing::{CAN_SHARE, Left, Letters, can_share, make_room, spawn_child, spawn_sibling};
 use crate::sys::{credentials, process};
 
 /// A container can hold up a process of its own before that runs its program; longer than this it holds up nobody.
@@ -48,8 +48,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// See [`super::exec`].
 pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
-    let target =
-        pidfd_open(exec.pid).map_err(|e| Error::sys("open", format!("container process {}", exec.pid), e))?;
+    let target = exec.entrance.process(exec.pid)?;
     let linux = exec.terms.linux.as_ref();
     let visit = Visit {
         process: exec.terms.complete(exec.process),
@@ -99,21 +98,30 @@ impl Heard<'_> {
             let report = channel
                 .next_report_by(deadline)
                 .map_err(|e| Error::sys("listen to", "the new process", e))?;
-            match report {
-                None => return self.failure.take().map_or(Ok(()), |f| Err(f.into())),
-                Some((Report::Warning(text), _)) => self.warnings.push(text),
-                Some((Report::Console, fd)) => self.console = fd,
-                Some((Report::Born(pid), Some(pidfd))) => self.born = Some(Child { pid, pidfd }),
-                Some((Report::Failed(reason), _)) => self.failure = Some(reason),
-                Some((Report::Listener(number), _)) => self.listener = Some(number),
-                Some((Report::Born(_) | Report::Ready(_) | Report::Hooks, _)) => {}
-            }
+            let Some((report, fd)) = report else { return self.outcome() };
+            self.hear(report, fd);
             if let (Some((notify, init)), Some(born), Some(number)) =
                 (self.asked, &self.born, self.listener.take_if(|_| self.born.is_some()))
             {
                 notify.serve(channel, number, (born.pid, born.pidfd.as_fd()), Some(init))?;
             }
         }
+    }
+
+    fn hear(&mut self, report: Report, fd: Option<OwnedFd>) {
+        match (report, fd) {
+            (Report::Warning(text), _) => self.warnings.push(text),
+            (Report::Console, fd) => self.console = fd,
+            (Report::Born(pid), Some(pidfd)) => self.born = Some(Child { pid, pidfd }),
+            (Report::Failed(reason), _) => self.failure = Some(reason),
+            (Report::Listener(number), _) => self.listener = Some(number),
+            (Report::Born(_) | Report::Ready(_) | Report::Hooks, _) => {}
+        }
+    }
+
+    /// When all has been said.
+    fn outcome(&mut self) -> Result<(), Error> {
+        self.failure.take().map_or(Ok(()), |f| Err(f.into()))
     }
 
     fn into_process(self) -> Result<ExecProcess, Error> {
@@ -133,7 +141,7 @@ fn give_up(child: &Child) {
 struct Visit<'a> {
     process: Process,
     stdio: Stdio,
-    target: OwnedFd,
+    target: BorrowedFd<'a>,
     entrance: &'a Entrance,
     /// The container's first process.
     init: i32,
@@ -176,13 +184,49 @@ impl Drop for Hidden {
     }
 }
 
+/// How a new process tells something.
+enum Voice<'a> {
+    /// By the channel as the caller has it.
+    Channel(&'a Channel),
+    /// By the channel at its place in this process. Not closed where this is dropped: that may be another one.
+    Own(ManuallyDrop<Channel>),
+    /// By a process in the caller's memory.
+    Letters(&'a Letters<Report>),
+}
+
+impl Voice<'_> {
+    /// Nobody may be there to listen any more. Then it is nothing that would change that.
+    fn say(&self, report: Report, fd: Option<RawFd>) {
+        match self {
+            Voice::Letters(letters) => letters.leave(report),
+            Voice::Channel(channel) => {
+                let _ = channel.report(&report, fd);
+            }
+            Voice::Own(channel) => {
+                let _ = channel.report(&report, fd);
+            }
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        self.say(Report::Failed(error.into()), None);
+    }
+
+    fn channel(&self) -> Option<&Channel> {
+        match self {
+            Voice::Channel(channel) => Some(channel),
+            Voice::Own(channel) => Some(channel),
+            Voice::Letters(_) => None,
+        }
+    }
+}
+
 /// What the guide hands over to the visitor.
-struct Ready {
+struct Ready<'a> {
     identity: Identity,
     launch: Launch,
     terminal: Option<OwnedFd>,
-    /// Not closed where it is dropped: that may be another process.
-    channel: ManuallyDrop<Channel>,
+    voice: Voice<'a>,
 }
 
 impl Visit<'_> {
@@ -190,7 +234,7 @@ impl Visit<'_> {
     /// of a filter that asks, the kernel lets nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a
     /// whole.
     fn may_share(&self) -> bool {
-        CAN_SHARE
+        can_share()
             && self.notify.is_none()
             && self.entrance.folder().is_none()
             && self.process.terminal() != Some(true)
@@ -213,40 +257,38 @@ impl Visit<'_> {
 
     /// Makes one process, which is visible in the container from the beginning.
     fn direct(&self) -> Result<ExecProcess, Error> {
-        let (channel, theirs) = pair()?;
-        // What it makes and what the program still needs must be freed by the caller, if the memory is the caller's.
-        let mut ready = None;
-        let body = || {
-            if let Some(ready) = &*ready.insert(self.guide(&theirs, Birth::Inside)) {
-                self.visitor(ready);
-            }
-        };
         // Both before it is there.
         let hidden = Hidden::begin()?;
-        let inside = ChildrenElsewhere::enter(self.target.as_fd())?;
-        let spawned = if self.may_share() {
-            spawn_child(LIMIT, body).map_err(|e| Error::sys("clone", "a process in the container", e))
-        } else {
-            self.entrance.spawn(self.init, body).map(|child| (child, false))
-        };
+        let inside = self.entrance.enter_pids(self.init)?;
+        if self.may_share() {
+            let letters = Letters::new();
+            let left = spawn_child(LIMIT, || self.go(Voice::Letters(&letters)))
+                .map_err(|e| Error::sys("clone", "a process in the container", e))?;
+            drop(inside);
+            drop(hidden);
+            return visited(left, &letters);
+        }
+        let (channel, theirs) = pair()?;
+        let child = self.entrance.spawn(self.init, || self.go(Voice::Channel(&theirs)))?;
         drop(inside);
         drop(hidden);
-        let (child, late) = spawned?;
         drop(theirs);
         let asked = self.notify.map(|notify| (notify, self.init));
         let mut heard = Heard { asked, born: Some(child), ..Heard::default() };
-        let mut ended = heard.listen(&channel);
-        if late {
-            let slow = io::Error::from(io::ErrorKind::TimedOut);
-            ended = ended.and(Err(Error::sys("wait for", "the new process to run its program", slow)));
-        }
-        if let Err(error) = ended {
+        if let Err(error) = heard.listen(&channel) {
             // Whoever waits for an answer must not wait any longer.
             drop(channel);
             heard.born.iter().for_each(give_up);
             return Err(error);
         }
         heard.into_process()
+    }
+
+    /// All that one process does by itself.
+    fn go(&self, voice: Voice<'_>) {
+        if let Some(ready) = self.guide(voice, Birth::Inside) {
+            self.visitor(&ready);
+        }
     }
 
     /// Makes two processes with a copy of the caller's memory.
@@ -267,45 +309,49 @@ impl Visit<'_> {
     }
 
     fn guide_and_give_birth(&self, channel: &Channel) {
-        let Some(ready) = self.guide(channel, Birth::Outside) else { return };
+        let Some(ready) = self.guide(Voice::Channel(channel), Birth::Outside) else { return };
         // It shares the guide's memory, which nobody needs any more. See there what that saves.
         let born = if CAN_SHARE && self.notify.is_none() {
             spawn_sibling(LIMIT, || self.visitor(&ready))
         } else {
             Clone3 { flags: libc::CLONE_PARENT as u64, cgroup: None }.spawn(|| self.visitor(&ready))
         };
-        let told = match born {
-            Ok(Child { pid, pidfd }) => ready.channel.report(&Report::Born(pid), Some(pidfd.as_raw_fd())),
-            Err(e) => {
-                let error = Error::sys("clone", "a process in the container", e);
-                ready.channel.report(&Report::Failed(error.into()), None)
-            }
-        };
-        // Without a parent there is nobody to tell.
-        let _ = told;
+        match born {
+            Ok(Child { pid, pidfd }) => ready.voice.say(Report::Born(pid), Some(pidfd.as_raw_fd())),
+            Err(e) => ready.voice.fail(Error::sys("clone", "a process in the container", e)),
+        }
     }
 
     /// The guide's part, up to the birth of the visitor. Nothing when it failed, which it has told then.
-    fn guide(&self, channel: &Channel, birth: Birth) -> Option<Ready> {
-        let fail = |channel: &Channel, error: Error| {
-            let _ = channel.report(&Report::Failed(error.into()), None);
-            None
-        };
+    fn guide<'v>(&self, voice: Voice<'v>, birth: Birth) -> Option<Ready<'v>> {
         // As long as the way in is open.
         if let Err(error) = self.enter_cgroup() {
-            return fail(channel, error);
+            voice.fail(error);
+            return None;
         }
-        let arranged = streams::arrange(&self.stdio, channel, &[self.target.as_fd()], &self.tie.handed);
-        let (channel, target) = match arranged {
-            Ok((channel, target)) => (channel, target.into_iter().next()),
-            Err(error) => return fail(channel, error),
-        };
-        match self.enter(&channel, target, birth) {
-            Ok((identity, launch, terminal)) => {
-                Some(Ready { identity, launch, terminal, channel: ManuallyDrop::new(channel) })
+        let (voice, target) = match self.arrange(&voice) {
+            Ok((moved, target)) => (moved.unwrap_or(voice), target),
+            Err(error) => {
+                voice.fail(error);
+                return None;
             }
-            Err(error) => fail(&channel, error),
+        };
+        match self.enter(&voice, target, birth) {
+            Ok((identity, launch, terminal)) => Some(Ready { identity, launch, terminal, voice }),
+            Err(error) => {
+                voice.fail(error);
+                None
+            }
         }
+    }
+
+    /// The descriptors that this process keeps, at their new places.
+    fn arrange(&self, voice: &Voice<'_>) -> Result<(Option<Voice<'static>>, Option<OwnedFd>), Error> {
+        let channel = voice.channel().map(Channel::as_fd);
+        let extra: Vec<_> = channel.into_iter().chain([self.target]).collect();
+        let mut moved = streams::arrange(&self.stdio, &extra, &self.tie.handed)?;
+        let channel = channel.and_then(|_| moved.next()).map(Channel::connected);
+        Ok((channel.map(|channel| Voice::Own(ManuallyDrop::new(channel))), moved.next()))
     }
 
     fn enter_cgroup(&self) -> Result<(), Error> {
@@ -321,7 +367,7 @@ impl Visit<'_> {
     /// Joins the container and becomes the user.
     fn enter(
         &self,
-        channel: &Channel,
+        voice: &Voice<'_>,
         target: Option<OwnedFd>,
         birth: Birth,
     ) -> Result<(Identity, Launch, Option<OwnedFd>), Error> {
@@ -329,10 +375,7 @@ impl Visit<'_> {
         credentials::set_dumpable(false).map_err(|e| Error::sys("set", "dumpable", e))?;
         credentials::die_with_parent()
             .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
-        let mut warn = |text: String| {
-            // A warning that cannot be delivered is not worth more than the process.
-            let _ = channel.report(&Report::Warning(text), None);
-        };
+        let mut warn = |text: String| voice.say(Report::Warning(text), None);
         let mut identity = Identity::of_process(&self.process, self.filter.cloned(), &mut warn)?;
         identity.keep_groups(self.keep_groups);
         limits::set_oom_score(0, &self.process, &mut warn)?;
@@ -357,6 +400,9 @@ impl Visit<'_> {
         identity.look_up(&self.process, &root)?;
         let launch = Launch::new(&self.process, || users::home(&root, identity.uid()))?;
         let terminal = if self.process.terminal() == Some(true) {
+            let channel = voice.channel().ok_or_else(|| {
+                Error::sys("hand over", "the terminal", io::ErrorKind::NotConnected.into())
+            })?;
             Some(console::open(&root, &self.process, self.tie.bare_lines, channel)?)
         } else {
             streams::reopen_null(&root, &self.stdio)?;
@@ -393,22 +439,40 @@ impl Visit<'_> {
         scheduling::set_priorities(0, &self.process)
     }
 
-    /// The visitor's part. What it allocates here and keeps would be lost to a caller whose memory it shares.
-    fn visitor(&self, ready: &Ready) {
+    /// The visitor's part.
+    fn visitor(&self, ready: &Ready<'_>) {
         let Err(error) = self.visit(ready);
-        let _ = ready.channel.report(&Report::Failed(error.into()), None);
+        ready.voice.fail(error);
     }
 
-    fn visit(&self, ready: &Ready) -> Result<Infallible, Error> {
+    fn visit(&self, ready: &Ready<'_>) -> Result<Infallible, Error> {
         tie_to_parent(&self.tie)?;
         setsid().map_err(|e| Error::sys("start", "a session", e.into()))?;
         if let Some(terminal) = &ready.terminal {
             console::take(terminal)?;
             streams::give_to(ready.identity.uid())?;
         }
-        ready.identity.confine_last(&ready.channel)?;
+        ready.identity.confine_last(ready.voice.channel())?;
         Err(ready.launch.run())
     }
+}
+
+/// What has become of one that shared the caller's memory.
+fn visited(left: Left, letters: &Letters<Report>) -> Result<ExecProcess, Error> {
+    let said = letters.of(&left);
+    let Left { child, late, .. } = left;
+    let mut heard = Heard { born: Some(child), ..Heard::default() };
+    said.into_iter().for_each(|report| heard.hear(report, None));
+    let mut ended = heard.outcome();
+    if late {
+        let slow = io::Error::from(io::ErrorKind::TimedOut);
+        ended = ended.and(Err(Error::sys("wait for", "the new process to run its program", slow)));
+    }
+    if let Err(error) = ended {
+        heard.born.iter().for_each(give_up);
+        return Err(error);
+    }
+    heard.into_process()
 }
 
 fn pair() -> Result<(Channel, Channel), Error> {

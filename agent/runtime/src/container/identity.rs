@@ -139,7 +139,7 @@ impl Identity {
     /// A filter that asks somebody is handed over by `channel`.
     pub fn confine(&self, channel: &Channel) -> Result<(), Error> {
         self.confine_first()?;
-        self.confine_last(channel)
+        self.confine_last(Some(channel))
     }
 
     /// Whether the filter asks somebody. A process has at most one such filter, and its children have that, too.
@@ -157,18 +157,24 @@ impl Identity {
         if self.filter.is_some() { Ok(()) } else { self.capabilities.apply() }
     }
 
-    /// The rest of it.
-    pub fn confine_last(&self, channel: &Channel) -> Result<(), Error> {
+    /// The rest of it. Without a channel the filter must not ask anybody.
+    pub fn confine_last(&self, channel: Option<&Channel>) -> Result<(), Error> {
         self.install_filter(channel)?;
         if self.no_new_privileges || self.filter.is_none() { Ok(()) } else { self.capabilities.apply() }
     }
 
-    fn install_filter(&self, channel: &Channel) -> Result<(), Error> {
+    fn install_filter(&self, channel: Option<&Channel>) -> Result<(), Error> {
         let Some(filter) = &self.filter else { return Ok(()) };
         let listener = seccomp::install(filter.program(), filter.flags())
             .map_err(|e| Error::sys("install", "the seccomp filter", e))?;
         // It is closed when the program is executed: the filter may not let close(2) pass.
-        listener.map_or(Ok(()), |listener| channel.report_listener(listener.into_raw_fd()))
+        match (listener, channel) {
+            (None, _) => Ok(()),
+            (Some(listener), Some(channel)) => channel.report_listener(listener.into_raw_fd()),
+            (Some(_), None) => {
+                Err(Error::sys("hand over", "the seccomp listener", io::ErrorKind::NotConnected.into()))
+            }
+        }
     }
 }
 

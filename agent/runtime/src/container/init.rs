@@ -1,6 +1,8 @@
 //! The first process of a container, from clone3 to execve. Runs in the child.
 
 use std::convert::Infallible;
+use std::io;
+use std::iter;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -86,9 +88,12 @@ impl Init<'_> {
 
     fn arrange(&self, channel: &Channel) -> Result<(Channel, Option<OwnedFd>, Sources), Error> {
         let gate = self.tie.gate.as_ref().map(AsFd::as_fd);
-        let extra: Vec<_> = gate.into_iter().chain(self.sources.descriptors()).collect();
-        let (channel, moved) = streams::arrange(&self.stdio, channel, &extra, &self.tie.handed)?;
-        let mut moved = moved.into_iter();
+        let extra: Vec<_> =
+            iter::once(channel.as_fd()).chain(gate).chain(self.sources.descriptors()).collect();
+        let mut moved = streams::arrange(&self.stdio, &extra, &self.tie.handed)?;
+        let channel = moved.next().map(Channel::connected);
+        let channel =
+            channel.ok_or_else(|| Error::sys("arrange", "descriptors", io::ErrorKind::NotConnected.into()))?;
         let gate = gate.and_then(|_| moved.next());
         Ok((channel, gate, self.sources.at(moved)))
     }
@@ -383,7 +388,7 @@ fn await_start_at(gate: &OwnedFd) -> Result<Channel, Error> {
     loop {
         match accept4(gate.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             Ok(fd) => {
-                let channel = Channel::adopt(fd);
+                let channel = Channel::connected(process::adopt_fd(fd));
                 if channel.await_order(Order::Start).is_ok() {
                     return Ok(channel);
                 }

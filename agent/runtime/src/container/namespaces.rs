@@ -119,20 +119,32 @@ fn is_own(file: &File, kind: LinuxNamespaceType) -> Result<bool, Error> {
     Ok(file.metadata().map_err(failed)?.ino() == own.ino())
 }
 
+/// The PID namespace of this process.
+pub fn own_pids() -> Result<OwnedFd, Error> {
+    let own = File::open("/proc/self/ns/pid").map_err(|e| Error::sys("join namespace", "pid", e))?;
+    Ok(own.into())
+}
+
 /// While this lives, children of this process are born into another PID namespace.
-pub struct ChildrenElsewhere(OwnedFd);
+pub struct ChildrenElsewhere<F: AsFd = OwnedFd>(F);
 
 impl ChildrenElsewhere {
     /// `namespace` is a PID namespace or a pidfd of a process in it.
     pub fn enter(namespace: BorrowedFd<'_>) -> Result<ChildrenElsewhere, Error> {
-        let failed = |e: std::io::Error| Error::sys("join namespace", "pid", e);
-        let own = File::open("/proc/self/ns/pid").map_err(failed)?;
-        setns(namespace, CloneFlags::CLONE_NEWPID).map_err(|e| failed(e.into()))?;
-        Ok(ChildrenElsewhere(own.into()))
+        ChildrenElsewhere::enter_from(own_pids()?, namespace)
     }
 }
 
-impl Drop for ChildrenElsewhere {
+impl<F: AsFd> ChildrenElsewhere<F> {
+    /// The same for who knows [`own_pids`] already.
+    pub fn enter_from(own: F, namespace: BorrowedFd<'_>) -> Result<ChildrenElsewhere<F>, Error> {
+        setns(namespace, CloneFlags::CLONE_NEWPID)
+            .map_err(|e| Error::sys("join namespace", "pid", e.into()))?;
+        Ok(ChildrenElsewhere(own))
+    }
+}
+
+impl<F: AsFd> Drop for ChildrenElsewhere<F> {
     fn drop(&mut self) {
         // Cannot fail: a process may always go back to the namespace that it is in itself.
         let _ = setns(&self.0, CloneFlags::CLONE_NEWPID);

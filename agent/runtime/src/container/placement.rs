@@ -5,6 +5,7 @@
 //! v2: clone3 makes the process in its cgroup (0.2 ms), see [`crate::sys::process::Clone3`].
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -14,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::create::cgroups_of;
+use super::namespaces::{ChildrenElsewhere, own_pids};
 use crate::cgroup::{Cgroups, Driver};
-use crate::sys::process::{Child, Clone3};
+use crate::sys::process::{Child, Clone3, pidfd_open};
 
 /// The v1 cgroups that a process is going to enter, by their open `tasks` files.
 #[derive(Debug)]
@@ -94,7 +96,7 @@ pub struct SubCgroup {
     pub path: String,
 }
 
-/// The way into the cgroup of a container. It serves for many processes: to look for it takes longer than to go in.
+/// The way into a container and its cgroup. It serves for many processes: to look for it takes longer than to go in.
 #[derive(Debug)]
 pub struct Entrance {
     cgroups: Cow<'static, Cgroups>,
@@ -102,6 +104,10 @@ pub struct Entrance {
     folder: Option<File>,
     /// On v1.
     placement: Placement,
+    /// The container's first process.
+    process: OnceCell<OwnedFd>,
+    /// The PID namespace of this process.
+    own_pids: OnceCell<OwnedFd>,
 }
 
 impl Entrance {
@@ -115,7 +121,7 @@ impl Entrance {
         let cgroups = cgroups_of(driver)?;
         let folder = cgroups.v2_folder(cgroup)?;
         let placement = Placement::open(&cgroups.v1_task_files(cgroup)?)?;
-        Ok(Entrance { cgroups, folder, placement })
+        Ok(Entrance::new(cgroups, folder, placement))
     }
 
     /// The way into cgroups below that one, which must exist. Where none is named, it is that one itself.
@@ -135,9 +141,26 @@ impl Entrance {
                     _ => None,
                 };
                 let placement = Placement::open_below(&cgroups, cgroup, some)?;
-                Ok(Entrance { cgroups, folder, placement })
+                Ok(Entrance::new(cgroups, folder, placement))
             }
         }
+    }
+
+    fn new(cgroups: Cow<'static, Cgroups>, folder: Option<File>, placement: Placement) -> Entrance {
+        Entrance { cgroups, folder, placement, process: OnceCell::new(), own_pids: OnceCell::new() }
+    }
+
+    /// The container's first process. What is asked for first is kept: an entrance leads into one container.
+    pub(super) fn process(&self, pid: i32) -> Result<BorrowedFd<'_>, Error> {
+        keep(&self.process, || {
+            pidfd_open(pid).map_err(|e| Error::sys("open", format!("container process {pid}"), e))
+        })
+    }
+
+    /// Has children of this process born into the container's PID namespace.
+    pub(super) fn enter_pids(&self, pid: i32) -> Result<ChildrenElsewhere<BorrowedFd<'_>>, Error> {
+        let own = keep(&self.own_pids, own_pids)?;
+        ChildrenElsewhere::enter_from(own, self.process(pid)?)
     }
 
     /// The cgroup's folder on v2.
@@ -163,6 +186,20 @@ impl Entrance {
             other => other.map_err(failed),
         }
     }
+}
+
+fn keep(
+    cell: &OnceCell<OwnedFd>,
+    open: impl FnOnce() -> Result<OwnedFd, Error>,
+) -> Result<BorrowedFd<'_>, Error> {
+    let fd = match cell.get() {
+        Some(fd) => fd,
+        None => {
+            let fd = open()?;
+            cell.get_or_init(|| fd)
+        }
+    };
+    Ok(fd.as_fd())
 }
 
 /// The cgroup v2 of a process.

@@ -8,7 +8,6 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Uid, fchown};
 
-use super::channel::Channel;
 use super::mounts::{check_device, open_device};
 use super::{Error, Root, Stdio};
 use crate::sys::process;
@@ -17,17 +16,16 @@ use crate::sys::process;
 const FIRST: RawFd = 3;
 
 /// Arranges the descriptors of a fresh child: streams at 0 to 2, then those that are `handed` on at the numbers they
-/// have, the channel, the extra ones, nothing else. What the caller owns is closed under its owners: they must not be dropped in this process.
+/// have, the extra ones, nothing else. What the caller owns is closed under its owners: they must not be dropped in this process.
 pub fn arrange(
     stdio: &Stdio,
-    channel: &Channel,
     extra: &[BorrowedFd<'_>],
     handed: &[RawFd],
-) -> Result<(Channel, Vec<OwnedFd>), Error> {
+) -> Result<impl Iterator<Item = OwnedFd> + use<>, Error> {
     let failed = |e| Error::sys("arrange", "standard streams", e);
     let place = handed.iter().fold(FIRST, |end, fd| end.max(fd + 1));
     // Descriptors are first moved above the places they may have to leave.
-    let scratch = place + 2 + extra.len() as RawFd;
+    let scratch = place + 1 + extra.len() as RawFd;
     let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
     let null = if streams.iter().any(|s| s.is_none()) {
         Some(open_device(Path::new("/dev/null"), 1, 3, OFlag::O_RDWR).map_err(failed)?)
@@ -41,7 +39,6 @@ pub fn arrange(
     }
     // Closed now, not after its number may be somebody else's.
     drop(null);
-    let own = process::duplicate_above(channel.raw(), scratch).map_err(failed)?;
     let extra: Vec<RawFd> = extra
         .iter()
         .map(|fd| process::duplicate_above(fd.as_raw_fd(), scratch))
@@ -51,14 +48,13 @@ pub fn arrange(
     for (at, fd) in moved.into_iter().enumerate() {
         process::install_fd(fd, at as RawFd, true).map_err(failed)?;
     }
-    process::install_fd(own, place, false).map_err(failed)?;
-    let mut at = place;
+    let mut end = place;
     for fd in &extra {
-        at += 1;
-        process::install_fd(*fd, at, false).map_err(failed)?;
+        process::install_fd(*fd, end, false).map_err(failed)?;
+        end += 1;
     }
-    process::close_from(at + 1).map_err(failed)?;
-    Ok((Channel::adopt(place), (place + 1..=at).map(process::adopt_fd).collect()))
+    process::close_from(end).map_err(failed)?;
+    Ok((place..end).map(process::adopt_fd))
 }
 
 /// The same for a child that needs no channel.
@@ -113,7 +109,7 @@ pub fn give_to_outer(stdio: &Stdio, uid: u32) {
 
 /// Gives the streams to the container's user, who could otherwise not open `/dev/stdout` again.
 pub fn give_to(uid: u32) -> Result<(), Error> {
-    for fd in [std::io::stdin().as_fd(), std::io::stdout().as_fd(), std::io::stderr().as_fd()] {
+    for fd in process::standard_streams() {
         let failed = |e: Errno| Error::sys("change owner of", "a standard stream", e.into());
         let stat = fstat(fd).map_err(failed)?;
         let kind = stat.st_mode & SFlag::S_IFMT.bits();

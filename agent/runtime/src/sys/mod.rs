@@ -12,6 +12,7 @@ pub mod mount;
 pub mod names;
 pub mod process;
 pub mod scheduling;
+pub mod scratch;
 pub mod seccomp;
 pub mod sharing;
 pub mod shim_io;

@@ -26,6 +26,7 @@ pub struct Clone3<'a> {
 }
 
 /// A child process.
+#[derive(Debug)]
 pub struct Child {
     /// Its process id, as the caller sees it.
     pub pid: i32,
@@ -162,6 +163,13 @@ pub fn prlimit(pid: i32, resource: u32, new: Option<(u64, u64)>) -> io::Result<(
     // SAFETY: the new limit is null or live, the old one is live.
     check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, pointer, &raw mut old) })?;
     Ok((old.rlim_cur, old.rlim_max))
+}
+
+/// Descriptors 0 to 2, of a process that has them. The standard library's own handles are made when they are asked for, which a
+/// child in the memory of another must not do.
+pub fn standard_streams() -> [BorrowedFd<'static>; 3] {
+    // SAFETY: they are there as long as nobody closes them, which nothing of ours does.
+    [0, 1, 2].map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
 /// The size of the kernel's signal sets, and the highest signal.

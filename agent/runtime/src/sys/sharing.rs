@@ -8,6 +8,9 @@
 //! It has to be `CLONE_VFORK`. Who is killed for want of memory takes all along that share its memory, and only of a child that
 //! is waited for like this does the kernel know that it should look for somebody else. A cgroup v2 that is killed as a whole
 //! (`memory.oom.group`) does not even then: in such a one no child may be that shares memory with a process outside.
+//!
+//! It may be killed while it does something else: what it leaves half done must be its own. Its memory is
+//! ([`super::scratch`]), and what it has to say it says by [`Letters`].
 
 use std::ffi::c_void;
 use std::hint::black_box;
@@ -15,14 +18,20 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::check;
-use super::process::{CHILD_FAILED, CLONE_CLEAR_SIGHAND, Child, exit_now};
+use super::process::{CHILD_FAILED, CLONE_CLEAR_SIGHAND, Child, exit_now, ignored};
+use super::scratch::{Scratch, is_there};
 
-/// Whether this is written for the processor.
+/// Whether [`spawn_sibling`] is written for the processor.
 pub const CAN_SHARE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+
+/// Whether [`spawn_child`] is, and the program has the allocator for it.
+pub fn can_share() -> bool {
+    CAN_SHARE && is_there()
+}
 
 /// The children's stacks together with what their maker uses itself. A build without optimisation uses some 40 KB of each.
 const STACKS: usize = 512 << 10;
@@ -44,22 +53,80 @@ pub fn make_room() {
     unsafe { (lowest as *const u8).read_volatile() };
 }
 
+/// A child that has left.
+#[derive(Debug)]
+pub struct Left {
+    /// The child.
+    pub child: Child,
+    /// Whether it took too long, and was killed.
+    pub late: bool,
+    /// What it has taken is gone with this.
+    _scratch: Scratch,
+}
+
 /// Makes a child that runs `body`, which executes a program, and returns it when it has left this process' memory, by executing that or
-/// by ending. It begins with all signals blocked. Who has not left after `limit` is killed, and true is returned with it.
+/// by ending. It begins with all signals blocked. Who has not left after `limit` is killed.
 ///
-/// The caller must have one thread only. `body` may not drop descriptors that the caller owns, and what it makes and leaves to the
-/// caller may own none. What it allocates besides and has not freed when it executes its program is lost. Of its end, which may come
-/// before it has executed anything, SIGCHLD tells.
+/// The caller must have one thread only. `body` may not drop descriptors that the caller owns. It may be killed between any two
+/// instructions, so it writes nothing that the caller looks at but single values, and [`Letters`]; all memory that it takes is gone
+/// with what this returns. Of its end, which may come before it has executed anything, SIGCHLD tells.
 ///
 /// # Errors
-/// `Unsupported` where this is not written for the processor, or what clone3(2) says.
-pub fn spawn_child<B: FnOnce()>(limit: Duration, body: B) -> io::Result<(Child, bool)> {
+/// `Unsupported` where [`can_share`] says no, or what clone3(2) says.
+pub fn spawn_child<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Left> {
+    // Looked at once by whoever comes first, and that is not to be the child: nobody would know that it is not at it any more.
+    ignored();
     // What a signal brings about, be it only an errno, would disturb the child.
     let quiet = Quiet::begin()?;
     let deadline = Instant::now() + limit;
+    let scratch = Scratch::begin()?;
     let child = spawn(limit, 0, body)?;
+    scratch.close();
     drop(quiet);
-    Ok((child, Instant::now() >= deadline))
+    Ok(Left { child, late: Instant::now() >= deadline, _scratch: scratch })
+}
+
+/// What a child says to its maker whose memory it shares: each is there as a whole or not at all.
+#[derive(Debug)]
+pub struct Letters<T> {
+    last: AtomicPtr<Letter<T>>,
+}
+
+#[derive(Debug)]
+struct Letter<T> {
+    content: T,
+    before: *mut Letter<T>,
+}
+
+impl<T> Letters<T> {
+    /// None yet.
+    pub fn new() -> Self {
+        Letters { last: AtomicPtr::new(null_mut()) }
+    }
+
+    /// For the child. It is never dropped.
+    pub fn leave(&self, content: T) {
+        let before = self.last.load(Ordering::Relaxed);
+        let letter = Box::new(Letter { content, before });
+        self.last.store(Box::into_raw(letter), Ordering::Release);
+    }
+
+    /// Copies of all that the child has left, in its order.
+    pub fn of(&self, _: &Left) -> Vec<T>
+    where
+        T: Clone,
+    {
+        let mut all = Vec::new();
+        let mut next = self.last.load(Ordering::Acquire);
+        // SAFETY: letters are written before they are left, not changed afterwards, and lie in memory that is there for as long as
+        // what the child has taken.
+        while let Some(letter) = unsafe { next.as_ref() } {
+            all.push(letter.content.clone());
+            next = letter.before;
+        }
+        all.reverse();
+        all
+    }
 }
 
 /// Makes a sibling of this process that runs `body` in its memory, and returns when it has executed a program or ended. Who has

@@ -23,6 +23,9 @@ mod sandbox;
 mod terminal;
 mod user_namespace;
 
+#[global_allocator]
+static HEAP: berth_runtime::Heap = berth_runtime::Heap;
+
 fn main() -> std::process::ExitCode {
     let groups: [(&str, &[harness::Test]); 15] = [
         ("isolation", isolation::TESTS),

@@ -23,6 +23,9 @@ mod races;
 mod sandbox;
 mod targets;
 
+#[global_allocator]
+static HEAP: berth_runtime::Heap = berth_runtime::Heap;
+
 fn main() -> std::process::ExitCode {
     let mut args = std::env::args().skip(1);
     if args.next().as_deref() == Some(attacker::WORD) {

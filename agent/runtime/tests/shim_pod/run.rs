@@ -148,3 +148,23 @@ async fn what_a_machine_refuses_is_noted_once() {
     let notes = pod.notes();
     assert!(notes.matches("one: exec:").count() <= 1, "{notes}");
 }
+
+/// What is born in the container can be killed there at any moment, also while it still is a part of the shim.
+#[tokio::test]
+async fn a_container_that_kills_all_that_is_new_disturbs_nobody_else() {
+    let pod = Pod::new().await;
+    pod.start(&pod.program("one", &["sh", "-c", "while :; do kill -9 -1; done"])).await;
+    pod.start(&pod.program("two", &["sleep", "1000"])).await;
+    let (mut killed, mut others) = (0, 0);
+    for _ in 0..3000 {
+        match pod.client.run(request(&["true"], LONG)).await {
+            Ok(ran) if ran.code == Some(137) => killed += 1,
+            Ok(_) => others += 1,
+            Err(error) => assert_eq!(error.kind(), Some(FailureKind::StartFailed), "{error}"),
+        }
+    }
+    println!("{killed} killed, {others} others");
+    assert!(killed > 100, "hardly one was killed: {killed}, {others} lived");
+    let calm = RunRequest { container_id: "two".to_owned(), ..script("echo here", LONG) };
+    assert_eq!(pod.client.run(calm).await.unwrap(), ran(0, "here\n"));
+}

@@ -139,10 +139,15 @@ impl Backwards {
             let known = self.0[near..].iter().rposition(|other| *other == otherwise);
             return known.map_or_else(|| self.push(otherwise), |at| near + at);
         }
-        self.push(otherwise);
+        let mut code = vec![otherwise];
         for (blocks, action) in blocks(&verdict.conditional).iter().rev() {
-            self.0.extend(rule(blocks, *action).into_iter().rev());
+            code.extend(rule(blocks, *action).into_iter().rev());
         }
+        // All its jumps lead to itself, so that it does the same wherever it is: architectures have some in common.
+        if let Some(at) = self.0.windows(code.len()).rposition(|other| *other == code) {
+            return at + code.len() - 1;
+        }
+        self.0.extend(code);
         self.0.len() - 1
     }
 }

@@ -297,3 +297,15 @@ fn what_differs_in_the_value_only_is_looked_at_once() {
     let length = Filter::compile(&profile).unwrap().program().len();
     assert!(length < 330, "{length} instructions");
 }
+
+#[test]
+fn what_architectures_have_in_common_is_there_once() {
+    let mut profile = default_profile(&LinuxCapabilities::default());
+    let both = Filter::compile(&profile).unwrap();
+    profile.set_architectures(None);
+    let one = Filter::compile(&profile).unwrap();
+    // Which families a socket may have.
+    let asks = |filter: &Filter| filter.program().iter().filter(|i| i.code == JUMP_EQUAL && i.k == 13).count();
+    assert_eq!((asks(&one), asks(&both)), (1, 1));
+    assert_every_verdict(&profile);
+}

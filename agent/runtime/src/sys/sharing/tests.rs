@@ -24,28 +24,74 @@ fn shell(script: &str) -> Program {
 #[test]
 fn a_child_runs_its_program_in_no_copy_of_the_memory() {
     let program = shell("exit 7");
-    let seen = AtomicUsize::new(0);
-    let mut made = None;
+    let (seen, letters) = (AtomicUsize::new(0), Letters::new());
     let body = || {
-        made = Some(vec![41; 3]);
-        seen.store(made.as_ref().map_or(0, |m| m[0]), Ordering::SeqCst);
+        seen.store(41, Ordering::SeqCst);
+        letters.leave("one".to_owned());
+        letters.leave("two".repeat(1000));
         reset_signals();
         program.execute(&c"/bin/sh".to_owned());
     };
-    let (child, late) = spawn_child(LONG, body).unwrap();
-    assert!(!late);
-    assert_eq!(seen.into_inner(), 41);
-    assert_eq!(made.unwrap(), [41; 3], "what it made is the caller's");
-    assert_eq!(end_of(child.pid), WaitStatus::Exited(Pid::from_raw(child.pid), 7));
+    let left = spawn_child(LONG, body).unwrap();
+    assert!(!left.late);
+    let said = letters.of(&left);
+    let pid = left.child.pid;
+    drop(left);
+    assert_eq!((seen.into_inner(), said), (41, vec!["one".to_owned(), "two".repeat(1000)]));
+    assert_eq!(end_of(pid), WaitStatus::Exited(Pid::from_raw(pid), 7));
+}
+
+/// Takes and gives back memory of many sizes until it is killed.
+fn turn_over() {
+    let mut held: Vec<Vec<usize>> = (0..64).map(|_| Vec::new()).collect();
+    for at in 0_usize.. {
+        let size = 1 + at.wrapping_mul(0x9e37_79b9) % 700;
+        held[at % 64] = vec![at; size];
+        held[(at + 7) % 64].shrink_to_fit();
+    }
+}
+
+#[test]
+fn one_that_is_killed_when_it_takes_memory_leaves_that_of_its_maker_in_order() {
+    let mut own: Vec<Vec<u8>> = Vec::new();
+    for at in 0..300_usize {
+        let left = spawn_child(Duration::from_micros(100 + at as u64), turn_over).unwrap();
+        assert!(matches!(end_of(left.child.pid), WaitStatus::Signaled(..)));
+        drop(left);
+        own.push(vec![at as u8; 24 + at * 13]);
+        own.push(Vec::with_capacity(40));
+        if at % 3 == 0 {
+            own.swap_remove(at / 3);
+        }
+    }
+    assert!(own.iter().filter(|o| !o.is_empty()).all(|o| o.iter().all(|byte| *byte == o[0])));
+}
+
+#[test]
+fn what_a_child_takes_is_gone_afterwards() {
+    let resident = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let letters = Letters::new();
+    let body = || letters.leave(vec![1_u8; 20 << 20]);
+    let left = spawn_child(LONG, body).unwrap();
+    end_of(left.child.pid);
+    let with = resident();
+    drop(left);
+    assert!(resident() + (19 << 20) < with, "{} of {with} bytes are left", resident());
+    // More than there is room for is its end.
+    let left = spawn_child(LONG, || letters.leave(vec![1_u8; 40 << 20])).unwrap();
+    assert!(matches!(end_of(left.child.pid), WaitStatus::Signaled(..) | WaitStatus::Exited(..)));
 }
 
 #[test]
 fn signals_are_as_before_afterwards() {
     let mut before = 0_u64;
     mask(null(), &raw mut before).unwrap();
-    let (child, late) = spawn_child(LONG, || ()).unwrap();
-    assert!(!late);
-    end_of(child.pid);
+    let left = spawn_child(LONG, || ()).unwrap();
+    assert!(!left.late);
+    end_of(left.child.pid);
     let mut after = 0_u64;
     mask(null(), &raw mut after).unwrap();
     assert_eq!(after, before);
@@ -53,7 +99,7 @@ fn signals_are_as_before_afterwards() {
 
 #[test]
 fn a_panic_is_its_end_only() {
-    let (child, _) = spawn_child(LONG, || panic!("the child")).unwrap();
+    let Left { child, .. } = spawn_child(LONG, || panic!("the child")).unwrap();
     assert_eq!(end_of(child.pid), WaitStatus::Exited(Pid::from_raw(child.pid), CHILD_FAILED));
 }
 
@@ -64,7 +110,7 @@ fn one_that_takes_too_long_is_killed() {
             std::thread::park();
         }
     };
-    let (child, late) = spawn_child(Duration::from_millis(20), for_ever).unwrap();
+    let Left { child, late, .. } = spawn_child(Duration::from_millis(20), for_ever).unwrap();
     assert!(late);
     assert!(matches!(end_of(child.pid), WaitStatus::Signaled(..)));
 }
@@ -80,7 +126,7 @@ fn a_sibling_is_a_child_of_the_callers_parent() {
         });
         made.store(child.unwrap().pid, Ordering::SeqCst);
     };
-    let (child, _) = spawn_child(LONG, body).unwrap();
+    let Left { child, .. } = spawn_child(LONG, body).unwrap();
     end_of(child.pid);
     let sibling = made.into_inner();
     assert_eq!(end_of(sibling), WaitStatus::Exited(Pid::from_raw(sibling), 5));
