@@ -130,7 +130,8 @@ impl Memory {
     /// [`Memory::finish`] for a probe that has succeeded as it did before, of an instance that goes on: with that nothing changes but
     /// when it is due again, which is given. Otherwise nothing is done.
     pub fn repeat(&mut self, pod: &Pod, action: &Action, outcome: &Outcome) -> Option<Timestamp> {
-        let (Action::Probe { container, id, kind }, Outcome::Probed(ProbeOutcome::Success)) = (action, outcome)
+        let (Action::Probe { container, id, kind }, Outcome::Probed(ProbeOutcome::Success)) =
+            (action, outcome)
         else {
             return None;
         };

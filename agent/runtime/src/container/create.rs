@@ -21,6 +21,7 @@ use super::init::Init;
 use super::namespaces::Namespaces;
 use super::notify::Notify;
 use super::placement::Placement;
+use super::seccomp::{Filter, Shape};
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
 use super::{Container, Create, Error, Timings, labels, limits, mounts, scheduling, streams, time_namespace};
@@ -332,9 +333,7 @@ impl Birth<'_> {
         let unheard = |e| Error::sys("talk to", "the container's process", e);
         channel.order(Order::CgroupReady).map_err(unheard)?;
         // From here to `await_ready` both processes have work to do.
-        if let Some(filter) =
-            Identity::compile(self.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()))?
-        {
+        if let Some(filter) = compile_filter(self.spec)? {
             channel.send_filter(&filter).map_err(unheard)?;
         }
         self.cgroups.apply(&self.path, &self.resources.early)?;
@@ -508,4 +507,9 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> String {
             Err(e) => format!("unknown, {}", e.desc()),
         };
     }
+}
+
+/// The filter of a container's first process.
+pub(crate) fn compile_filter(spec: &Spec) -> Result<Option<Filter>, Error> {
+    Identity::compile(spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()), Shape::ManyCalls)
 }

@@ -223,7 +223,7 @@ impl Voice<'_> {
 
 /// What the guide hands over to the visitor.
 struct Ready<'a> {
-    identity: Identity,
+    identity: Identity<'a>,
     launch: Launch,
     terminal: Option<OwnedFd>,
     voice: Voice<'a>,
@@ -323,7 +323,7 @@ impl Visit<'_> {
     }
 
     /// The guide's part, up to the birth of the visitor. Nothing when it failed, which it has told then.
-    fn guide<'v>(&self, voice: Voice<'v>, birth: Birth) -> Option<Ready<'v>> {
+    fn guide<'v>(&'v self, voice: Voice<'v>, birth: Birth) -> Option<Ready<'v>> {
         // As long as the way in is open.
         if let Err(error) = self.enter_cgroup() {
             voice.fail(error);
@@ -370,13 +370,13 @@ impl Visit<'_> {
         voice: &Voice<'_>,
         target: Option<OwnedFd>,
         birth: Birth,
-    ) -> Result<(Identity, Launch, Option<OwnedFd>), Error> {
+    ) -> Result<(Identity<'_>, Launch, Option<OwnedFd>), Error> {
         process::reset_signals();
         credentials::set_dumpable(false).map_err(|e| Error::sys("set", "dumpable", e))?;
         credentials::die_with_parent()
             .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
         let mut warn = |text: String| voice.say(Report::Warning(text), None);
-        let mut identity = Identity::of_process(&self.process, self.filter.cloned(), &mut warn)?;
+        let mut identity = Identity::of_process(&self.process, self.filter, &mut warn)?;
         identity.keep_groups(self.keep_groups);
         limits::set_oom_score(0, &self.process, &mut warn)?;
         labels::set_for_exec(&self.process)?;
@@ -400,9 +400,9 @@ impl Visit<'_> {
         identity.look_up(&self.process, &root)?;
         let launch = Launch::new(&self.process, || users::home(&root, identity.uid()))?;
         let terminal = if self.process.terminal() == Some(true) {
-            let channel = voice.channel().ok_or_else(|| {
-                Error::sys("hand over", "the terminal", io::ErrorKind::NotConnected.into())
-            })?;
+            let channel = voice
+                .channel()
+                .ok_or_else(|| Error::sys("hand over", "the terminal", io::ErrorKind::NotConnected.into()))?;
             Some(console::open(&root, &self.process, self.tie.bare_lines, channel)?)
         } else {
             streams::reopen_null(&root, &self.stdio)?;

@@ -4,6 +4,7 @@
 //! [`Identity::confine`] comes right before the program is executed, so that a strict filter does not see the system
 //! calls with which a created container waits.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::IntoRawFd;
 use std::path::Path;
@@ -15,7 +16,7 @@ use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 
 use super::capabilities::Capabilities;
 use super::channel::Channel;
-use super::seccomp::Filter;
+use super::seccomp::{Filter, Shape};
 use super::users::{self, Ids};
 use super::{Error, Root, Tie};
 use crate::sys::{credentials, seccomp};
@@ -27,20 +28,20 @@ const DEFAULT_UMASK: u32 = 0o022;
 const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 
 /// See the module.
-pub struct Identity {
+pub struct Identity<'f> {
     ids: Ids,
     keep_groups: bool,
     umask: u32,
     capabilities: Capabilities,
     no_new_privileges: bool,
-    filter: Option<Filter>,
+    filter: Option<Cow<'f, Filter>>,
 }
 
-impl Identity {
+impl<'f> Identity<'f> {
     /// Takes a process apart. The filter is compiled by the parent; it may also come later, see [`Identity::set_filter`].
     pub fn of_process(
         process: &Process,
-        filter: Option<Filter>,
+        filter: Option<&'f Filter>,
         warn: &mut dyn FnMut(String),
     ) -> Result<Self, Error> {
         let user = process.user();
@@ -61,7 +62,7 @@ impl Identity {
             },
             capabilities,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
-            filter,
+            filter: filter.map(Cow::Borrowed),
         })
     }
 
@@ -76,8 +77,8 @@ impl Identity {
     }
 
     /// Compiles the seccomp part of a spec.
-    pub fn compile(seccomp: Option<&LinuxSeccomp>) -> Result<Option<Filter>, Error> {
-        seccomp.map(Filter::compile).transpose()
+    pub fn compile(seccomp: Option<&LinuxSeccomp>, shape: Shape) -> Result<Option<Filter>, Error> {
+        seccomp.map(|seccomp| Filter::compile(seccomp, shape)).transpose()
     }
 
     /// Replaces the numbers by those of the named user, when the spec names one. Additional groups stay.
@@ -93,7 +94,7 @@ impl Identity {
 
     /// What [`Identity::confine`] installs.
     pub fn set_filter(&mut self, filter: Filter) {
-        self.filter = Some(filter);
+        self.filter = Some(Cow::Owned(filter));
     }
 
     /// The user.
@@ -144,7 +145,7 @@ impl Identity {
 
     /// Whether the filter asks somebody. A process has at most one such filter, and its children have that, too.
     pub fn asks(&self) -> bool {
-        self.filter.as_ref().is_some_and(Filter::asks)
+        self.filter.as_ref().is_some_and(|filter| filter.asks())
     }
 
     /// As much of that as a process can bear that still has to make a child, which the filter may forbid.

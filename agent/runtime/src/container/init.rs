@@ -92,8 +92,8 @@ impl Init<'_> {
             iter::once(channel.as_fd()).chain(gate).chain(self.sources.descriptors()).collect();
         let mut moved = streams::arrange(&self.stdio, &extra, &self.tie.handed)?;
         let channel = moved.next().map(Channel::connected);
-        let channel =
-            channel.ok_or_else(|| Error::sys("arrange", "descriptors", io::ErrorKind::NotConnected.into()))?;
+        let channel = channel
+            .ok_or_else(|| Error::sys("arrange", "descriptors", io::ErrorKind::NotConnected.into()))?;
         let gate = gate.and_then(|_| moved.next());
         Ok((channel, gate, self.sources.at(moved)))
     }
@@ -207,7 +207,7 @@ impl Init<'_> {
         channel: &mut Channel,
         gate: Option<OwnedFd>,
         start_hooks: Option<StartHooks>,
-        identity: &Identity,
+        identity: &Identity<'_>,
         launch: Option<Launch>,
     ) -> Result<Infallible, Error> {
         match gate {

@@ -58,7 +58,7 @@ use crate::sys::process::Child;
 pub use capabilities::known_capabilities;
 pub(crate) use channel::hand;
 pub use create::Knock;
-pub(crate) use create::{cgroups, cgroups_of};
+pub(crate) use create::{cgroups, cgroups_of, compile_filter};
 pub use document::{Document, parse_process};
 pub use error::Error;
 pub use mount_options::names as mount_option_names;

@@ -38,9 +38,11 @@ fn read(root: &Root, path: &str) -> String {
     if !plain(&fd) {
         return String::new();
     }
-    let mut bytes = Vec::new();
+    // Most are small, and are read at once then.
+    let mut bytes = Vec::with_capacity(1024);
     match std::fs::File::from(fd).take(MAX_SIZE).read_to_end(&mut bytes) {
-        Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
+        Ok(_) => String::from_utf8(bytes)
+            .unwrap_or_else(|invalid| String::from_utf8_lossy(invalid.as_bytes()).into_owned()),
         Err(_) => String::new(),
     }
 }

@@ -16,8 +16,8 @@ use std::ptr::null_mut;
 /// The region. A container's `/etc/passwd`, which may be 4 MB, fits several times. It is address space only; a page is taken when it
 /// is written for the first time.
 const SIZE: usize = 32 << 20;
-/// So much of it stays when a child has left: most need no more, and pages that are there cost no faults.
-const KEPT: usize = 16 << 10;
+/// So much of it stays when a child has left. Few need more, and a page that is there costs no fault.
+const KEPT: usize = 4 << 10;
 
 // Of a thread, as the child has the memory of one, and with it what the thread has for itself. Without a start or an end of their own
 // they are there for an allocator, too.
@@ -26,6 +26,8 @@ thread_local! {
     static BASE: Cell<usize> = const { Cell::new(0) };
     /// Where its unused part begins.
     static NEXT: Cell<usize> = const { Cell::new(0) };
+    /// Where that part began when it was smallest.
+    static TOP: Cell<usize> = const { Cell::new(0) };
     /// Whether it is a child's turn. The thread waits meanwhile.
     static CHILD: Cell<bool> = const { Cell::new(false) };
 }
@@ -80,7 +82,7 @@ unsafe impl GlobalAlloc for Heap {
         let start = block.addr();
         let last = inside && NEXT.get() == start + layout.size();
         if last && let Some(end) = start.checked_add(size).filter(|end| *end <= BASE.get() + SIZE) {
-            NEXT.set(end);
+            use_up_to(end);
             return block;
         }
         // SAFETY: the layout is that of the block with another size, which the caller has seen to be possible. The blocks are two.
@@ -105,11 +107,16 @@ fn take(layout: Layout) -> *mut u8 {
     let start = NEXT.get().next_multiple_of(layout.align());
     match start.checked_add(layout.size()).filter(|end| *end <= base + SIZE) {
         Some(end) => {
-            NEXT.set(end);
+            use_up_to(end);
             start as *mut u8
         }
         None => null_mut(),
     }
+}
+
+fn use_up_to(end: usize) {
+    NEXT.set(end);
+    TOP.set(TOP.get().max(end));
 }
 
 /// Whether [`Heap`] is the allocator of this program.
@@ -163,11 +170,12 @@ impl Drop for Scratch {
         self.close();
         let base = BASE.get();
         let kept = base + KEPT;
-        if NEXT.get() > kept {
+        if TOP.get() > kept {
             // SAFETY: nobody has anything there any more. A failure, as with locked memory, leaves the pages where they are.
             unsafe { libc::madvise(kept as *mut libc::c_void, SIZE - KEPT, libc::MADV_DONTNEED) };
         }
         NEXT.set(base);
+        TOP.set(base);
     }
 }
 

@@ -18,6 +18,14 @@ pub const JUMP_GREATER_EQUAL: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 pub const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
 /// End with a verdict.
 pub const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+/// Load a constant.
+pub const LOAD_CONSTANT: u16 = 0x00; // BPF_LD | BPF_IMM
+/// Keep what is loaded as the other operand.
+pub const KEEP: u16 = 0x07; // BPF_MISC | BPF_TAX
+/// Shift right by what was kept.
+pub const SHIFT: u16 = 0x7c; // BPF_ALU | BPF_RSH | BPF_X
+/// Jump if a bit is set.
+pub const JUMP_BIT: u16 = 0x45; // BPF_JMP | BPF_JSET | BPF_K
 
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
@@ -66,12 +74,27 @@ fn op(code: u16, k: u32) -> Instruction {
 /// The farthest that a conditional jump leads; others lead everywhere.
 const REACH: usize = u8::MAX as usize;
 
+/// What a program is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Many system calls. It does nothing that the kernel cannot follow when it is installed: what is allowed whatever the arguments
+    /// are is in a table of the kernel's then, and the program does not run for it at all (`seccomp_is_const_allow`).
+    ManyCalls,
+    /// Few of them, by a process whose start takes longer than they do: it is short. It has tables of bits where it can.
+    FewCalls,
+}
+
 /// The whole program: for each architecture its ranges; others are killed.
-pub fn program(blocks: &[(u32, Vec<Range>)]) -> Vec<Instruction> {
+pub fn program(blocks: &[(u32, Vec<Range>)], shape: Shape) -> Vec<Instruction> {
     let mut program = Backwards::default();
     let mut next = program.push(op(RETURN, libc::SECCOMP_RET_KILL_PROCESS));
     for (audit, ranges) in blocks.iter().rev() {
-        if let Some(entry) = program.tree(ranges) {
+        let table = if shape == Shape::FewCalls { Table::of(ranges) } else { None };
+        let entry = match &table {
+            Some(table) => program.table(table),
+            None => program.tree(ranges),
+        };
+        if let Some(entry) = entry {
             program.fall_into(entry);
             program.push(op(LOAD, NUMBER));
             program.jump(next);
@@ -120,7 +143,68 @@ impl Backwards {
             [one] => return Some(self.leaf(&one.verdict)),
             _ => ranges.split_at(ranges.len() / 2),
         };
-        let (mut yes, mut no) = (self.tree(upper)?, self.tree(lower)?);
+        let (yes, no) = (self.tree(upper)?, self.tree(lower)?);
+        Some(self.fork(JUMP_GREATER_EQUAL, upper[0].start, yes, no))
+    }
+
+    /// The entry of a table, with the number loaded.
+    fn table(&mut self, table: &Table<'_>) -> Option<usize> {
+        let above = self.tree(table.above)?;
+        let others: Vec<(u32, usize)> =
+            table.others.iter().map(|(number, verdict)| (*number, self.leaf(verdict))).collect();
+        let plain = |value| Verdict { conditional: Vec::new(), otherwise: value };
+        let (clear, set) = (self.leaf(&plain(table.clear)), self.leaf(&plain(table.set)));
+        self.fork(JUMP_BIT, 1, set, clear);
+        let bit = self.push(op(SHIFT, 0));
+        let mut known: Vec<(u32, usize)> = Vec::new();
+        let mut places = Vec::with_capacity(table.words.len());
+        for word in &table.words {
+            let place = match known.iter().find(|(other, _)| other == word) {
+                Some((_, place)) => *place,
+                None => {
+                    self.fall_into(bit);
+                    self.push(op(LOAD_CONSTANT, *word))
+                }
+            };
+            known.push((*word, place));
+            places.push(place);
+        }
+        let entry = self.word(&places, 0);
+        self.fall_into(entry);
+        self.push(op(LOAD, NUMBER));
+        self.push(op(KEEP, 0));
+        self.push(op(AND, u32::BITS - 1));
+        for (number, place) in others.into_iter().rev() {
+            self.branch(JUMP_EQUAL, number, place);
+        }
+        Some(self.branch(JUMP_GREATER_EQUAL, table.end, above))
+    }
+
+    /// Finds the word of a table; `at` is the number of the first place.
+    fn word(&mut self, places: &[usize], at: usize) -> usize {
+        let (lower, upper) = match places {
+            [one] => return *one,
+            _ if places.iter().all(|place| *place == places[0]) => return places[0],
+            _ => places.split_at(places.len() / 2),
+        };
+        let middle = at + lower.len();
+        let (yes, no) = (self.word(upper, middle), self.word(lower, at));
+        self.fork(JUMP_GREATER_EQUAL, middle as u32 * u32::BITS, yes, no)
+    }
+
+    /// A comparison that leads to that place, or else to the next instruction.
+    fn branch(&mut self, code: u16, k: u32, place: usize) -> usize {
+        let (jt, jf) = if self.distance(place) <= REACH {
+            (self.distance(place) as u8, 0)
+        } else {
+            self.jump(place);
+            (0, 1)
+        };
+        self.push(Instruction { code, jt, jf, k })
+    }
+
+    /// A comparison that leads to either of two places.
+    fn fork(&mut self, code: u16, k: u32, mut yes: usize, mut no: usize) -> usize {
         // Each of these two takes one place more. Behind them both are near.
         if self.distance(no) >= REACH {
             no = self.jump(no);
@@ -129,7 +213,7 @@ impl Backwards {
             yes = self.jump(yes);
         }
         let (jt, jf) = (self.distance(yes) as u8, self.distance(no) as u8);
-        Some(self.push(Instruction { code: JUMP_GREATER_EQUAL, jt, jf, k: upper[0].start }))
+        self.push(Instruction { code, jt, jf, k })
     }
 
     fn leaf(&mut self, verdict: &Verdict) -> usize {
@@ -149,6 +233,65 @@ impl Backwards {
         }
         self.0.extend(code);
         self.0.len() - 1
+    }
+}
+
+/// Two verdicts that hardly depend on anything but the number, as bits.
+struct Table<'a> {
+    /// What a bit stands for that is set, and one that is not.
+    set: u32,
+    clear: u32,
+    /// From number 0 on.
+    words: Vec<u32>,
+    /// Numbers that have another verdict.
+    others: Vec<(u32, &'a Verdict)>,
+    /// The first number that is not in the table.
+    end: u32,
+    /// What is about that and those that follow.
+    above: &'a [Range],
+}
+
+impl<'a> Table<'a> {
+    /// Below this numbers are near each other.
+    const DENSE: u32 = 1024;
+    /// With more other verdicts a tree is shorter.
+    const OTHERS: usize = 16;
+
+    /// None where it would not be short.
+    fn of(ranges: &'a [Range]) -> Option<Table<'a>> {
+        let last = ranges.iter().rposition(|range| range.start < Self::DENSE)?;
+        let (below, above) = ranges.split_at(last);
+        let end = above.first()?.start;
+        if below.first()?.start != 0 {
+            return None;
+        }
+        let ends = below.iter().skip(1).map(|range| range.start).chain([end]);
+        let numbers = || {
+            below
+                .iter()
+                .zip(ends.clone())
+                .flat_map(|(range, end)| (range.start..end).map(|number| (number, &range.verdict)))
+        };
+        let mut plain: Vec<(u32, usize)> = Vec::new();
+        for (_, verdict) in numbers().filter(|(_, verdict)| verdict.conditional.is_empty()) {
+            match plain.iter_mut().find(|(value, _)| *value == verdict.otherwise) {
+                Some((_, count)) => *count += 1,
+                None => plain.push((verdict.otherwise, 1)),
+            }
+        }
+        plain.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let (set, _) = *plain.first()?;
+        let (clear, _) = *plain.get(1).unwrap_or(&plain[0]);
+        let mut words = vec![0; end.div_ceil(u32::BITS) as usize];
+        let mut others = Vec::new();
+        for (number, verdict) in numbers() {
+            if !verdict.conditional.is_empty() || ![set, clear].contains(&verdict.otherwise) {
+                others.push((number, verdict));
+            } else if verdict.otherwise == set {
+                words[(number / u32::BITS) as usize] |= 1 << (number % u32::BITS);
+            }
+        }
+        (others.len() <= Self::OTHERS).then_some(Table { set, clear, words, others, end, above })
     }
 }
 

@@ -8,21 +8,30 @@ use oci_spec::runtime::{
 };
 use proptest::prelude::*;
 
-use super::assemble::{AND, JUMP, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_EQUAL, LOAD, RETURN};
+use super::assemble::{
+    AND, JUMP, JUMP_BIT, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_EQUAL, KEEP, LOAD, LOAD_CONSTANT, RETURN,
+    SHIFT,
+};
 use super::*;
+
+const SHAPES: [Shape; 2] = [Shape::ManyCalls, Shape::FewCalls];
 
 /// Runs a filter as the kernel does.
 fn run(program: &[Instruction], arch: u32, number: u32, args: &[u64; 6]) -> u32 {
     let mut words = vec![number, arch, 0, 0];
     words.extend(args.iter().flat_map(|a| [*a as u32, (*a >> 32) as u32]));
-    let (mut at, mut a) = (0, 0_u32);
+    let (mut at, mut a, mut x) = (0, 0_u32, 0_u32);
     loop {
         let i = program[at];
         let branch = |holds: bool| usize::from(if holds { i.jt } else { i.jf });
         at += 1;
         match i.code {
             LOAD => a = words[i.k as usize / 4],
+            LOAD_CONSTANT => a = i.k,
+            KEEP => x = a,
+            SHIFT => a >>= x,
             AND => a &= i.k,
+            JUMP_BIT => at += branch(a & i.k != 0),
             JUMP => at += i.k as usize,
             JUMP_EQUAL => at += branch(a == i.k),
             JUMP_GREATER => at += branch(a > i.k),
@@ -138,30 +147,33 @@ proptest! {
         spec in some_profile(),
         calls in prop::collection::vec((prop_oneof![0_u32..480, any::<u32>()], prop::array::uniform6(some_value())), 40),
     ) {
-        let native = Filter::compile(&spec).unwrap();
         let mut with_all = spec.clone();
         with_all.set_architectures(Some(syscalls::TABLES.iter().map(|t| t.arch).collect()));
-        let all = Filter::compile(&with_all).unwrap();
-        for (number, args) in calls {
+        let filters = SHAPES.map(|shape| {
+            (Filter::compile(&spec, shape).unwrap(), Filter::compile(&with_all, shape).unwrap())
+        });
+        for ((number, args), (native, all)) in calls.iter().flat_map(|call| filters.iter().map(move |f| (call, f))) {
             for (at, table) in syscalls::TABLES.iter().enumerate() {
                 // A kind that shares an architecture with another has numbers of its own.
                 let number = if table.first > 0 { number | table.first } else { number & 0x3fff_ffff };
-                let expected = naive(&spec, table, number, &args);
-                prop_assert_eq!(run(all.program(), table.audit, number, &args), expected);
+                let expected = naive(&spec, table, number, args);
+                prop_assert_eq!(run(all.program(), table.audit, number, args), expected);
                 let expected = match at {
                     0 => expected,
                     _ if table.audit == syscalls::native().audit => NOT_IMPLEMENTED,
                     _ => libc::SECCOMP_RET_KILL_PROCESS,
                 };
-                prop_assert_eq!(run(native.program(), table.audit, number, &args), expected);
+                prop_assert_eq!(run(native.program(), table.audit, number, args), expected);
             }
         }
-        prop_assert_eq!(run(all.program(), 0x8000_0008, 1, &[0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+        for (_, all) in &filters {
+            prop_assert_eq!(run(all.program(), 0x8000_0008, 1, &[0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+        }
     }
 }
 
 fn verdict(profile: &LinuxSeccomp, name: &str, first: u64) -> u32 {
-    let filter = Filter::compile(profile).unwrap();
+    let filter = Filter::compile(profile, Shape::ManyCalls).unwrap();
     let table = syscalls::native();
     run(filter.program(), table.audit, table.names().number(name).unwrap(), &[first, 0, 0, 0, 0, 0])
 }
@@ -193,7 +205,7 @@ fn the_default_profile_without_capabilities() {
     ] {
         assert_eq!(verdict(&profile, name, first), expected, "{name} {first:#x}");
     }
-    let filter = Filter::compile(&profile).unwrap();
+    let filter = Filter::compile(&profile, Shape::ManyCalls).unwrap();
     // The kernel translates all of it for each process that is started.
     assert!(filter.program().len() < 560, "{} instructions", filter.program().len());
     assert_eq!(run(filter.program(), syscalls::native().audit, 470, &[0; 6]), NOT_IMPLEMENTED);
@@ -213,12 +225,18 @@ fn the_default_profile_without_capabilities() {
 fn assert_every_verdict(profile: &LinuxSeccomp) {
     let mut profile = profile.clone();
     profile.set_architectures(Some(syscalls::TABLES.iter().map(|t| t.arch).collect()));
-    let filter = Filter::compile(&profile).unwrap();
-    for table in &syscalls::TABLES {
-        for number in table.first..table.first + 600 {
-            let (args, arch) = ([0; 6], table.arch);
-            let expected = naive(&profile, table, number, &args);
-            assert_eq!(run(filter.program(), table.audit, number, &args), expected, "{arch} {number}");
+    for shape in SHAPES {
+        let filter = Filter::compile(&profile, shape).unwrap();
+        for table in &syscalls::TABLES {
+            for number in (table.first..table.first + 1100).chain([table.first + 0x3fff_ffff]) {
+                let (args, arch) = ([0; 6], table.arch);
+                let expected = naive(&profile, table, number, &args);
+                assert_eq!(
+                    run(filter.program(), table.audit, number, &args),
+                    expected,
+                    "{arch} {number} {shape:?}"
+                );
+            }
         }
     }
 }
@@ -259,30 +277,30 @@ fn the_default_profile_opens_with_capabilities() {
 fn what_cannot_be_done_is_refused() {
     let mut notify = LinuxSeccomp::default();
     notify.set_default_action(Action::ScmpActNotify);
-    assert!(Filter::compile(&notify).is_err(), "all calls would be asked about");
+    assert!(Filter::compile(&notify, Shape::ManyCalls).is_err(), "all calls would be asked about");
     notify.set_default_action(Action::ScmpActAllow);
     let mut rule = LinuxSyscall::default();
     rule.set_names(vec!["mkdir".to_owned(), "write".to_owned()]).set_action(Action::ScmpActNotify);
     notify.set_syscalls(Some(vec![rule.clone()]));
-    assert!(Filter::compile(&notify).is_err(), "write is what tells of the listener");
+    assert!(Filter::compile(&notify, Shape::ManyCalls).is_err(), "write is what tells of the listener");
     rule.set_names(vec!["mkdir".to_owned()]);
     notify.set_syscalls(Some(vec![rule]));
-    assert!(Filter::compile(&notify).unwrap().asks());
+    assert!(Filter::compile(&notify, Shape::ManyCalls).unwrap().asks());
     let mut errno = LinuxSeccomp::default();
     errno.set_default_action(Action::ScmpActErrno).set_default_errno_ret(Some(70_000));
-    assert!(Filter::compile(&errno).is_err());
+    assert!(Filter::compile(&errno, Shape::ManyCalls).is_err());
     let mut listener = LinuxSeccomp::default();
     listener.set_listener_path(Some("/run/listener".into()));
-    assert!(Filter::compile(&listener).is_ok(), "nobody is notified");
+    assert!(Filter::compile(&listener, Shape::ManyCalls).is_ok(), "nobody is notified");
     // Others can never run here.
     let mut mips = LinuxSeccomp::default();
     mips.set_architectures(Some(vec![Arch::ScmpArchMips]));
-    assert!(Filter::compile(&mips).is_ok());
+    assert!(Filter::compile(&mips, Shape::ManyCalls).is_ok());
 }
 
 #[test]
 fn a_filter_is_the_same_in_another_process() {
-    let filter = Filter::compile(&default_profile(&LinuxCapabilities::default())).unwrap();
+    let filter = Filter::compile(&default_profile(&LinuxCapabilities::default()), Shape::ManyCalls).unwrap();
     let bytes = filter.to_bytes();
     let again = Filter::from_bytes(&bytes).unwrap();
     assert_eq!((again.program(), again.flags()), (filter.program(), filter.flags()));
@@ -292,20 +310,61 @@ fn a_filter_is_the_same_in_another_process() {
 }
 
 #[test]
+fn a_process_of_few_calls_has_a_short_filter_that_the_kernel_takes() {
+    let mut profile = default_profile(&LinuxCapabilities::default());
+    let length = |profile: &LinuxSeccomp, shape| Filter::compile(profile, shape).unwrap().program().len();
+    let lengths = SHAPES.map(|shape| length(&profile, shape));
+    assert!(lengths[1] * 4 < lengths[0] * 3, "{lengths:?}");
+    // Its tables have to be far from what they lead to: everything between 100 and 400 has a verdict of its own.
+    let names: Vec<String> =
+        profile.syscalls().iter().flatten().flat_map(|rule| rule.names().clone()).collect();
+    for many in [10, 16, 17, 60] {
+        let mut rules = profile.syscalls().clone().unwrap_or_default();
+        let odd = names.iter().step_by(7).take(many).enumerate().map(|(at, name)| {
+            let mut rule = LinuxSyscall::default();
+            let args = (0..5_u64).map(|by| {
+                let arg = LinuxSeccompArgBuilder::default().index(at % 6).value(at as u64 + by * 1000);
+                arg.value_two(0_u64).op(Operator::ScmpCmpGt).build().unwrap()
+            });
+            rule.set_names(vec![name.clone()])
+                .set_action(Action::ScmpActErrno)
+                .set_errno_ret(Some(at as u32 + 2));
+            rule.set_args(Some(args.collect()));
+            rule
+        });
+        rules.splice(0..0, odd.collect::<Vec<_>>());
+        let mut odd = profile.clone();
+        odd.set_syscalls(Some(rules));
+        assert_every_verdict(&odd);
+    }
+    // The kernel has its own opinion on what a program may do.
+    profile.set_default_action(Action::ScmpActAllow);
+    for shape in SHAPES {
+        let filter = Filter::compile(&profile, shape).unwrap();
+        let child = std::thread::spawn(move || {
+            crate::sys::credentials::no_new_privileges().unwrap();
+            crate::sys::seccomp::install(filter.program(), filter.flags()).map(drop)
+        });
+        child.join().unwrap().unwrap();
+    }
+}
+
+#[test]
 fn what_differs_in_the_value_only_is_looked_at_once() {
     let profile = default_profile(&LinuxCapabilities::default());
-    let length = Filter::compile(&profile).unwrap().program().len();
+    let length = Filter::compile(&profile, Shape::ManyCalls).unwrap().program().len();
     assert!(length < 330, "{length} instructions");
 }
 
 #[test]
 fn what_architectures_have_in_common_is_there_once() {
     let mut profile = default_profile(&LinuxCapabilities::default());
-    let both = Filter::compile(&profile).unwrap();
+    let both = Filter::compile(&profile, Shape::ManyCalls).unwrap();
     profile.set_architectures(None);
-    let one = Filter::compile(&profile).unwrap();
+    let one = Filter::compile(&profile, Shape::ManyCalls).unwrap();
     // Which families a socket may have.
-    let asks = |filter: &Filter| filter.program().iter().filter(|i| i.code == JUMP_EQUAL && i.k == 13).count();
+    let asks =
+        |filter: &Filter| filter.program().iter().filter(|i| i.code == JUMP_EQUAL && i.k == 13).count();
     assert_eq!((asks(&one), asks(&both)), (1, 1));
     assert_every_verdict(&profile);
 }
