@@ -12,7 +12,7 @@ use super::rng::Rng;
 use super::rules::{Moment, Rules};
 use super::world::{News, Weather, World, ms};
 use crate::node::Deletion;
-use crate::planner::{Action, Limits, Memory, Note, Outcome, plan};
+use crate::planner::{Action, Limits, Memory, Note, Outcome, Plan, plan};
 use crate::pod::Pod;
 use crate::status::{Facts, pod_status};
 
@@ -45,6 +45,9 @@ pub struct History {
     /// When the agent looks again, in true time.
     wake_at: Option<i64>,
     pub(super) woken: bool,
+    /// The last look found nothing under way, and left nothing under way but probes: some of those may be repeated without another
+    /// look, as the worker does.
+    repeats: bool,
     /// When the agent comes back.
     back_at: i64,
     chaos: BTreeMap<i64, Chaos>,
@@ -92,6 +95,7 @@ impl History {
             resumed: false,
             wake_at: None,
             woken: true,
+            repeats: false,
             back_at: 0,
             chaos,
             chaos_ends,
@@ -213,7 +217,7 @@ impl History {
         }
         for news in self.world.turn(&mut self.rng, &self.pod) {
             match news {
-                News::Done(action, outcome) => self.done(&action, &outcome),
+                News::Done(action, outcome) => self.done(&action, &outcome)?,
                 News::Exited(id) => {
                     self.note(|| format!("exit {}", short(&id)));
                     // A lost wake-up is made good by any later one.
@@ -234,7 +238,7 @@ impl History {
         Ok(())
     }
 
-    fn done(&mut self, action: &Action, outcome: &Outcome) {
+    fn done(&mut self, action: &Action, outcome: &Outcome) -> Result<(), Broken> {
         self.note(|| format!("  done {}{}", word(action), outcome_word(outcome)));
         let moment = Moment {
             world: &self.world,
@@ -246,10 +250,27 @@ impl History {
         if let Some(memory) = &mut self.memory {
             let outcome = self.faults.outcome(action, outcome);
             let pod = self.faults.pod(&self.pod);
-            memory.set_clock(self.world.clock(), self.faults.steady(&self.world));
+            let was_set = memory.set_clock(self.world.clock(), self.faults.steady(&self.world));
+            // In bad weather there may be something to see that nobody was woken for.
+            if self.repeats && !was_set && !self.woken && self.world.weather == Weather::Calm {
+                let seen = self.faults.seen(&self.world.seen);
+                let deletion = self.faults.deletion(self.deletion.as_ref());
+                let would = |memory: &Memory| plan(pod, deletion, seen, memory, self.world.clock());
+                if let Some(repeated) =
+                    is_only_repeated(memory, (pod, action, &outcome), would, (&self.world, self.wake_at))?
+                {
+                    let (previous, now) = (self.published.as_ref(), self.world.clock());
+                    let facts = Facts::default();
+                    let status = pod_status(pod, deletion, seen, &repeated, previous, &facts, now);
+                    if previous.is_some_and(|previous| *previous != status) {
+                        return Err(format!("after {}, only repeated, the status changes", word(action)));
+                    }
+                }
+            }
             memory.finish(pod, action, &outcome, self.world.clock());
             self.woken = true;
         }
+        Ok(())
     }
 
     /// The agent observes, plans and acts, as the worker does.
@@ -260,6 +281,7 @@ impl History {
             let steady = self.faults.steady(&self.world);
             memory.tick(now, steady, self.deletion.as_ref(), self.world.seen.evicted.as_ref());
             self.faults.meddle(memory, now);
+            self.repeats = !memory.busy();
         }
         for _ in 0..50 {
             let Some(memory) = &self.memory else { return Ok(()) };
@@ -274,6 +296,7 @@ impl History {
                 }
             }
             if !begun {
+                self.repeats &= self.memory.as_ref().is_some_and(Memory::only_probes);
                 self.wake_at =
                     plan.wake_at.map(|at| self.world.now.saturating_add(ms(now, at)).max(self.world.now + 1));
                 let moment = Moment {
@@ -357,6 +380,7 @@ impl History {
         self.note(|| "the agent is killed".to_owned());
         self.memory = None;
         self.wake_at = None;
+        self.repeats = false;
         self.rules.crashed(self.published.as_ref());
         self.faults.crashed();
         self.world.abandon_ops(&mut self.rng, &self.pod);
@@ -449,4 +473,29 @@ fn status_word(status: &v1::PodStatus) -> String {
     let containers: Vec<_> = lists.into_iter().flatten().flatten().map(one).collect();
     let reason = status.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     format!("{}{reason} {}", status.phase.as_deref().unwrap_or("?"), containers.join(" "))
+}
+
+/// A probe that the worker only repeats must be one after which a plan would do nothing, and look again no earlier than the worker
+/// does: when it had to look anyway, or when the probe is due again. Gives what is remembered then.
+fn is_only_repeated(
+    memory: &Memory,
+    (pod, action, outcome): (&Pod, &Action, &Outcome),
+    plan: impl FnOnce(&Memory) -> Plan,
+    (world, wake_at): (&World, Option<i64>),
+) -> Result<Option<Memory>, Broken> {
+    let mut memory = memory.clone();
+    let Some(due) = memory.repeat(pod, action, outcome) else { return Ok(None) };
+    let at = |at| world.now.saturating_add(ms(world.clock(), at)).max(world.now + 1);
+    let next = wake_at.into_iter().chain([at(due)]).min();
+    let plan = plan(&memory);
+    let early = plan.wake_at.map(at).filter(|at| next.is_some_and(|next| *at < next));
+    match (plan.actions.first(), early) {
+        // It looks now anyway.
+        (Some(_), _) if next.is_some_and(|next| next <= world.now + 1) => Ok(None),
+        (Some(missed), _) => Err(format!("after {}, only repeated, comes {}", word(action), word(missed))),
+        (None, Some(at)) => {
+            Err(format!("{} is only repeated, but there is something to do at {at}", word(action)))
+        }
+        (None, None) => Ok(Some(memory)),
+    }
 }
