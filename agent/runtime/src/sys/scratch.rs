@@ -36,9 +36,11 @@ thread_local! {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Heap;
 
+// Not made a part of whoever calls them: that would be a tenth of a shim's code.
 // SAFETY: blocks come from the system's allocator, and go back to it, or from the region: there they begin behind all that have been
 // given out and not been taken back, aligned, and within its end. While a child runs, the thread whose region it is does not.
 unsafe impl GlobalAlloc for Heap {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if CHILD.get() {
             return take(layout);
@@ -47,6 +49,7 @@ unsafe impl GlobalAlloc for Heap {
         unsafe { System.alloc(layout) }
     }
 
+    #[inline(never)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if CHILD.get() {
             let block = take(layout);
@@ -60,6 +63,7 @@ unsafe impl GlobalAlloc for Heap {
         unsafe { System.alloc_zeroed(layout) }
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if is_inside(block) {
             let (start, end) = (block.addr(), block.addr() + layout.size());
@@ -73,6 +77,7 @@ unsafe impl GlobalAlloc for Heap {
         }
     }
 
+    #[inline(never)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let inside = is_inside(block);
         if !inside && !CHILD.get() {
