@@ -16,8 +16,6 @@ use std::ptr::null_mut;
 /// The region. A container's `/etc/passwd`, which may be 4 MB, fits several times. It is address space only; a page is taken when it
 /// is written for the first time.
 const SIZE: usize = 32 << 20;
-/// So much of it stays when a child has left. Few need more, and a page that is there costs no fault.
-const KEPT: usize = 4 << 10;
 
 // Of a thread, as the child has the memory of one, and with it what the thread has for itself. Without a start or an end of their own
 // they are there for an allocator, too.
@@ -28,6 +26,8 @@ thread_local! {
     static NEXT: Cell<usize> = const { Cell::new(0) };
     /// Where that part began when it was smallest.
     static TOP: Cell<usize> = const { Cell::new(0) };
+    /// What [`is_there`] found.
+    static THERE: Cell<Option<bool>> = const { Cell::new(None) };
     /// Whether it is a child's turn. The thread waits meanwhile.
     static CHILD: Cell<bool> = const { Cell::new(false) };
 }
@@ -126,11 +126,14 @@ fn use_up_to(end: usize) {
 
 /// Whether [`Heap`] is the allocator of this program.
 pub fn is_there() -> bool {
+    let there = THERE.get().unwrap_or_else(look);
+    THERE.set(Some(there));
+    there
+}
+
+fn look() -> bool {
     const ONE: Layout = Layout::new::<u64>();
-    let _scratch = match Scratch::begin_unchecked() {
-        Ok(scratch) => scratch,
-        Err(_) => return false,
-    };
+    let Ok(_scratch) = Scratch::begin_unchecked() else { return false };
     // SAFETY: it has a size, and is given back as it was taken.
     unsafe {
         let block = alloc(ONE);
@@ -174,10 +177,9 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         self.close();
         let base = BASE.get();
-        let kept = base + KEPT;
-        if TOP.get() > kept {
+        if TOP.get() > base {
             // SAFETY: nobody has anything there any more. A failure, as with locked memory, leaves the pages where they are.
-            unsafe { libc::madvise(kept as *mut libc::c_void, SIZE - KEPT, libc::MADV_DONTNEED) };
+            unsafe { libc::madvise(base as *mut libc::c_void, SIZE, libc::MADV_DONTNEED) };
         }
         NEXT.set(base);
         TOP.set(base);
