@@ -11,8 +11,9 @@ fn small(pod: &Pod, script: &str) -> Container {
     container
 }
 
-/// Fills memory in a child of the shell, which `tail` keeps until the end of a line that never comes.
-const EAT: &str = "yes | tr -d '\\n' | tail -n 1 >/dev/null";
+/// Fills memory in a child of the shell, which `tail` keeps until the end of a line that never comes. While that one is on its way out
+/// the kernel may want another: of those it is not to be the shell.
+const EAT: &str = "(echo 1000 >/proc/self/oom_score_adj; yes | tr -d '\\n' | tail -n 1 >/dev/null)";
 
 #[tokio::test]
 async fn a_child_that_is_killed_is_told_of_while_init_lives() {
