@@ -50,7 +50,7 @@ impl AgentNode {
             entry.state().evicted = evicted;
             self.entries().insert(record.pod.uid().to_owned(), entry.clone());
             self.connect_to(&entry).await;
-            if entry.state().sandbox != Sandbox::Absent {
+            if entry.has_sandbox() {
                 self.claims.hold(&record.pod);
             }
             self.limited.notify_one();

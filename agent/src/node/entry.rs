@@ -203,6 +203,11 @@ impl Entry {
         since.into_iter().chain(round.map(just_after)).fold(Timestamp::now(), Timestamp::max)
     }
 
+    /// Whether there is anything of a sandbox, complete or not.
+    pub fn has_sandbox(&self) -> bool {
+        self.state().sandbox != Sandbox::Absent
+    }
+
     pub fn is_ready(&self) -> bool {
         matches!(self.state().sandbox, Sandbox::Ready { .. })
     }

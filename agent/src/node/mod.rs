@@ -142,6 +142,8 @@ pub struct AgentNode {
     levels: labels::Levels,
     /// Told when there may be a pod with a limit on what it takes of the disk.
     limited: tokio::sync::Notify,
+    /// Told when the sandbox of a pod that has ended is gone.
+    sandbox_stopped: watch::Sender<()>,
     reconciler: OnceLock<Arc<Reconciler<AgentNode>>>,
     manifests: manifests::Manifests,
     /// The layer below those of all images; none if it cannot be made.
@@ -202,6 +204,7 @@ impl AgentNode {
             selinux,
             levels,
             limited: tokio::sync::Notify::new(),
+            sandbox_stopped: watch::Sender::new(()),
             reconciler: OnceLock::new(),
             manifests: manifests::Manifests::default(),
             objects,
@@ -414,7 +417,9 @@ impl Node for AgentNode {
     }
 
     async fn stop_sandbox(&self, pod: &Arc<Pod>) -> Result<(), Failure> {
-        sandbox::stop(self, pod).await
+        sandbox::stop(self, pod).await?;
+        self.sandbox_stopped.send_replace(());
+        Ok(())
     }
 
     fn host_ips(&self) -> Vec<IpAddr> {

@@ -53,14 +53,21 @@ impl AgentNode {
         }
     }
 
-    /// Waits until pods have ended, for that long at most.
+    /// Waits until pods have ended and nothing of them is in use any more, for that long at most.
     pub(super) async fn wait_for_end(&self, pods: &[Arc<Entry>], at_most: Duration) {
         let end = Instant::now() + at_most;
         let mut changes = self.store.changes();
+        let mut stopped = self.sandbox_stopped.subscribe();
         while let left = self.not_ended(pods)
             && !left.is_empty()
         {
-            if !matches!(timeout_at(end, changes.changed()).await, Ok(Ok(()))) {
+            let change = async {
+                tokio::select! {
+                    change = changes.changed() => change,
+                    change = stopped.changed() => change,
+                }
+            };
+            if !matches!(timeout_at(end, change).await, Ok(Ok(()))) {
                 tracing::warn!(pods = left.join(", "), "these pods have not ended in time");
                 break;
             }
@@ -82,7 +89,7 @@ impl AgentNode {
     }
 
     fn not_ended(&self, pods: &[Arc<Entry>]) -> Vec<String> {
-        let left = pods.iter().filter(|entry| !self.has_ended_for_good(entry));
+        let left = pods.iter().filter(|entry| !self.has_ended_for_good(entry) || entry.has_sandbox());
         left.map(|entry| entry.pod().full_name()).collect()
     }
 
