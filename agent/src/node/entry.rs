@@ -223,6 +223,10 @@ impl Entry {
         self.state().shim.as_ref().map(|s| s.client.clone())
     }
 
+    pub fn has_instance(&self, id: &str) -> bool {
+        self.state().instances.iter().any(|i| i.record.id == id)
+    }
+
     pub fn instance(&self, id: &str) -> Option<Instance> {
         self.state().instances.iter().find(|i| i.record.id == id).cloned()
     }

@@ -24,7 +24,8 @@ pub(super) const BODY_MAX: usize = 10 << 10;
 /// frozen can answer.
 pub(super) async fn probe(node: &AgentNode, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome {
     loop {
-        let Some(entry) = node.find(pod.uid()) else { return once(node, pod, id, probe).await };
+        let entry = node.find(pod.uid()).filter(|entry| entry.has_instance(id));
+        let Some(entry) = entry else { return once(node, pod, id, probe).await };
         let mut pauses = entry.pauses();
         // It cannot fail: the entry holds the sender.
         let _ = pauses.wait_for(|paused| !paused).await;

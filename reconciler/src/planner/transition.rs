@@ -127,21 +127,18 @@ impl Memory {
         }
     }
 
-    /// [`Memory::finish`] for a probe that has succeeded as it did before, of an instance that goes on: with that nothing changes but
-    /// when it is due again, which is given. Otherwise nothing is done.
-    pub fn repeat(&mut self, pod: &Pod, action: &Action, outcome: &Outcome) -> Option<Timestamp> {
+    /// Before [`Memory::finish`] of a probe: when it is due again, if nothing else will change because it has succeeded as it did
+    /// before and its instance goes on.
+    pub fn repeats(&self, pod: &Pod, action: &Action, outcome: &Outcome) -> Option<Timestamp> {
         let (Action::Probe { container, id, kind }, Outcome::Probed(ProbeOutcome::Success)) =
             (action, outcome)
         else {
             return None;
         };
         let spec = pod.container(container).and_then(|c| probe::spec(c, *kind))?;
-        let instance = self.containers.get_mut(container)?.instance.as_mut();
-        let instance = instance.filter(|instance| instance.id == *id && instance.stopping.is_none())?;
-        let probe = instance.probe_mut(*kind);
+        let instance = self.instance(container, id).filter(|instance| instance.stopping.is_none())?;
+        let probe = instance.probe(*kind);
         let begun = probe.last_begun.filter(|_| probe.result == Some(true))?;
-        probe.count(spec, &ProbeOutcome::Success);
-        self.in_flight.remove(&Key::Probe(container.clone(), *kind));
         Some(probe::again(spec, begun))
     }
 

@@ -88,13 +88,11 @@ impl<'a, N: Node> Task<'a, N> {
             for (action, outcome) in std::mem::take(&mut self.landed) {
                 let now = (self.options.clock)();
                 plan |= self.memory.set_clock(now, self.steady());
-                let repeat = outcome.as_ref().filter(|_| may_repeat && !plan);
-                match repeat.and_then(|outcome| self.memory.repeat(&pod, &action, outcome)) {
+                let due = outcome.as_ref().and_then(|outcome| self.memory.repeats(&pod, &action, outcome));
+                self.complete(&pod, &action, outcome, now);
+                match due.filter(|_| may_repeat) {
                     Some(due) => repeats.push((due, action)),
-                    None => {
-                        plan = true;
-                        self.complete(&pod, &action, outcome, now);
-                    }
+                    None => plan = true,
                 }
             }
             let now = (self.options.clock)();
@@ -122,15 +120,14 @@ impl<'a, N: Node> Task<'a, N> {
         let pod = &desired.pod;
         loop {
             let plan = plan(pod, desired.deletion.as_ref(), observed, &self.memory, now);
-            let mut begun = false;
-            // That a probe is under way changes nothing but when the next one is due.
-            let again = plan.actions.iter().any(|action| !matches!(action, Action::Probe { .. }));
+            let mut again = false;
             for action in plan.actions {
                 let key = action.key();
                 if key.as_ref().is_some_and(|key| self.memory.is_busy(key)) {
                     continue;
                 }
-                begun = true;
+                // That a probe is under way changes nothing but when the next one is due.
+                again |= !matches!(action, Action::Probe { .. });
                 if let Some(event) = self.memory.begin(pod, &action, now) {
                     self.node.event(pod, event);
                 }
@@ -143,7 +140,7 @@ impl<'a, N: Node> Task<'a, N> {
                     self.launch(pod.clone(), action);
                 }
             }
-            if !begun || !again {
+            if !again {
                 return plan.wake_at;
             }
         }

@@ -111,11 +111,6 @@ impl Channel {
         Channel(socket)
     }
 
-    /// The descriptor.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
     fn raw(&self) -> RawFd {
         self.0.as_raw_fd()
     }
@@ -273,6 +268,12 @@ impl Channel {
     /// Waits for an order; anything else, such as the end of the parent, is an error.
     pub fn await_order(&self, order: Order) -> Result<(), Error> {
         self.await_order_with(order).map(drop)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

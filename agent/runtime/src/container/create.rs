@@ -16,7 +16,6 @@ use oci_spec::runtime::{
 use super::birth::give_birth;
 use super::channel::{Channel, Order, Report};
 use super::hooks::{self, Moment};
-use super::identity::Identity;
 use super::init::Init;
 use super::namespaces::Namespaces;
 use super::notify::Notify;
@@ -333,7 +332,7 @@ impl Birth<'_> {
         let unheard = |e| Error::sys("talk to", "the container's process", e);
         channel.order(Order::CgroupReady).map_err(unheard)?;
         // From here to `await_ready` both processes have work to do.
-        if let Some(filter) = compile_filter(self.spec)? {
+        if let Some(filter) = Filter::of_spec(self.spec, Shape::ManyCalls)? {
             channel.send_filter(&filter).map_err(unheard)?;
         }
         self.cgroups.apply(&self.path, &self.resources.early)?;
@@ -507,9 +506,4 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> String {
             Err(e) => format!("unknown, {}", e.desc()),
         };
     }
-}
-
-/// The filter of a container's first process.
-pub(crate) fn compile_filter(spec: &Spec) -> Result<Option<Filter>, Error> {
-    Identity::compile(spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()), Shape::ManyCalls)
 }

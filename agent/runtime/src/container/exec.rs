@@ -197,14 +197,10 @@ enum Voice<'a> {
 impl Voice<'_> {
     /// Nobody may be there to listen any more. Then it is nothing that would change that.
     fn say(&self, report: Report, fd: Option<RawFd>) {
-        match self {
-            Voice::Letters(letters) => letters.leave(report),
-            Voice::Channel(channel) => {
-                let _ = channel.report(&report, fd);
-            }
-            Voice::Own(channel) => {
-                let _ = channel.report(&report, fd);
-            }
+        if let Voice::Letters(letters) = self {
+            letters.leave(report);
+        } else if let Some(channel) = self.channel() {
+            let _ = channel.report(&report, fd);
         }
     }
 

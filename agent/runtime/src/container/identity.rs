@@ -12,11 +12,11 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, getcwd};
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 
 use super::capabilities::Capabilities;
 use super::channel::Channel;
-use super::seccomp::{Filter, Shape};
+use super::seccomp::Filter;
 use super::users::{self, Ids};
 use super::{Error, Root, Tie};
 use crate::sys::{credentials, seccomp};
@@ -74,11 +74,6 @@ impl<'f> Identity<'f> {
     /// Whether the supplementary groups stay as they are, in place of those of the spec.
     pub fn keep_groups(&mut self, keep: bool) {
         self.keep_groups = keep;
-    }
-
-    /// Compiles the seccomp part of a spec.
-    pub fn compile(seccomp: Option<&LinuxSeccomp>, shape: Shape) -> Result<Option<Filter>, Error> {
-        seccomp.map(|seccomp| Filter::compile(seccomp, shape)).transpose()
     }
 
     /// Replaces the numbers by those of the named user, when the spec names one. Additional groups stay.

@@ -30,7 +30,7 @@ impl Terms {
         Ok(Terms {
             first: spec.process().clone(),
             linux: linux.map(essence),
-            filter: Identity::compile(linux.and_then(|l| l.seccomp().as_ref()), Shape::FewCalls)?,
+            filter: Filter::of_spec(spec, Shape::FewCalls)?,
             notify: Notify::of_spec(spec, id, bundle)?,
             keep_groups: Identity::keeps_groups(spec),
         })

@@ -69,7 +69,10 @@ fn resolve(name: &str, passwd: &str, group: &str) -> Result<Ids, Error> {
         Error::spec("process.user.username", format!("no {what} {name:?} in the container"))
     };
     let (user, wanted_group) = name.split_once(':').map_or((name, None), |(u, g)| (u, Some(g)));
-    let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
+    // No line has more that count, and one that a hostile image has made of nothing but colons is not to be taken apart.
+    fn fields(line: &str) -> Vec<&str> {
+        line.split(':').take(7).collect()
+    }
     let entry = passwd
         .lines()
         .map(fields)
@@ -77,11 +80,11 @@ fn resolve(name: &str, passwd: &str, group: &str) -> Result<Ids, Error> {
     let (mut ids, user_name) = match entry {
         Some(f) => {
             let number = |i: usize| f[i].parse().map_err(|_| unknown("user", user));
-            (Ids { uid: number(2)?, gid: number(3)?, groups: Vec::new() }, f[0].clone())
+            (Ids { uid: number(2)?, gid: number(3)?, groups: Vec::new() }, f[0])
         }
         None => {
             let uid = user.parse().map_err(|_| unknown("user", user))?;
-            (Ids { uid, ..Ids::default() }, String::new())
+            (Ids { uid, ..Ids::default() }, "")
         }
     };
     let groups = || group.lines().map(fields).filter(|f| f.len() > 3);
@@ -91,7 +94,7 @@ fn resolve(name: &str, passwd: &str, group: &str) -> Result<Ids, Error> {
             ids.gid = found.or_else(|| wanted.parse().ok()).ok_or_else(|| unknown("group", wanted))?;
         }
         None if !user_name.is_empty() => {
-            let member = |f: &Vec<String>| f[3].split(',').any(|m| m == user_name);
+            let member = |f: &Vec<&str>| f[3].split(',').any(|m| m == user_name);
             ids.groups = groups().filter(member).filter_map(|f| f[2].parse().ok()).collect();
         }
         None => {}

@@ -6,7 +6,7 @@ use std::path::Path;
 use oci_spec::runtime::Spec;
 
 use super::proto::Request;
-use crate::container::{Terms, compile_filter};
+use crate::container::{Filter, Shape, Terms};
 
 /// A request of the kind that comes first.
 const REQUEST: &str = r#"{"id":1,"call":{"create":{"id":"0123456789abcdef","bundle":"/b","rootfs":{"overlay":{"lowers":["/l","/m"],
@@ -31,8 +31,9 @@ const CONFIG: &str = r#"{"ociVersion":"1.2.0","root":{"path":"rootfs","readonly"
 pub(super) fn rehearse() -> bool {
     let request = serde_json::from_str::<Request>(REQUEST);
     let spec = serde_json::from_str::<Spec>(CONFIG);
-    let compile =
-        |spec: &Spec| compile_filter(spec).is_ok() && Terms::of_spec(spec, "", Path::new("/")).is_ok();
+    let compile = |spec: &Spec| {
+        Filter::of_spec(spec, Shape::ManyCalls).is_ok() && Terms::of_spec(spec, "", Path::new("/")).is_ok()
+    };
     request.is_ok() && spec.is_ok_and(|spec| compile(&spec))
 }
 

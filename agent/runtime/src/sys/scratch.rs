@@ -13,9 +13,9 @@ use std::cell::Cell;
 use std::io;
 use std::ptr::null_mut;
 
-/// The region. A container's `/etc/passwd`, which may be 4 MB, fits several times. It is address space only; a page is taken when it
-/// is written for the first time.
-const SIZE: usize = 32 << 20;
+/// The region. A container's `/etc/passwd` and `/etc/group` fit, of which 4 MB each are read, and which are three times as long if they
+/// are no text. It is address space only; a page is taken when it is written for the first time.
+const SIZE: usize = 64 << 20;
 
 // Of a thread, as the child has the memory of one, and with it what the thread has for itself. Without a start or an end of their own
 // they are there for an allocator, too.

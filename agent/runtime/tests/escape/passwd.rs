@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("users_are_not_read_from_links_to_the_host", links),
     ("users_are_not_read_from_pipes_devices_and_folders", odd_files),
     ("a_huge_file_of_users_is_not_read_whole", huge),
+    ("files_of_users_that_take_most_memory_do_no_harm", crowded),
     ("users_that_name_no_number_are_refused", malformed),
 ];
 
@@ -106,6 +107,15 @@ fn huge() {
         file.set_len(1 << 30).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"\nevil:x:4242:4242::/:/bin/sh\n", 1 << 30).unwrap();
     });
+}
+
+/// What is read of a file may become many times as much memory, or more than there is for it. Defence: `users::resolve` takes no line
+/// apart further than it needs, and the region that such files are read into is larger than what they become.
+fn crowded() {
+    for piece in ["\n", ":", ":\n", "::::\n", "a:x:1:b\n"] {
+        not_found("evil", &|path| put(path, &piece.repeat((5 << 20) / piece.len())));
+    }
+    not_found("evil", &|path| fs::write(path, vec![0xff; 5 << 20]).unwrap());
 }
 
 /// Numbers out of range must not become root's. Defence: they are parsed as what the kernel takes.

@@ -484,7 +484,8 @@ fn is_only_repeated(
     (world, wake_at): (&World, Option<i64>),
 ) -> Result<Option<Memory>, Broken> {
     let mut memory = memory.clone();
-    let Some(due) = memory.repeat(pod, action, outcome) else { return Ok(None) };
+    let Some(due) = memory.repeats(pod, action, outcome) else { return Ok(None) };
+    memory.finish(pod, action, outcome, world.clock());
     let at = |at| world.now.saturating_add(ms(world.clock(), at)).max(world.now + 1);
     let next = wake_at.into_iter().chain([at(due)]).min();
     let plan = plan(&memory);

@@ -156,17 +156,16 @@ impl Backwards {
         let (clear, set) = (self.leaf(&plain(table.clear)), self.leaf(&plain(table.set)));
         self.fork(JUMP_BIT, 1, set, clear);
         let bit = self.push(op(SHIFT, 0));
-        let mut known: Vec<(u32, usize)> = Vec::new();
-        let mut places = Vec::with_capacity(table.words.len());
+        let mut places: Vec<usize> = Vec::with_capacity(table.words.len());
         for word in &table.words {
-            let place = match known.iter().find(|(other, _)| other == word) {
+            // The same as an earlier one.
+            let place = match table.words.iter().zip(&places).find(|(other, _)| *other == word) {
                 Some((_, place)) => *place,
                 None => {
                     self.fall_into(bit);
                     self.push(op(LOAD_CONSTANT, *word))
                 }
             };
-            known.push((*word, place));
             places.push(place);
         }
         let entry = self.word(&places, 0);

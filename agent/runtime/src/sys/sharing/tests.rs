@@ -81,7 +81,7 @@ fn what_a_child_takes_is_gone_afterwards() {
     drop(left);
     assert!(resident() + (19 << 20) < with, "{} of {with} bytes are left", resident());
     // More than there is room for is its end.
-    let left = spawn_child(LONG, || letters.leave(vec![1_u8; 40 << 20])).unwrap();
+    let left = spawn_child(LONG, || letters.leave(vec![1_u8; 80 << 20])).unwrap();
     assert!(matches!(end_of(left.child.pid), WaitStatus::Signaled(..) | WaitStatus::Exited(..)));
 }
 
