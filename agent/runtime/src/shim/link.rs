@@ -125,11 +125,17 @@ impl Link {
     fn receive(&mut self) -> io::Result<()> {
         let mut buffer = [0; CHUNK];
         loop {
+            let fds = self.fds.len();
             match shim_io::receive(self.socket.get_ref(), &mut buffer, &mut self.fds, MAX_FDS) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(length) => {
+                    // What is read with descriptors ends where those were sent; otherwise all was read that fits.
+                    let all = length < CHUNK && self.fds.len() == fds;
                     self.frames.push(&buffer[..length]);
                     self.dispatch()?;
+                    if all {
+                        return Ok(());
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

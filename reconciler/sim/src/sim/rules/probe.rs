@@ -108,7 +108,11 @@ impl Rules {
         let seconds = |value: Option<i32>| i64::from(value.unwrap_or(0)) * 1000;
         let world = moment.world;
         let (since, wait, sure) = match self.probed.last.get(&key) {
-            Some(last) => (*last, seconds(probe.period_seconds), world.can_tell_since(*last)),
+            // The node's beat may shorten a period, see `planner::probe`.
+            Some(last) => {
+                let period = seconds(probe.period_seconds);
+                (*last, period - (period / 4).min(1000), world.can_tell_since(*last))
+            }
             // Its start is on record, by the clock as it was then.
             None => {
                 let since = mind.started_at;
