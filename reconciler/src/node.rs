@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -225,6 +226,18 @@ pub enum ProbeOutcome {
     Failure(String),
 }
 
+/// What has come of a probe that the node has made again and again by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// What it found last; before that it has succeeded.
+    pub outcome: ProbeOutcome,
+    /// How long ago it was begun last.
+    pub ago: Duration,
+}
+
+/// Probes until something is to be told.
+pub type Probing = Pin<Box<dyn Future<Output = Probed> + Send>>;
+
 /// An event to record about a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodEvent {
@@ -284,6 +297,18 @@ pub trait Node: Send + Sync + 'static {
 
     /// Runs one probe against a running instance; the caller enforces nothing, the implementation honours `probe.timeoutSeconds`.
     async fn probe(&self, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome;
+
+    /// Makes a probe that has succeeded again, first after `wait`, then each time its period is over, and tells when it no longer
+    /// succeeds, or after a while. Dropped, it makes no more. `None` where that would be no better than to be asked each time.
+    fn probe_again(
+        self: Arc<Self>,
+        _pod: &Arc<Pod>,
+        _id: &str,
+        _probe: &v1::Probe,
+        _wait: Duration,
+    ) -> Option<Probing> {
+        None
+    }
 
     /// Signals a running instance and returns at once; its exit comes as a wake-up.
     async fn stop_container(&self, pod: &Arc<Pod>, id: &str, signal: StopSignal) -> Result<(), Failure>;

@@ -238,6 +238,37 @@ async fn worker_makes_a_pod_ready_when_its_readiness_gates_are_opened() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn worker_has_probes_repeated_by_who_can_and_keeps_their_beat() {
+    let pods = reconciler();
+    pods.node().lock().repeats = 10;
+    let container = json!([{ "name": "c", "image": "i",
+        "livenessProbe": { "exec": {}, "periodSeconds": 1 },
+        "readinessProbe": { "exec": {}, "periodSeconds": 7 } }]);
+    pods.apply(pod("u", "web", json!({ "containers": container })));
+    pass(10).await;
+    pods.node().calls();
+    let looks = pods.node().lock().observed;
+    let count = |calls: &[String], call: &str| calls.iter().filter(|other| *other == call).count();
+    pass(700).await;
+    let calls = pods.node().calls();
+    assert_eq!(count(&calls, "u probe c-0"), 800);
+    assert_eq!(count(&calls, "u ask c-0"), 80);
+    assert_eq!(pods.node().lock().observed, looks, "nothing has changed that was to be looked at");
+    // A look ends that, and nothing is left out or made twice for it.
+    for _ in 0..70 {
+        tokio::time::sleep(Duration::from_millis(9_700)).await;
+        pods.wake("u");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(count(&pods.node().calls(), "u probe c-0"), 800);
+    pods.node().lock().failing.insert("probe".to_owned(), "Unhealthy");
+    pass(5).await;
+    let calls = pods.node().calls();
+    assert!(calls.iter().any(|call| call.starts_with("u stop c-0")), "{calls:?}");
+    assert_eq!(count(&calls, "u ask c-0"), 0, "what fails is looked at each time");
+}
+
+#[tokio::test(start_paused = true)]
 async fn worker_only_repeats_probes_that_go_as_they_went() {
     let pods = reconciler();
     let container = json!([{ "name": "c", "image": "i",

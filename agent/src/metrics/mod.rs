@@ -1,10 +1,12 @@
 //! Figures for Prometheus: the agent's own, and those of every container's cgroup and pod's interface.
 
 mod containers;
+mod probes;
 pub mod summary;
 pub mod usage;
 mod volumes;
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use berth_runtime::container::Timings;
@@ -14,6 +16,7 @@ use prometheus::{
 };
 
 pub use containers::gather;
+pub use probes::Counting;
 
 /// The agent's own figures.
 pub struct Counters {
@@ -26,6 +29,7 @@ pub struct Counters {
     pub shims_lost: IntCounter,
     /// Probes run.
     pub probes: IntCounter,
+    standing: Mutex<probes::Standing>,
     /// Manifest files read, by result.
     pub manifests: IntCounterVec,
     /// Time to make a sandbox.
@@ -151,6 +155,7 @@ impl Counters {
                 "User and system CPU time of the agent in seconds."
             )),
             open_fds: register!(IntGauge::new("process_open_fds", "Open file descriptors of the agent.")),
+            standing: Mutex::default(),
             registry,
         })
     }
@@ -181,6 +186,7 @@ impl Counters {
     }
 
     fn refresh(&self, pods: usize, running: usize) {
+        self.count_standing();
         self.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
         self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
         if let Some(own) = own_usage() {

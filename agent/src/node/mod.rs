@@ -37,13 +37,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_image::Store;
 use berth_netplug::Network;
 use berth_reconciler::eviction::{PLENTY, Pressure};
 use berth_reconciler::node::{
-    Deletion, Failure, Hook, Node, Observation, PodEvent, ProbeOutcome, StartContainer, StopSignal,
+    Deletion, Failure, Hook, Node, Observation, PodEvent, ProbeOutcome, Probing, StartContainer, StopSignal,
 };
 use berth_reconciler::pod::Pod;
 use berth_reconciler::selinux::Contexts;
@@ -393,6 +394,16 @@ impl Node for AgentNode {
 
     async fn probe(&self, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome {
         probe::probe(self, pod, id, probe).await
+    }
+
+    fn probe_again(
+        self: Arc<Self>,
+        pod: &Arc<Pod>,
+        id: &str,
+        probe: &v1::Probe,
+        wait: Duration,
+    ) -> Option<Probing> {
+        probe::again(self, pod, id, probe, wait)
     }
 
     async fn stop_container(&self, pod: &Arc<Pod>, id: &str, signal: StopSignal) -> Result<(), Failure> {

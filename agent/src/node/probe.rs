@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use berth_reconciler::node::{Failure, Hook, ProbeOutcome};
+use berth_reconciler::node::{Failure, Hook, ProbeOutcome, Probed, Probing};
 use berth_reconciler::pod::Pod;
-use berth_runtime::shim::client::{Feature, RunRequest};
+use berth_runtime::shim::client::{Feature, Ran, RepeatRequest, Repeated, RunRequest};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::AsyncReadExt;
@@ -36,6 +36,55 @@ pub(super) async fn probe(node: &AgentNode, pod: &Arc<Pod>, id: &str, probe: &v1
     }
 }
 
+/// So long a shim makes a probe by itself before it is asked anew.
+const A_WHILE: Duration = Duration::from_secs(10);
+
+/// Has the shim run a probe's command again and again, where it can: the agent need not be there each time.
+pub(super) fn again(
+    node: Arc<AgentNode>,
+    pod: &Arc<Pod>,
+    id: &str,
+    probe: &v1::Probe,
+    wait: Duration,
+) -> Option<Probing> {
+    let command = probe.exec.as_ref()?.command.as_deref().unwrap_or_default();
+    let (entry, instance) = target(&node, pod, id)?;
+    let client = entry.client().filter(|client| client.welcome().has(Feature::Repeat))?;
+    let period = Duration::from_secs(
+        probe.period_seconds.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(10),
+    );
+    let times = u32::try_from(A_WHILE.as_millis() / period.as_millis()).unwrap_or(1).max(1);
+    let timeout = seconds(probe.timeout_seconds.unwrap_or(1));
+    let request = RepeatRequest {
+        run: run_request(&instance, command, timeout),
+        wait_us: u64::try_from(wait.as_micros()).unwrap_or(u64::MAX),
+        period_ms: u64::try_from(period.as_millis()).unwrap_or(u64::MAX),
+        times,
+    };
+    let (pod, id, probe, command) = (pod.clone(), id.to_owned(), probe.clone(), command.to_vec());
+    Some(Box::pin(async move {
+        let pauses = entry.pauses();
+        let counting = node.counters.count_probes(wait, period, times);
+        let answer = client.repeat(request).await;
+        // As in a single one: nothing that is frozen can answer.
+        if pauses.has_changed().unwrap_or(false) || entry.is_paused() {
+            drop(counting);
+            let begun = Instant::now();
+            let outcome = self::probe(&node, &pod, &id, &probe).await;
+            return Probed { outcome, ago: begun.elapsed() };
+        }
+        match answer {
+            Ok(Repeated { result, runs, ago_us }) => {
+                counting.end(runs);
+                let result = result.map_err(|failure| failure.to_string());
+                let result = result.and_then(|ran| in_time(ran, &command, timeout)).and_then(success);
+                Probed { outcome: outcome_of(result), ago: Duration::from_micros(ago_us) }
+            }
+            Err(error) => Probed { outcome: ProbeOutcome::Failure(error.to_string()), ago: Duration::ZERO },
+        }
+    }))
+}
+
 async fn once(node: &AgentNode, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome {
     node.counters.probes.inc();
     let Some((entry, instance)) = target(node, pod, id) else {
@@ -56,6 +105,10 @@ async fn once(node: &AgentNode, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> 
     } else {
         Err("the probe has no handler".into())
     };
+    outcome_of(result)
+}
+
+fn outcome_of(result: Result<(), String>) -> ProbeOutcome {
     match result {
         Ok(()) => ProbeOutcome::Success,
         Err(text) => ProbeOutcome::Failure(text),
@@ -78,10 +131,12 @@ async fn exec_probe(
     command: &[String],
     timeout: Duration,
 ) -> Result<(), String> {
-    match run_command(entry, instance, command, timeout).await? {
-        (0, _) => Ok(()),
-        (_, output) => Err(output),
-    }
+    success(run_command(entry, instance, command, timeout).await?)
+}
+
+/// A command that fails says why.
+fn success((code, output): (i32, String)) -> Result<(), String> {
+    if code == 0 { Ok(()) } else { Err(output) }
 }
 
 /// Runs a command to its end and gives its exit code and the beginning of its output.
@@ -95,13 +150,20 @@ async fn run_command(
     if !client.welcome().has(Feature::Run) {
         return run_in_steps(entry, instance, command, timeout).await;
     }
-    let request = RunRequest {
+    let ran = client.run(run_request(instance, command, timeout)).await.map_err(|e| e.to_string())?;
+    in_time(ran, command, timeout)
+}
+
+fn run_request(instance: &Instance, command: &[String], timeout: Duration) -> RunRequest {
+    RunRequest {
         container_id: instance.record.id.clone(),
         command: command.to_vec(),
         timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         output_max: BODY_MAX,
-    };
-    let ran = client.run(request).await.map_err(|e| e.to_string())?;
+    }
+}
+
+fn in_time(ran: Ran, command: &[String], timeout: Duration) -> Result<(i32, String), String> {
     ran.code.map(|code| (code, ran.output)).ok_or_else(|| timed_out(command, timeout))
 }
 

@@ -297,11 +297,6 @@ impl Memory {
         self.removed
     }
 
-    /// Whether some step runs.
-    pub fn busy(&self) -> bool {
-        !self.in_flight.is_empty()
-    }
-
     /// Whether no other steps run than probes.
     pub fn only_probes(&self) -> bool {
         self.in_flight.iter().all(|key| matches!(key, Key::Probe(..)))

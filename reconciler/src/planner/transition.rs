@@ -142,6 +142,28 @@ impl Memory {
         Some(probe::again(spec, begun))
     }
 
+    /// From now on the node makes that probe by itself: it is under way all the time.
+    pub fn delegated(&mut self, action: &Action) {
+        self.in_flight.extend(action.key());
+    }
+
+    /// No longer. Since `first` it was made as often as it was due.
+    pub fn taken_back(&mut self, pod: &Pod, action: &Action, first: Timestamp, now: Timestamp) {
+        let Action::Probe { container, id, kind } = action else { return };
+        self.in_flight.remove(&Key::Probe(container.clone(), *kind));
+        let Some(spec) = pod.container(container).and_then(|c| probe::spec(c, *kind)) else { return };
+        let known = self.containers.get_mut(container).and_then(|memory| memory.instance.as_mut());
+        if let Some(instance) = known.filter(|instance| instance.id == *id && first <= now) {
+            let each = std::iter::successors(Some(first), |last| Some(probe::again(spec, *last)));
+            instance.probe_mut(*kind).last_begun = each.take_while(|begun| *begun <= now).last();
+        }
+    }
+
+    /// Whether an instance is being stopped.
+    pub fn is_stopping(&self, container: &str, id: &str) -> bool {
+        self.instance(container, id).is_some_and(|instance| instance.stopping.is_some())
+    }
+
     fn probed(
         &mut self,
         pod: &Pod,

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1;
+
 use crate::node::{Hook, Node, ProbeOutcome};
 use crate::planner::{Action, Outcome, ProbeKind};
 use crate::pod::Pod;
@@ -30,16 +32,21 @@ pub(super) async fn execute<N: Node>(node: Arc<N>, pod: Arc<Pod>, action: &Actio
             }
         }
         Action::Probe { container, id, kind } => {
-            let probe = pod.container(container).and_then(|c| match kind {
-                ProbeKind::Startup => c.startup_probe.as_ref(),
-                ProbeKind::Liveness => c.liveness_probe.as_ref(),
-                ProbeKind::Readiness => c.readiness_probe.as_ref(),
-            });
-            return Outcome::Probed(match probe {
+            return Outcome::Probed(match probe_of(&pod, container, *kind) {
                 Some(probe) => node.probe(&pod, id, probe).await,
                 None => ProbeOutcome::Success,
             });
         }
         Action::DropPull { .. } | Action::Note(_) => Ok(()),
     })
+}
+
+/// What a container's probe of that kind is.
+pub(super) fn probe_of<'a>(pod: &'a Pod, container: &str, kind: ProbeKind) -> Option<&'a v1::Probe> {
+    let container = pod.container(container)?;
+    match kind {
+        ProbeKind::Startup => container.startup_probe.as_ref(),
+        ProbeKind::Liveness => container.liveness_probe.as_ref(),
+        ProbeKind::Readiness => container.readiness_probe.as_ref(),
+    }
 }

@@ -5,6 +5,7 @@
 
 mod execute;
 mod slot;
+mod standing;
 mod task;
 
 use std::collections::HashMap;

@@ -7,13 +7,14 @@ use std::time::Duration;
 use futures::future::{AbortHandle, Abortable, BoxFuture};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::Options;
 use super::execute::execute;
 use super::slot::{Desired, Slot};
-use crate::node::{Deletion, Node, Observation};
+use super::standing::Standing;
+use crate::node::{Deletion, Node, Observation, Probed};
 use crate::planner::{Action, Key, Limits, Memory, Outcome, plan};
 use crate::pod::Pod;
 use crate::status::{Facts, pod_status, with_conditions};
@@ -31,6 +32,8 @@ pub(super) struct Task<'a, N: Node> {
     /// Steps that ended before anybody waited for them.
     landed: Vec<(Action, Option<Outcome>)>,
     pulls: BTreeMap<Key, AbortHandle>,
+    /// What the node does by itself.
+    standing: Standing,
     published: Option<(Arc<Pod>, Option<Deletion>)>,
     begun: Instant,
 }
@@ -48,6 +51,7 @@ impl<'a, N: Node> Task<'a, N> {
             flights,
             landed: Vec::new(),
             pulls,
+            standing: Standing::default(),
             published: None,
             begun: Instant::now(),
         }
@@ -63,9 +67,11 @@ impl<'a, N: Node> Task<'a, N> {
             if desired.config_changed {
                 self.memory.config_changed(now);
             }
-            // A plan may have held back what has to wait for a step that is under way.
-            let free = !self.memory.busy();
+            self.standing.review(&desired, &observed, &mut self.memory, now);
+            // A plan may have held back what has to wait for a step that is under way; for a probe nothing has.
+            let free = self.memory.only_probes();
             let wake_at = self.act(&desired, &observed, now);
+            self.standing.review(&desired, &observed, &mut self.memory, now);
             // Steps are under way while the status is being written.
             self.push_off();
             self.publish(desired, &observed, now);
@@ -77,7 +83,7 @@ impl<'a, N: Node> Task<'a, N> {
     }
 
     /// Waits until there is something to plan. A probe that finds what it found before is nothing: if that was all that the plan
-    /// wanted, it is only repeated, which is most of what happens to most pods.
+    /// wanted, it is only repeated, which is most of what happens to most pods. Best is a node that does that by itself.
     async fn rest(&mut self, wake_at: Option<Timestamp>, free: bool) {
         let may_repeat = free && self.memory.only_probes();
         let mut repeats: Vec<(Timestamp, Action)> = Vec::new();
@@ -90,9 +96,13 @@ impl<'a, N: Node> Task<'a, N> {
                 plan |= self.memory.set_clock(now, self.steady());
                 let due = outcome.as_ref().and_then(|outcome| self.memory.repeats(&pod, &action, outcome));
                 self.complete(&pod, &action, outcome, now);
-                match due.filter(|_| may_repeat) {
-                    Some(due) => repeats.push((due, action)),
-                    None => plan = true,
+                let Some(due) = due.filter(|_| may_repeat) else {
+                    plan = true;
+                    continue;
+                };
+                let probe = (&pod, &action);
+                if !self.standing.delegate(self.node, &mut self.memory, probe, (due, now)) {
+                    repeats.push((due, action));
                 }
             }
             let now = (self.options.clock)();
@@ -200,6 +210,7 @@ impl<'a, N: Node> Task<'a, N> {
         if self.landed.is_empty() {
             let done = tokio::select! {
                 Some(done) = self.flights.next() => Some(done),
+                (action, probed) = self.standing.next() => Some(self.probed(action, probed)),
                 () = self.slot.woken() => { woken = true; None }
                 () = timer => None,
             };
@@ -208,6 +219,14 @@ impl<'a, N: Node> Task<'a, N> {
         // What is done by now needs no look of its own.
         self.push_off();
         woken
+    }
+
+    /// As if the last one had been made from here.
+    fn probed(&mut self, action: Action, probed: Probed) -> (Action, Option<Outcome>) {
+        let now = (self.options.clock)();
+        let ago = SignedDuration::try_from(probed.ago).unwrap_or_default();
+        let _ = self.memory.begin(&self.slot.pod(), &action, now.checked_sub(ago).unwrap_or(now));
+        (action, Some(Outcome::Probed(probed.outcome)))
     }
 
     fn complete(&mut self, pod: &Arc<Pod>, action: &Action, outcome: Option<Outcome>, now: Timestamp) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_reconciler::node::{
     ContainerRecord, ContainerState, Deletion, Exit, Failure, Hook, Node, Observation, PodEvent,
-    ProbeOutcome, Sandbox, StartContainer, StopSignal,
+    ProbeOutcome, Probed, Probing, Sandbox, StartContainer, StopSignal,
 };
 use berth_reconciler::pod::{Pod, Source};
 use berth_reconciler::worker::{Options, Reconciler};
@@ -30,6 +30,8 @@ pub struct State {
     pub panics: Option<&'static str>,
     /// How long a pull takes.
     pub pull: Duration,
+    /// It makes probes that succeed again and again by itself, so often.
+    pub repeats: u32,
 }
 
 #[derive(Default)]
@@ -182,6 +184,30 @@ impl Node for Script {
             Ok(()) => ProbeOutcome::Success,
             Err(failure) => ProbeOutcome::Failure(failure.message),
         }
+    }
+
+    fn probe_again(
+        self: Arc<Self>,
+        pod: &Arc<Pod>,
+        id: &str,
+        probe: &v1::Probe,
+        wait: Duration,
+    ) -> Option<Probing> {
+        let times = Some(self.lock().repeats).filter(|times| *times > 0)?;
+        let period = Duration::from_secs(probe.period_seconds.unwrap().unsigned_abs().into());
+        self.lock().calls.push(format!("{} ask {id}", pod.uid()));
+        let (pod, id, probe) = (pod.clone(), id.to_owned(), probe.clone());
+        Some(Box::pin(async move {
+            sleep(wait).await;
+            for _ in 1..times {
+                let outcome = self.probe(&pod, &id, &probe).await;
+                if outcome != ProbeOutcome::Success {
+                    return Probed { outcome, ago: Duration::ZERO };
+                }
+                sleep(period).await;
+            }
+            Probed { outcome: self.probe(&pod, &id, &probe).await, ago: Duration::ZERO }
+        }))
     }
 
     async fn stop_container(&self, pod: &Arc<Pod>, id: &str, signal: StopSignal) -> Result<(), Failure> {

@@ -20,6 +20,7 @@ use super::proto::{
     Started, Status, Welcome,
 };
 use super::record::note;
+use super::repeats::Repeat;
 use super::server::{Ending, Server};
 use super::slot::Slot;
 use crate::sys::process::pidfd_kill;
@@ -80,7 +81,10 @@ impl Server {
             return Err(failure(FailureKind::Invalid, "the first request must be hello"));
         }
         if self.ending.is_some()
-            && matches!(call, Call::Create(_) | Call::Start(_) | Call::Exec(_) | Call::Run(_))
+            && matches!(
+                call,
+                Call::Create(_) | Call::Start(_) | Call::Exec(_) | Call::Run(_) | Call::Repeat(_)
+            )
         {
             return Err(failure(FailureKind::Invalid, "the shim is shutting down"));
         }
@@ -92,7 +96,20 @@ impl Server {
             Call::Delete(request) => self.delete(asker, &request.id),
             Call::List {} => done(Outcome::List(self.slots.iter().map(Slot::state).collect())),
             Call::Exec(request) => self.exec(asker, *request),
-            Call::Run(request) => self.run_command(asker, request),
+            Call::Run(request) => {
+                self.run_command(asker, request)?;
+                Ok(None)
+            }
+            Call::Repeat(request) => {
+                self.slot_to_enter(&request.run.container_id)?;
+                self.repeats.push(Repeat::new(asker, request));
+                Ok(None)
+            }
+            Call::EndRepeat { request } => {
+                let asker = Asker { request, ..asker };
+                self.repeats.retain(|repeat| repeat.asker != asker);
+                done(Outcome::Done {})
+            }
             Call::WaitExec(request) => self.wait_exec(asker, request.exec_id),
             Call::KillExec(request) => self.kill_exec(&request),
             Call::Resize(size) => {
@@ -266,12 +283,13 @@ impl Server {
         Ok(Some((Outcome::ExecStarted(ExecStarted { exec_id, pid }), fds)))
     }
 
-    fn run_command(&mut self, asker: Asker, request: RunRequest) -> Answer {
+    /// Begins it; [`Server::has_run`] is told of its end.
+    pub fn run_command(&mut self, asker: Asker, request: RunRequest) -> Result<(), Failure> {
         let untraced = self.is_untraced();
         let slot = self.slot_to_enter(&request.container_id)?;
         let (pid, capture) = execs::run(slot, request, asker, untraced)?;
         self.remember(pid, asker, Some(capture));
-        Ok(None)
+        Ok(())
     }
 
     /// A container that takes further processes.
@@ -325,6 +343,7 @@ impl Server {
             None => {
                 note!("shutting down");
                 self.ending = Some(Ending { askers: vec![asker], deadline: Instant::now() + SHUTDOWN_WAIT });
+                self.end_repeats();
                 for index in 0..self.slots.len() {
                     if self.slots[index].status != Status::Stopped {
                         self.kill_all_of(index);

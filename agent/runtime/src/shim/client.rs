@@ -21,7 +21,7 @@ use crate::sys::terminal;
 
 pub use super::proto::{
     ContainerState, CreateRequest, Created, Event, ExecRequest, ExitRecord, Failure, FailureKind, Feature,
-    Ran, RunRequest, Runtime, Started, Status, Welcome,
+    Ran, RepeatRequest, Repeated, RunRequest, Runtime, Started, Status, Welcome,
 };
 
 /// A connection to a shim. Clones share it.
@@ -139,24 +139,35 @@ type Result<T> = std::result::Result<T, Error>;
 struct Pending<'a> {
     shared: &'a Shared,
     id: u64,
+    /// The shim is to know that, too.
+    repeats: bool,
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         let _ = self.shared.orders.send(Order::Forget(self.id));
+        if self.repeats {
+            let call = Call::EndRepeat { request: self.id };
+            let end = frame::encode(&Request { id: self.shared.next_id(), call });
+            let _ = end.map(|frame| self.shared.orders.send(Order::Tell(frame)));
+        }
     }
 }
 
 impl Shared {
+    fn next_id(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     async fn ask(&self, what: &'static str, call: Call, patience: Option<Duration>) -> Result<Answer> {
-        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let (id, repeats) = (self.next_id(), matches!(call, Call::Repeat(_)));
         let frame = frame::encode(&Request { id, call }).map_err(|_| Error::Unexpected { what })?;
         if frame::too_long(&frame) {
             return Err(Error::TooLong { what, len: frame.len() });
         }
         let (answer, reply) = oneshot::channel();
         self.orders.send(Order::Ask { id, frame, answer }).map_err(|_| Error::Lost { what })?;
-        let pending = Pending { shared: self, id };
+        let pending = Pending { shared: self, id, repeats };
         let reply = match patience {
             Some(after) => {
                 tokio::time::timeout(after, reply).await.map_err(|_| Error::Timeout { what, after })?
@@ -319,6 +330,20 @@ impl Client {
         match self.shared.ask("run", Call::Run(request), None).await? {
             (Outcome::Ran(ran), _) => Ok(ran),
             _ => Err(Error::Unexpected { what: "run" }),
+        }
+    }
+
+    /// Runs a command again and again, until it fails, cannot be run, or has been run as often as asked for. The shim ends that when
+    /// what this returns is dropped.
+    ///
+    /// # Errors
+    /// When the container does not run ([`FailureKind::Invalid`]), or the shim is older than [`Feature::Repeat`]
+    /// ([`FailureKind::Unsupported`]).
+    pub async fn repeat(&self, request: RepeatRequest) -> Result<Repeated> {
+        self.needs(Feature::Repeat, "a command again and again")?;
+        match self.shared.ask("repeat", Call::Repeat(request), None).await? {
+            (Outcome::Repeated(repeated), _) => Ok(repeated),
+            _ => Err(Error::Unexpected { what: "repeat" }),
         }
     }
 

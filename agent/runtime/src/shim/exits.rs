@@ -41,7 +41,7 @@ impl Server {
         if let Some(capture) = exec.capture.take() {
             self.execs.swap_remove(index);
             let (asker, ran) = capture.finish(code, &mut self.scratch);
-            return self.reply(asker, Outcome::Ran(ran), Vec::new());
+            return self.has_run(asker, ran);
         }
         exec.code = Some(code);
         let waiters = std::mem::take(&mut exec.waiters);

@@ -29,6 +29,8 @@ pub(super) enum Order {
     Ask { id: u64, frame: Vec<u8>, answer: oneshot::Sender<Answer> },
     /// Nobody waits for that reply any more.
     Forget(u64),
+    /// Send a frame whose reply nobody wants.
+    Tell(Vec<u8>),
 }
 
 /// A connection.
@@ -97,6 +99,7 @@ impl Link {
             Order::Forget(id) => {
                 self.waiting.remove(&id);
             }
+            Order::Tell(frame) => self.output.extend_from_slice(&frame),
         }
     }
 

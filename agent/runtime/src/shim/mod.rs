@@ -36,6 +36,7 @@ mod pump;
 mod reaper;
 mod record;
 mod rehearsal;
+mod repeats;
 mod server;
 mod setup;
 mod slot;

@@ -60,6 +60,14 @@ pub enum Call {
     Exec(Box<ExecRequest>),
     /// Run a command inside a running container to its end, within a time (since [`Feature::Run`]).
     Run(RunRequest),
+    /// Run a command again and again for as long as it succeeds (since [`Feature::Repeat`]).
+    Repeat(RepeatRequest),
+    /// No longer run what the same connection has asked for; that is not answered any more (since [`Feature::Repeat`]). A
+    /// request that has been answered already is fine.
+    EndRepeat {
+        /// The id of that request.
+        request: u64,
+    },
     /// Answered when the exec'ed process has exited; its result is forgotten then.
     WaitExec(ExecId),
     /// Signal an exec'ed process.
@@ -137,13 +145,15 @@ pub enum Feature {
     Run,
     /// [`CreateRequest::start`].
     StartAtOnce,
+    /// [`Call::Repeat`] and [`Call::EndRepeat`].
+    Repeat,
     /// Something of a newer shim.
     #[serde(other)]
     Unknown,
 }
 
 /// What this build's shim says of itself.
-pub const FEATURES: [Feature; 8] = [
+pub const FEATURES: [Feature; 9] = [
     Feature::PodPids,
     Feature::Pause,
     Feature::OomEvents,
@@ -152,6 +162,7 @@ pub const FEATURES: [Feature; 8] = [
     Feature::PidsOf,
     Feature::Run,
     Feature::StartAtOnce,
+    Feature::Repeat,
 ];
 
 /// Names one container.
@@ -307,6 +318,30 @@ pub struct Ran {
     pub output: String,
 }
 
+/// See [`Call::Repeat`]. Answered when the command fails, could not be run, or has been run that often. It ends with its connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RepeatRequest {
+    /// What is run.
+    pub run: RunRequest,
+    /// Microseconds until it is run first.
+    pub wait_us: u64,
+    /// Milliseconds from the time that a run was due until the next one is.
+    pub period_ms: u64,
+    /// The most runs.
+    pub times: u32,
+}
+
+/// The answer to [`RepeatRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repeated {
+    /// What came of the last run; the earlier ones have succeeded.
+    pub result: Result<Ran, Failure>,
+    /// How often it was tried, this time included.
+    pub runs: u32,
+    /// Microseconds since the last run was begun.
+    pub ago_us: u64,
+}
+
 /// Names an exec'ed process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ExecId {
@@ -414,6 +449,8 @@ pub enum Outcome {
     ExecStarted(ExecStarted),
     /// To [`Call::Run`].
     Ran(Ran),
+    /// To [`Call::Repeat`].
+    Repeated(Repeated),
     /// To [`Call::WaitExec`].
     ExecExited(ExecExited),
     /// To [`Call::Attach`].

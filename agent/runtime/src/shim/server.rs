@@ -18,6 +18,7 @@ use super::pod_init::PodInit;
 use super::pod_users::PodUsers;
 use super::proto::{Event, FailureKind, Outcome, Status};
 use super::record::note;
+use super::repeats::Repeat;
 use super::setup::Ready;
 use super::slot::Slot;
 use crate::cgroup::Cgroups;
@@ -40,6 +41,7 @@ pub(super) struct Server {
     pub connections: Vec<Connection>,
     pub slots: Vec<Slot>,
     pub execs: Vec<Running>,
+    pub repeats: Vec<Repeat>,
     pub dials: Vec<Dial>,
     pub last_connection: u64,
     pub last_exec: u64,
@@ -105,6 +107,7 @@ impl Server {
             connections: Vec::new(),
             slots: Vec::new(),
             execs: Vec::new(),
+            repeats: Vec::new(),
             dials: Vec::new(),
             last_connection: 0,
             last_exec: 0,
@@ -213,17 +216,19 @@ impl Server {
         let ending = self.ending.as_ref().map(|ending| ending.deadline);
         let abandoned = (self.connections.is_empty() && !self.has_live()).then(|| now + ABANDONED_AFTER);
         let captures = self.execs.iter().filter_map(|exec| exec.capture.as_ref()?.due(now));
-        let next =
-            self.slots.iter().filter_map(Slot::deadline).chain(captures).chain(ending).chain(abandoned).min();
+        let repeats = self.repeats.iter().filter_map(Repeat::due);
+        let slots = self.slots.iter().filter_map(Slot::deadline);
+        let next = slots.chain(captures).chain(repeats).chain(ending).chain(abandoned).min();
         let Some(next) = next else { return PollTimeout::NONE };
         let wait = next.saturating_duration_since(now);
         // Rounded up, so that the time has come when it returns.
         PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
     }
 
-    /// What is due by the clock: commands whose time is over, attached clients that are too slow, and second looks for kills.
+    /// What is due by the clock: commands, and the end of those whose time is over, attached clients that are too slow, and second looks for kills.
     fn keep_time(&mut self) {
         self.end_late_commands();
+        self.run_due();
         if self.slots.iter().all(|slot| slot.deadline().is_none()) {
             return;
         }
@@ -347,6 +352,7 @@ impl Server {
         }
         self.connections.retain(|connection| !connection.broken);
         self.dials.retain(|dial| !gone.contains(&dial.asker.connection));
+        self.repeats.retain(|repeat| !gone.contains(&repeat.asker.connection));
         for exec in &mut self.execs {
             exec.owner = exec.owner.filter(|owner| !gone.contains(owner));
             exec.waiters.retain(|waiter| !gone.contains(&waiter.connection));

@@ -1,9 +1,9 @@
 //! Commands that are run to their end in one call, as probes are.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_runtime::cgroup::Cgroups;
-use berth_runtime::shim::proto::{FailureKind, MAX_OUTPUT, Ran, RunRequest};
+use berth_runtime::shim::proto::{FailureKind, MAX_OUTPUT, Ran, RepeatRequest, Repeated, RunRequest};
 use serde_json::json;
 
 use crate::harness::{Pod, until};
@@ -26,6 +26,28 @@ fn script(script: &str, timeout: Duration) -> RunRequest {
 
 fn ran(code: i32, output: &str) -> Ran {
     Ran { code: Some(code), output: output.to_owned() }
+}
+
+/// Every twentieth of a second.
+fn repeated(run: RunRequest, times: u32) -> RepeatRequest {
+    RepeatRequest { run, wait_us: 70_000, period_ms: 50, times }
+}
+
+/// Leaves a line each time.
+const LINE: &str = "echo line >>/tmp/lines";
+
+fn lines(pod: &Pod) -> usize {
+    std::fs::read_to_string(pod.rootfs().join("tmp/lines")).unwrap_or_default().lines().count()
+}
+
+/// Fails if one more is run within several periods.
+async fn none_is_run(pod: &Pod) {
+    // One that is under way may end; the shim has heard of everything then.
+    pod.client.run(request(&["true"], LONG)).await.unwrap();
+    until_alone(pod).await;
+    let before = lines(pod);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(lines(pod), before);
 }
 
 /// A pod whose container has one process.
@@ -167,4 +189,87 @@ async fn a_container_that_kills_all_that_is_new_disturbs_nobody_else() {
     assert!(killed > 100, "hardly one was killed: {killed}, {others} lived");
     let calm = RunRequest { container_id: "two".to_owned(), ..script("echo here", LONG) };
     assert_eq!(pod.client.run(calm).await.unwrap(), ran(0, "here\n"));
+}
+
+#[tokio::test]
+async fn repeated_until_it_fails_or_often_enough() {
+    let pod = sleeping().await;
+    let begun = Instant::now();
+    let third =
+        script(&format!("{LINE}; [ $(wc -l </tmp/lines) -lt 3 ] || {{ echo enough; exit 7; }}"), LONG);
+    let Repeated { result, runs, ago_us } = pod.client.repeat(repeated(third, 100)).await.unwrap();
+    assert_eq!((result.unwrap(), runs, lines(&pod)), (ran(7, "enough\n"), 3, 3));
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(170) && Duration::from_micros(ago_us) < took, "{took:?} {ago_us}");
+
+    let begun = Instant::now();
+    let answer = pod.client.repeat(repeated(script(LINE, LONG), 5)).await.unwrap();
+    assert_eq!((answer.result.unwrap(), answer.runs, lines(&pod)), (ran(0, ""), 5, 8));
+    assert!(begun.elapsed() >= Duration::from_millis(270));
+
+    let hangs = script("sleep 1000", Duration::from_millis(100));
+    let answer = pod.client.repeat(repeated(hangs, 5)).await.unwrap();
+    assert_eq!((answer.result.unwrap().code, answer.runs), (None, 1));
+    none_is_run(&pod).await;
+}
+
+#[tokio::test]
+async fn repeated_at_the_same_time_as_others() {
+    let pod = sleeping().await;
+    let each = (0..8_i32).map(|n| {
+        let client = pod.client.clone();
+        let text = format!("echo {n} >>/tmp/n{n}; [ $(wc -l </tmp/n{n}) -lt 4 ] || exit {}", 10 + n);
+        tokio::spawn(async move { client.repeat(repeated(script(&text, LONG), 100)).await })
+    });
+    for (n, one) in (0..).zip(each.collect::<Vec<_>>()) {
+        let answer = one.await.unwrap().unwrap();
+        assert_eq!((answer.result.unwrap().code, answer.runs), (Some(10 + n), 4));
+    }
+}
+
+#[tokio::test]
+async fn repeated_no_longer_than_somebody_waits_for_it() {
+    let pod = sleeping().await;
+    let client = pod.client.clone();
+    let dropped = tokio::spawn(async move { client.repeat(repeated(script(LINE, LONG), 1_000_000)).await });
+    until("some runs", || lines(&pod) > 2).await;
+    dropped.abort();
+    assert!(dropped.await.unwrap_err().is_cancelled());
+    none_is_run(&pod).await;
+
+    let (client, events) = pod.connect().await;
+    let before = lines(&pod);
+    let lost = tokio::spawn(async move { client.repeat(repeated(script(LINE, LONG), 1_000_000)).await });
+    until("some runs", || lines(&pod) > before + 2).await;
+    lost.abort();
+    drop(events);
+    none_is_run(&pod).await;
+}
+
+#[tokio::test]
+async fn repeated_as_long_as_there_is_a_container_that_runs() {
+    let mut pod = sleeping().await;
+    let client = pod.client.clone();
+    let later = RepeatRequest { wait_us: 500_000, ..repeated(script(LINE, LONG), 1_000_000) };
+    let (answer, paused) = tokio::join!(client.repeat(later), pod.client.pause());
+    paused.unwrap();
+    let answer = answer.unwrap();
+    let paused = answer.result.unwrap_err();
+    assert_eq!((paused.kind, answer.runs, lines(&pod)), (FailureKind::Invalid, 1, 0), "{paused}");
+    let paused = pod.client.repeat(repeated(script(LINE, LONG), 1)).await.unwrap_err();
+    assert_eq!(paused.kind(), Some(FailureKind::Invalid), "{paused}");
+    pod.client.resume().await.unwrap();
+
+    let client = pod.client.clone();
+    let before = lines(&pod);
+    let waiting = tokio::spawn(async move { client.repeat(repeated(script(LINE, LONG), 1_000_000)).await });
+    until("some runs", || lines(&pod) > before + 2).await;
+    pod.client.kill("one", 9, true).await.unwrap();
+    let answer = waiting.await.unwrap().unwrap();
+    // It is killed along, or finds no container.
+    assert!(answer.result.map_or(true, |ran| ran.code == Some(137)), "{}", answer.runs);
+    pod.exit_of("one").await;
+    let elsewhere = RunRequest { container_id: "two".to_owned(), ..script(LINE, LONG) };
+    let none = pod.client.repeat(repeated(elsewhere, 1)).await.unwrap_err();
+    assert_eq!(none.kind(), Some(FailureKind::NotFound));
 }

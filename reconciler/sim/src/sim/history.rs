@@ -281,7 +281,7 @@ impl History {
             let steady = self.faults.steady(&self.world);
             memory.tick(now, steady, self.deletion.as_ref(), self.world.seen.evicted.as_ref());
             self.faults.meddle(memory, now);
-            self.repeats = !memory.busy();
+            self.repeats = memory.only_probes();
         }
         for _ in 0..50 {
             let Some(memory) = &self.memory else { return Ok(()) };
