@@ -6,10 +6,11 @@ mod worker_node;
 
 use std::time::Duration;
 
+use berth_reconciler::worker::Reconciler;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodCondition;
 use serde_json::json;
-use worker_node::{pass, pod, reconciler};
+use worker_node::{Script, pass, pod, reconciler};
 
 #[tokio::test(start_paused = true)]
 async fn worker_starts_a_pod_and_then_rests() {
@@ -237,17 +238,23 @@ async fn worker_makes_a_pod_ready_when_its_readiness_gates_are_opened() {
     assert_eq!((truth(GATE), truth("Ready")), (String::new(), "False".to_owned()));
 }
 
+/// A pod whose container is probed each second and each seven seconds. Gives how often it was looked at by then.
+async fn probed(pods: &Reconciler<Script>) -> usize {
+    let container = json!([{ "name": "c", "image": "i",
+        "livenessProbe": { "exec": { "command": ["alive"] }, "periodSeconds": 1 },
+        "readinessProbe": { "exec": { "command": ["ready"] }, "periodSeconds": 7 },
+        "lifecycle": { "preStop": { "exec": { "command": ["bye"] } } } }]);
+    pods.apply(pod("u", "web", json!({ "containers": container })));
+    pass(10).await;
+    pods.node().calls();
+    pods.node().lock().observed
+}
+
 #[tokio::test(start_paused = true)]
 async fn worker_has_probes_repeated_by_who_can_and_keeps_their_beat() {
     let pods = reconciler();
     pods.node().lock().repeats = 10;
-    let container = json!([{ "name": "c", "image": "i",
-        "livenessProbe": { "exec": {}, "periodSeconds": 1 },
-        "readinessProbe": { "exec": {}, "periodSeconds": 7 } }]);
-    pods.apply(pod("u", "web", json!({ "containers": container })));
-    pass(10).await;
-    pods.node().calls();
-    let looks = pods.node().lock().observed;
+    let looks = probed(&pods).await;
     let count = |calls: &[String], call: &str| calls.iter().filter(|other| *other == call).count();
     pass(700).await;
     let calls = pods.node().calls();
@@ -269,15 +276,23 @@ async fn worker_has_probes_repeated_by_who_can_and_keeps_their_beat() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn worker_has_readiness_repeated_while_the_container_ends() {
+    let pods = reconciler();
+    pods.node().lock().repeats = 10;
+    probed(&pods).await;
+    pods.node().lock().hook = Duration::from_secs(60);
+    pods.node().lock().failing.insert("alive".to_owned(), "Unhealthy");
+    pass(5).await;
+    let calls = pods.node().calls();
+    assert!(calls.iter().any(|call| call == "u hook PreStop c-0"), "{calls:?}");
+    pass(21).await;
+    assert_eq!(pods.node().calls(), ["u probe c-0"; 3]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn worker_only_repeats_probes_that_go_as_they_went() {
     let pods = reconciler();
-    let container = json!([{ "name": "c", "image": "i",
-        "livenessProbe": { "exec": {}, "periodSeconds": 1 },
-        "readinessProbe": { "exec": {}, "periodSeconds": 7 } }]);
-    pods.apply(pod("u", "web", json!({ "containers": container })));
-    pass(10).await;
-    pods.node().calls();
-    let looks = pods.node().lock().observed;
+    let looks = probed(&pods).await;
     pass(700).await;
     assert_eq!(pods.node().calls(), ["u probe c-0"; 800]);
     assert_eq!(pods.node().lock().observed, looks, "nothing has changed that was to be looked at");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_reconciler::node::{Failure, Hook, ProbeOutcome, Probed, Probing};
+use berth_reconciler::planner::probe_period;
 use berth_reconciler::pod::Pod;
 use berth_runtime::shim::client::{Feature, Ran, RepeatRequest, Repeated, RunRequest};
 use k8s_openapi::api::core::v1;
@@ -50,9 +51,7 @@ pub(super) fn again(
     let command = probe.exec.as_ref()?.command.as_deref().unwrap_or_default();
     let (entry, instance) = target(&node, pod, id)?;
     let client = entry.client().filter(|client| client.welcome().has(Feature::Repeat))?;
-    let period = Duration::from_secs(
-        probe.period_seconds.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(10),
-    );
+    let period = probe_period(probe);
     let times = u32::try_from(A_WHILE.as_millis() / period.as_millis()).unwrap_or(1).max(1);
     let timeout = seconds(probe.timeout_seconds.unwrap_or(1));
     let request = RepeatRequest {

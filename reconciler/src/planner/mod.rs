@@ -28,6 +28,7 @@ pub(crate) use self::end::end_of;
 pub use self::hash::spec_hash;
 pub(crate) use self::image::{backing_off_from as pull_backing_off_from, failure as pull_failure};
 pub use self::memory::{Limits, Memory};
+pub use self::probe::{period as probe_period, spec_of as probe_of};
 pub(crate) use self::resize::{Progress as ResizeProgress, allocated, progress as resize_progress};
 pub(crate) use self::run::crash_wait;
 use self::stop::Grace;

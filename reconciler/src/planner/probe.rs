@@ -10,6 +10,7 @@ use crate::node::{ContainerRecord, ContainerState};
 use crate::planner::action::{Action, Plan, ProbeKind};
 use crate::planner::context::Context;
 use crate::planner::memory::InstanceMemory;
+use crate::pod::Pod;
 
 /// A container's probe of that kind.
 pub(crate) fn spec(container: &v1::Container, kind: ProbeKind) -> Option<&v1::Probe> {
@@ -18,6 +19,16 @@ pub(crate) fn spec(container: &v1::Container, kind: ProbeKind) -> Option<&v1::Pr
         ProbeKind::Liveness => container.liveness_probe.as_ref(),
         ProbeKind::Readiness => container.readiness_probe.as_ref(),
     }
+}
+
+/// The same by the container's name.
+pub fn spec_of<'a>(pod: &'a Pod, container: &str, kind: ProbeKind) -> Option<&'a v1::Probe> {
+    pod.container(container).and_then(|container| spec(container, kind))
+}
+
+/// How long after its last beginning a probe is made again.
+pub fn period(probe: &v1::Probe) -> Duration {
+    seconds(probe.period_seconds.filter(|v| *v > 0), 10)
 }
 
 /// The probe that found a running instance failed for good, if one did.
@@ -75,7 +86,7 @@ fn due(probe: &v1::Probe, started_at: Timestamp, last: Option<Timestamp>) -> Tim
 /// node keep. One that is late once does not shift those that follow, and what is probed together costs a third less than one by one:
 /// the processors are awake, and their caches know the way.
 pub(crate) fn again(probe: &v1::Probe, begun: Timestamp) -> Timestamp {
-    let period = seconds(probe.period_seconds.filter(|v| *v > 0), 10);
+    let period = period(probe);
     let due = after(begun, period);
     let ms = due.as_millisecond();
     Timestamp::from_millisecond(ms - ms.rem_euclid(beat(period))).unwrap_or(due)

@@ -135,7 +135,7 @@ impl Memory {
         else {
             return None;
         };
-        let spec = pod.container(container).and_then(|c| probe::spec(c, *kind))?;
+        let spec = probe::spec_of(pod, container, *kind)?;
         let instance = self.instance(container, id).filter(|instance| instance.stopping.is_none())?;
         let probe = instance.probe(*kind);
         let begun = probe.last_begun.filter(|_| probe.result == Some(true))?;
@@ -151,7 +151,7 @@ impl Memory {
     pub fn taken_back(&mut self, pod: &Pod, action: &Action, first: Timestamp, now: Timestamp) {
         let Action::Probe { container, id, kind } = action else { return };
         self.in_flight.remove(&Key::Probe(container.clone(), *kind));
-        let Some(spec) = pod.container(container).and_then(|c| probe::spec(c, *kind)) else { return };
+        let Some(spec) = probe::spec_of(pod, container, *kind) else { return };
         let known = self.containers.get_mut(container).and_then(|memory| memory.instance.as_mut());
         if let Some(instance) = known.filter(|instance| instance.id == *id && first <= now) {
             let each = std::iter::successors(Some(first), |last| Some(probe::again(spec, *last)));
@@ -172,7 +172,7 @@ impl Memory {
         kind: ProbeKind,
         outcome: &ProbeOutcome,
     ) -> Vec<PodEvent> {
-        let Some(spec) = pod.container(container).and_then(|c| probe::spec(c, kind)) else {
+        let Some(spec) = probe::spec_of(pod, container, kind) else {
             return Vec::new();
         };
         let memory = self.containers.get_mut(container).and_then(|memory| memory.instance.as_mut());

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1;
-
 use crate::node::{Hook, Node, ProbeOutcome};
-use crate::planner::{Action, Outcome, ProbeKind};
+use crate::planner::{Action, Outcome, probe_of};
 use crate::pod::Pod;
 
 /// Takes one step.
@@ -39,14 +37,4 @@ pub(super) async fn execute<N: Node>(node: Arc<N>, pod: Arc<Pod>, action: &Actio
         }
         Action::DropPull { .. } | Action::Note(_) => Ok(()),
     })
-}
-
-/// What a container's probe of that kind is.
-pub(super) fn probe_of<'a>(pod: &'a Pod, container: &str, kind: ProbeKind) -> Option<&'a v1::Probe> {
-    let container = pod.container(container)?;
-    match kind {
-        ProbeKind::Startup => container.startup_probe.as_ref(),
-        ProbeKind::Liveness => container.liveness_probe.as_ref(),
-        ProbeKind::Readiness => container.readiness_probe.as_ref(),
-    }
 }

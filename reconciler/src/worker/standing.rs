@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::execute::probe_of;
 use super::slot::Desired;
 use crate::node::{ContainerState, Node, Observation, Probed, Probing};
-use crate::planner::{Action, Memory};
+use crate::planner::{Action, Memory, ProbeKind, probe_of};
 use crate::pod::Pod;
 
 /// One of them.
@@ -59,17 +58,18 @@ impl Standing {
         .await
     }
 
-    /// Takes back those that a plan may not want any more; it is free to want them again.
+    /// Takes back those that a plan may not want any more; it is free to want them again. An instance on its way out is probed for
+    /// readiness as before.
     pub fn review(&mut self, desired: &Desired, observed: &Observation, memory: &mut Memory, now: Timestamp) {
         let goes_on = desired.deletion.is_none() && observed.evicted.is_none() && !observed.paused;
         self.0.retain(|one| {
-            let Action::Probe { container, id, .. } = &one.action else { return false };
+            let Action::Probe { container, id, kind } = &one.action else { return false };
             let runs = observed
                 .containers
                 .iter()
                 .any(|record| record.id == *id && matches!(record.state, ContainerState::Running { .. }));
-            let wanted =
-                goes_on && runs && Arc::ptr_eq(&one.pod, &desired.pod) && !memory.is_stopping(container, id);
+            let probed = *kind == ProbeKind::Readiness || !memory.is_stopping(container, id);
+            let wanted = goes_on && runs && probed && Arc::ptr_eq(&one.pod, &desired.pod);
             if !wanted {
                 memory.taken_back(&one.pod, &one.action, one.first, now);
             }

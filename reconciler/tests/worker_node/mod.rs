@@ -24,12 +24,14 @@ pub struct State {
     pub observed: usize,
     pub published: Vec<(String, v1::PodStatus)>,
     pub gone: Vec<String>,
-    /// Verbs that fail (with that reason), by their first word and container.
+    /// Verbs that fail (with that reason), by their first word and container, and commands of probes.
     pub failing: HashMap<String, &'static str>,
     /// Verbs that panic once.
     pub panics: Option<&'static str>,
     /// How long a pull takes.
     pub pull: Duration,
+    /// How long a hook takes.
+    pub hook: Duration,
     /// It makes probes that succeed again and again by itself, so often.
     pub repeats: u32,
 }
@@ -176,10 +178,17 @@ impl Node for Script {
         hook: Hook,
         _: &v1::LifecycleHandler,
     ) -> Result<(), Failure> {
-        self.call(pod.uid(), format!("hook {hook:?} {id}"))
+        self.call(pod.uid(), format!("hook {hook:?} {id}"))?;
+        let takes = self.lock().hook;
+        sleep(takes).await;
+        Ok(())
     }
 
-    async fn probe(&self, pod: &Arc<Pod>, id: &str, _: &v1::Probe) -> ProbeOutcome {
+    async fn probe(&self, pod: &Arc<Pod>, id: &str, probe: &v1::Probe) -> ProbeOutcome {
+        let command = probe.exec.as_ref().and_then(|exec| exec.command.as_ref()?.first().cloned());
+        if command.is_some_and(|command| self.lock().failing.contains_key(&command)) {
+            return ProbeOutcome::Failure("scripted".to_owned());
+        }
         match self.call(pod.uid(), format!("probe {id}")) {
             Ok(()) => ProbeOutcome::Success,
             Err(failure) => ProbeOutcome::Failure(failure.message),

@@ -20,8 +20,8 @@ use crate::sys::shim_process::set_nonblocking;
 /// After this time the output is read as it comes.
 const SOON: Duration = Duration::from_millis(20);
 
-/// Longer than this no command runs; it keeps a time that can be added to the clock.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Longer than this no command runs, or waits to be run; it keeps a time that can be added to the clock.
+pub(super) const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// See the module.
 #[derive(Debug)]

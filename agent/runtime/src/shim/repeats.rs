@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::capture::LONGEST;
 use super::connection::Asker;
 use super::failure;
 use super::proto::{Failure, FailureKind, Outcome, Ran, RepeatRequest, Repeated};
@@ -46,9 +47,6 @@ impl Repeat {
         more
     }
 }
-
-/// Longer than this nothing waits; it keeps a time that can be added to the clock.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Server {
     /// Begins the runs that are due.
