@@ -173,6 +173,11 @@ impl Hidden {
         credentials::set_dumpable(false).map_err(failed)?;
         Ok(Hidden { before })
     }
+
+    /// For good.
+    fn stay(mut self) {
+        self.before = false;
+    }
 }
 
 impl Drop for Hidden {
@@ -257,11 +262,13 @@ impl Visit<'_> {
         let hidden = Hidden::begin()?;
         let inside = self.entrance.enter_pids(self.init)?;
         if self.may_share() {
+            // The kernel says that the child has left this memory a moment before it has (mm_release() in exec_mmap()). Whoever made
+            // the memory dumpable then would show it to the container.
+            hidden.stay();
             let letters = Letters::new();
             let left = spawn_child(LIMIT, || self.go(Voice::Letters(&letters)))
                 .map_err(|e| Error::sys("clone", "a process in the container", e))?;
             drop(inside);
-            drop(hidden);
             return visited(left, &letters);
         }
         let (channel, theirs) = pair()?;

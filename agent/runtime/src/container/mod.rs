@@ -165,7 +165,7 @@ pub struct Exec<'a> {
     /// What binds it to the caller; the gate is for containers only.
     pub tie: Tie,
     /// No process that shares the container's PID namespace may trace others, see [`may_trace`], but for those who may trace the
-    /// caller as well. Then the new one can begin in the caller's memory, which takes half the time.
+    /// caller as well. Then the new one can begin in the caller's memory, which takes half the time and leaves the caller undumpable.
     pub untraced: bool,
 }
 
