@@ -142,7 +142,7 @@ fn measure_exec(
             let exec = Exec {
                 pid: container.pid,
                 terms: &terms,
-                process: &process,
+                process: process.clone(),
                 stdio: Stdio::default(),
                 entrance: &entrance,
                 tie: Tie::default(),

@@ -44,6 +44,8 @@ pub enum Report {
     Ready(Timings),
     /// The seccomp filter is in force, and its listener has this number. [`Order::ListenerTaken`] is awaited.
     Listener(RawFd),
+    /// Its environment named no home; this is what the container's `/etc/passwd` says.
+    Home(String),
     /// Given up.
     Failed(Failure),
 }

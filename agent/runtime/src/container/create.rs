@@ -378,7 +378,7 @@ impl Birth<'_> {
                     self.timings = timings;
                     return Ok(());
                 }
-                Some((Report::Born(_) | Report::Listener(_), _)) => {}
+                Some((Report::Born(_) | Report::Listener(_) | Report::Home(_), _)) => {}
                 Some((Report::Warning(text), _)) => self.warnings.push(text),
                 Some((Report::Console, fd)) => self.console = fd,
                 Some((Report::Hooks, _)) => {

@@ -87,6 +87,7 @@ struct Heard<'a> {
     console: Option<OwnedFd>,
     born: Option<Child>,
     failure: Option<Failure>,
+    home: Option<String>,
 }
 
 impl Heard<'_> {
@@ -115,6 +116,7 @@ impl Heard<'_> {
             (Report::Born(pid), Some(pidfd)) => self.born = Some(Child { pid, pidfd }),
             (Report::Failed(reason), _) => self.failure = Some(reason),
             (Report::Listener(number), _) => self.listener = Some(number),
+            (Report::Home(home), _) => self.home = Some(home),
             (Report::Born(_) | Report::Ready(_) | Report::Hooks, _) => {}
         }
     }
@@ -127,7 +129,7 @@ impl Heard<'_> {
     fn into_process(self) -> Result<ExecProcess, Error> {
         let Child { pid, pidfd } =
             self.born.ok_or_else(|| Error::Died { status: "it was never born".to_owned() })?;
-        Ok(ExecProcess { pid, pidfd, console: self.console, warnings: self.warnings })
+        Ok(ExecProcess { pid, pidfd, console: self.console, warnings: self.warnings, home: self.home })
     }
 }
 
@@ -401,7 +403,14 @@ impl Visit<'_> {
         umask(Mode::empty());
         let root = Root::open(Path::new("/"))?;
         identity.look_up(&self.process, &root)?;
-        let launch = Launch::new(&self.process, || users::home(&root, identity.uid()))?;
+        let launch = Launch::new(&self.process, || {
+            let home = users::home(&root, identity.uid());
+            // Elsewhere to tell it takes as long as to look it up.
+            if let Voice::Letters(_) = voice {
+                voice.say(Report::Home(home.clone()), None);
+            }
+            home
+        })?;
         let terminal = if self.process.terminal() == Some(true) {
             let channel = voice
                 .channel()

@@ -157,7 +157,7 @@ pub struct Exec<'a> {
     /// What the container's spec says of such processes.
     pub terms: &'a Terms,
     /// What to run.
-    pub process: &'a Process,
+    pub process: Process,
     /// Its standard streams.
     pub stdio: Stdio,
     /// The way into the container's cgroup.
@@ -183,6 +183,8 @@ pub struct ExecProcess {
     pub console: Option<OwnedFd>,
     /// What could not be done but does not matter enough to fail.
     pub warnings: Vec<String>,
+    /// The home that was looked up for it. Who starts the same again soon may spare that by naming it in the environment.
+    pub home: Option<String>,
 }
 
 impl Container {

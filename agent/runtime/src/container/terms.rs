@@ -42,8 +42,7 @@ impl Terms {
     }
 
     /// What a process leaves open is as in the container's first process.
-    pub(crate) fn complete(&self, process: &Process) -> Process {
-        let mut process = process.clone();
+    pub(crate) fn complete(&self, mut process: Process) -> Process {
         let Some(first) = &self.first else { return process };
         if process.capabilities().is_none() {
             process.set_capabilities(first.capabilities().clone());

@@ -36,7 +36,7 @@ impl Runtime {
     }
 
     /// Starts a process in a container. Without `detach` this waits for its end and returns its exit code.
-    pub fn exec(&mut self, id: &str, process: &Process, options: &ExecOptions) -> Result<u8, Error> {
+    pub fn exec(&mut self, id: &str, process: Process, options: &ExecOptions) -> Result<u8, Error> {
         let folder = self.store.open(id)?;
         let record = folder.record()?;
         let wrong = |status| Error::WrongState { operation: "exec in", id: id.to_owned(), status };

@@ -145,7 +145,7 @@ impl Deed {
             Deed::State { id } => print(&runtime.state(&id)?)?,
             Deed::Kill { id, signal, all } => runtime.kill(&id, signal::number(&signal)?, all)?,
             Deed::Delete { id, force } => runtime.delete(&id, force)?,
-            Deed::Exec { id, process, options } => return runtime.exec(&id, &process, &options),
+            Deed::Exec { id, process, options } => return runtime.exec(&id, *process, &options),
         }
         Ok(0)
     }

@@ -97,7 +97,7 @@ impl Server {
             Call::List {} => done(Outcome::List(self.slots.iter().map(Slot::state).collect())),
             Call::Exec(request) => self.exec(asker, *request),
             Call::Run(request) => {
-                self.run_command(asker, request)?;
+                self.run_command(asker, request, &mut None)?;
                 Ok(None)
             }
             Call::Repeat(request) => {
@@ -284,10 +284,15 @@ impl Server {
     }
 
     /// Begins it; [`Server::has_run`] is told of its end.
-    pub fn run_command(&mut self, asker: Asker, request: RunRequest) -> Result<(), Failure> {
+    pub fn run_command(
+        &mut self,
+        asker: Asker,
+        request: RunRequest,
+        home: &mut Option<String>,
+    ) -> Result<(), Failure> {
         let untraced = self.is_untraced();
         let slot = self.slot_to_enter(&request.container_id)?;
-        let (pid, capture) = execs::run(slot, request, asker, untraced)?;
+        let (pid, capture) = execs::run(slot, request, asker, untraced, home)?;
         self.remember(pid, asker, Some(capture));
         Ok(())
     }

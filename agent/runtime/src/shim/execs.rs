@@ -48,7 +48,7 @@ pub(super) fn start(
     process.set_terminal(Some(tty));
     let (stdio, mut fds) =
         if tty { (Stdio::default(), Vec::new()) } else { pipes(stdin).map_err(no_pipes)? };
-    let (pid, console) = launch(slot, &process, stdio, untraced)?;
+    let Launched { pid, console, .. } = launch(slot, process, stdio, untraced)?;
     fds.extend(console);
     for fd in &fds {
         set_nonblocking(fd).map_err(|error| {
@@ -58,21 +58,29 @@ pub(super) fn start(
     Ok((pid, fds))
 }
 
-/// Starts a command in the container of `slot` whose output is captured.
+/// Starts a command in the container of `slot` whose output is captured. `home` is what was looked up for the same command before, if
+/// it was; and what is now.
 pub(super) fn run(
     slot: &mut Slot,
     request: RunRequest,
     asker: Asker,
     untraced: bool,
+    home: &mut Option<String>,
 ) -> Result<(i32, Capture), Failure> {
     let timeout = Duration::from_millis(request.timeout_ms);
     let mut process = terms(slot)?.first().cloned().ok_or_else(|| {
         failure(FailureKind::Invalid, format!("the specification of {} has no process", slot.id))
     })?;
     process.set_args(Some(request.command)).set_terminal(Some(false));
+    if let Some(home) = home {
+        let mut env = process.env().clone().unwrap_or_default();
+        env.push(format!("HOME={home}"));
+        process.set_env(Some(env));
+    }
     let (capture, stdio) = Capture::new(asker, timeout, request.output_max).map_err(no_pipes)?;
-    let (pid, _) = launch(slot, &process, stdio, untraced)?;
-    Ok((pid, capture))
+    let launched = launch(slot, process, stdio, untraced)?;
+    *home = launched.home.or(home.take());
+    Ok((launched.pid, capture))
 }
 
 fn no_pipes(error: io::Error) -> Failure {
@@ -101,20 +109,23 @@ fn entrance(slot: &mut Slot) -> Result<Rc<Entrance>, Failure> {
     Ok(slot.entrance.insert(Rc::new(entrance)).clone())
 }
 
-fn launch(
-    slot: &mut Slot,
-    process: &Process,
-    stdio: Stdio,
-    untraced: bool,
-) -> Result<(i32, Option<OwnedFd>), Failure> {
+/// A process that runs.
+struct Launched {
+    pid: i32,
+    console: Option<OwnedFd>,
+    home: Option<String>,
+}
+
+fn launch(slot: &mut Slot, process: Process, stdio: Stdio, untraced: bool) -> Result<Launched, Failure> {
     let terms = terms(slot)?;
     if let Some(foreign) = &slot.foreign {
         // Other runtimes take what is left open for nothing.
-        return foreign.exec(&terms.complete(process), stdio);
+        let (pid, console) = foreign.exec(&terms.complete(process), stdio)?;
+        return Ok(Launched { pid, console, home: None });
     }
     let entrance = entrance(slot)?;
     // From now on, since it may give birth to others.
-    slot.may_trace |= container::may_trace(process);
+    slot.may_trace |= container::may_trace(&process);
     let exec = container::Exec {
         pid: slot.container.pid,
         terms: &terms,
@@ -135,7 +146,7 @@ fn launch(
             }
         }
     }
-    Ok((started.pid, started.console))
+    Ok(Launched { pid: started.pid, console: started.console, home: started.home })
 }
 
 /// The process's ends and the client's.

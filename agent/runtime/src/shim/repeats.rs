@@ -21,6 +21,8 @@ pub(super) struct Repeat {
     begun: Instant,
     running: bool,
     runs: u32,
+    /// That of its user, once it was looked up.
+    home: Option<String>,
 }
 
 impl Repeat {
@@ -28,7 +30,7 @@ impl Repeat {
     pub fn new(asker: Asker, request: RepeatRequest) -> Repeat {
         let now = Instant::now();
         let tick = now + Duration::from_micros(request.wait_us).min(LONGEST);
-        Repeat { asker, request, tick, begun: now, running: false, runs: 0 }
+        Repeat { asker, request, tick, begun: now, running: false, runs: 0, home: None }
     }
 
     /// When the next run is due.
@@ -56,7 +58,12 @@ impl Server {
             (repeat.running, repeat.begun) = (true, now);
             repeat.runs += 1;
             let (asker, request) = (repeat.asker, repeat.request.run.clone());
-            if let Err(failure) = self.run_command(asker, request) {
+            let mut home = repeat.home.take();
+            let begun = self.run_command(asker, request, &mut home);
+            if let Some(repeat) = self.repeat(asker) {
+                repeat.home = home;
+            }
+            if let Err(failure) = begun {
                 self.end_repeat(asker, Err(failure));
             }
         }
@@ -64,12 +71,16 @@ impl Server {
 
     /// What has become of a command that is run once, or again and again.
     pub fn has_run(&mut self, asker: Asker, ran: Ran) {
-        let Some(repeat) = self.repeats.iter_mut().find(|repeat| repeat.asker == asker) else {
+        let Some(repeat) = self.repeat(asker) else {
             return self.reply(asker, Outcome::Ran(ran), Vec::new());
         };
         if !repeat.goes_on(&ran) {
             self.end_repeat(asker, Ok(ran));
         }
+    }
+
+    fn repeat(&mut self, asker: Asker) -> Option<&mut Repeat> {
+        self.repeats.iter_mut().find(|repeat| repeat.asker == asker)
     }
 
     /// Answers all of them.

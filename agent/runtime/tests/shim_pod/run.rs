@@ -228,6 +228,24 @@ async fn repeated_at_the_same_time_as_others() {
 }
 
 #[tokio::test]
+async fn repeated_in_the_home_of_its_user() {
+    let pod = sleeping().await;
+    let file = |name: &str| pod.rootfs().join(name);
+    let say = "echo $HOME $COLOUR >>/tmp/homes; [ $(wc -l </tmp/homes) -lt 12 ]";
+    for (home, times) in [("/first", 3), ("/second", 4)] {
+        std::fs::write(file("etc/passwd"), format!("root:x:0:0::{home}:/bin/sh\n")).unwrap();
+        let answer = pod.client.repeat(repeated(script(say, LONG), times)).await.unwrap();
+        assert_eq!((answer.result.unwrap(), answer.runs), (ran(0, ""), times));
+    }
+    // Who has no name lives in the root.
+    std::fs::remove_file(file("etc/passwd")).unwrap();
+    let answer = pod.client.repeat(repeated(script(say, LONG), 100)).await.unwrap();
+    assert_eq!((answer.result.unwrap(), answer.runs), (ran(1, ""), 5));
+    let each = [("/first", 3), ("/second", 4), ("/", 5)].map(|(home, n)| format!("{home} blue\n").repeat(n));
+    assert_eq!(std::fs::read_to_string(file("tmp/homes")).unwrap(), each.concat());
+}
+
+#[tokio::test]
 async fn repeated_no_longer_than_somebody_waits_for_it() {
     let pod = sleeping().await;
     let client = pod.client.clone();

@@ -3,7 +3,10 @@
 use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator};
 
 use super::Error;
-use super::assemble::{AND, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_EQUAL, LOAD, Step, Target};
+use super::assemble::{
+    AND, JUMP_BIT, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_EQUAL, KEEP_CONSTANT, KEEP_STORED, LOAD, LOAD_KEPT,
+    SHIFT, STORE, Step, Target,
+};
 
 /// A system call has this many arguments.
 const ARGUMENTS: usize = 6;
@@ -59,7 +62,7 @@ impl Condition {
 
     /// The steps of a question with several right answers: this condition's, and those of others that ask like it. The argument is
     /// looked at once.
-    pub fn steps_with<'a>(&self, others: impl IntoIterator<Item = &'a Condition>) -> Vec<Step> {
+    pub fn steps_with(&self, others: &[&Condition]) -> Vec<Step> {
         let mut steps = self.steps();
         for other in others {
             let last = steps.len() - 1;
@@ -68,6 +71,46 @@ impl Condition {
             steps.extend(next);
         }
         steps
+    }
+
+    /// The values for which it holds, as bits, if all are below 64.
+    fn small_values(&self) -> Option<u64> {
+        let below = |end: u64| u64::MAX.checked_shr(u64::BITS.checked_sub(u32::try_from(end).ok()?)?);
+        match self.op {
+            LinuxSeccompOperator::ScmpCmpEq if self.value < 64 => Some(1 << self.value),
+            LinuxSeccompOperator::ScmpCmpLt => below(self.value),
+            LinuxSeccompOperator::ScmpCmpLe => below(self.value.checked_add(1)?),
+            _ => None,
+        }
+    }
+
+    /// Whether both hold for small values of the same argument only.
+    pub fn is_small_like(&self, other: &Condition) -> bool {
+        self.index == other.index && self.small_values().is_some() && other.small_values().is_some()
+    }
+
+    /// The steps of a question whether this condition holds or one of others that are small like it: a table of bits.
+    pub fn steps_with_small(&self, others: &[&Condition]) -> Vec<Step> {
+        use Target::{Fail, Next, Over};
+        let bits =
+            others.iter().chain([&self]).filter_map(|one| one.small_values()).fold(0, |all, bits| all | bits);
+        let load_low = Step::plain(LOAD, FIRST + self.index * 8);
+        vec![
+            Step::plain(LOAD, FIRST + self.index * 8 + 4),
+            Step::jump(JUMP_EQUAL, 0, Next, Fail),
+            load_low,
+            Step::plain(AND, u32::BITS - 1),
+            Step::plain(STORE, 0),
+            load_low,
+            Step::jump(JUMP_GREATER_EQUAL, u64::BITS, Fail, Next),
+            Step::plain(KEEP_CONSTANT, bits as u32),
+            Step::jump(JUMP_GREATER_EQUAL, u32::BITS, Next, Over),
+            Step::plain(KEEP_CONSTANT, (bits >> 32) as u32),
+            Step::plain(LOAD_KEPT, 0),
+            Step::plain(KEEP_STORED, 0),
+            Step::plain(SHIFT, 0),
+            Step::jump(JUMP_BIT, 1, Next, Fail),
+        ]
     }
 
     /// The steps of the comparison: both halves, since the machine compares 32 bits.

@@ -18,10 +18,16 @@ pub const JUMP_GREATER_EQUAL: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 pub const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
 /// End with a verdict.
 pub const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-/// Load a constant.
-pub const LOAD_CONSTANT: u16 = 0x00; // BPF_LD | BPF_IMM
 /// Keep what is loaded as the other operand.
 pub const KEEP: u16 = 0x07; // BPF_MISC | BPF_TAX
+/// Keep a constant as that.
+pub const KEEP_CONSTANT: u16 = 0x01; // BPF_LDX | BPF_IMM
+/// Load what was kept.
+pub const LOAD_KEPT: u16 = 0x87; // BPF_MISC | BPF_TXA
+/// Store what is loaded in a word of the program's own.
+pub const STORE: u16 = 0x02; // BPF_ST
+/// Keep such a word as the other operand.
+pub const KEEP_STORED: u16 = 0x61; // BPF_LDX | BPF_MEM
 /// Shift right by what was kept.
 pub const SHIFT: u16 = 0x7c; // BPF_ALU | BPF_RSH | BPF_X
 /// Jump if a bit is set.
@@ -36,6 +42,8 @@ const ARCH: u32 = 4;
 pub enum Target {
     /// To the next step.
     Next,
+    /// To the one behind that.
+    Over,
     /// The condition holds: behind its last step.
     Holds,
     /// It does not: behind the whole rule.
@@ -80,7 +88,8 @@ pub enum Shape {
     /// Many system calls. It does nothing that the kernel cannot follow when it is installed: what is allowed whatever the arguments
     /// are is in a table of the kernel's then, and the program does not run for it at all (`seccomp_is_const_allow`).
     ManyCalls,
-    /// Few of them, by a process whose start takes longer than they do: it is short. It has tables of bits where it can.
+    /// Few of them, by a process whose start takes longer than they do: it is short. It has tables of bits where it can, and begins
+    /// with what the kernel cannot follow, which then does not try to with each number of each architecture.
     FewCalls,
 }
 
@@ -102,6 +111,9 @@ pub fn program(blocks: &[(u32, Vec<Range>)], shape: Shape) -> Vec<Instruction> {
         }
     }
     program.push(op(LOAD, ARCH));
+    if shape == Shape::FewCalls {
+        program.push(op(KEEP, 0));
+    }
     program.0.reverse();
     program.0
 }
@@ -155,40 +167,34 @@ impl Backwards {
         let plain = |value| Verdict { conditional: Vec::new(), otherwise: value };
         let (clear, set) = (self.leaf(&plain(table.clear)), self.leaf(&plain(table.set)));
         self.fork(JUMP_BIT, 1, set, clear);
-        let bit = self.push(op(SHIFT, 0));
-        let mut places: Vec<usize> = Vec::with_capacity(table.words.len());
-        for word in &table.words {
-            // The same as an earlier one.
-            let place = match table.words.iter().zip(&places).find(|(other, _)| *other == word) {
-                Some((_, place)) => *place,
-                None => {
-                    self.fall_into(bit);
-                    self.push(op(LOAD_CONSTANT, *word))
-                }
-            };
-            places.push(place);
+        self.push(op(SHIFT, 0));
+        self.push(op(KEEP_STORED, 0));
+        let found = self.push(op(LOAD_KEPT, 0));
+        // One after the other: a tree would need a jump behind each word, and to run it takes less time than to translate that.
+        let mut behind = None;
+        for (at, word) in table.words.iter().enumerate().rev() {
+            if behind == Some(word) {
+                continue;
+            }
+            if behind.is_some() {
+                let jf = self.distance(found) as u8;
+                self.push(Instruction {
+                    code: JUMP_GREATER_EQUAL,
+                    jt: 0,
+                    jf,
+                    k: (at as u32 + 1) * u32::BITS,
+                });
+            }
+            self.push(op(KEEP_CONSTANT, *word));
+            behind = Some(word);
         }
-        let entry = self.word(&places, 0);
-        self.fall_into(entry);
         self.push(op(LOAD, NUMBER));
-        self.push(op(KEEP, 0));
+        self.push(op(STORE, 0));
         self.push(op(AND, u32::BITS - 1));
         for (number, place) in others.into_iter().rev() {
             self.branch(JUMP_EQUAL, number, place);
         }
         Some(self.branch(JUMP_GREATER_EQUAL, table.end, above))
-    }
-
-    /// Finds the word of a table; `at` is the number of the first place.
-    fn word(&mut self, places: &[usize], at: usize) -> usize {
-        let (lower, upper) = match places {
-            [one] => return *one,
-            _ if places.iter().all(|place| *place == places[0]) => return places[0],
-            _ => places.split_at(places.len() / 2),
-        };
-        let middle = at + lower.len();
-        let (yes, no) = (self.word(upper, middle), self.word(lower, at));
-        self.fork(JUMP_GREATER_EQUAL, middle as u32 * u32::BITS, yes, no)
     }
 
     /// A comparison that leads to that place, or else to the next instruction.
@@ -296,25 +302,38 @@ impl<'a> Table<'a> {
 
 /// At most so many right answers to one question, so that jumps are short.
 const ANSWERS: usize = 100;
+/// From so many rules on that allow small values a table of these is shorter than to ask for each.
+const SMALL_VALUES: usize = 16;
 
 /// For each rule the steps of its conditions. Rules that follow each other and differ in the right answer only become one: the
 /// default profile has one for each kind of socket.
-fn blocks(rules: &[(Vec<Condition>, u32)]) -> Vec<(Vec<Vec<Step>>, u32)> {
+fn blocks<'a>(rules: &'a [(Vec<Condition>, u32)]) -> Vec<(Vec<Vec<Step>>, u32)> {
     let mut blocks = Vec::new();
     let mut left = rules;
     while let [(conditions, action), rest @ ..] = left {
-        let alike = |(other, value): &&(Vec<Condition>, u32)| match (conditions.as_slice(), other.as_slice())
-        {
-            ([one], [other]) => one.asks_like(other) && value == action,
-            _ => false,
+        let [one] = conditions.as_slice() else {
+            blocks.push((conditions.iter().map(Condition::steps).collect(), *action));
+            left = rest;
+            continue;
         };
-        let count = rest.iter().take(ANSWERS).take_while(alike).count();
-        let (others, rest) = rest.split_at(count);
-        blocks.push(match conditions.as_slice() {
-            [one] => (vec![one.steps_with(others.iter().flat_map(|(other, _)| other))], *action),
-            all => (all.iter().map(Condition::steps).collect(), *action),
-        });
-        left = rest;
+        // The conditions of the rules that follow, for as long as they have only one that is like that, and lead to the same.
+        let others = |like: &dyn Fn(&Condition) -> bool| -> Vec<&Condition> {
+            let only = |(conditions, value): &'a (Vec<Condition>, u32)| match conditions.as_slice() {
+                [other] if value == action && like(other) => Some(other),
+                _ => None,
+            };
+            rest.iter().map_while(only).collect()
+        };
+        let small = others(&|other| one.is_small_like(other));
+        let (steps, others) = if small.len() + 1 >= SMALL_VALUES {
+            (one.steps_with_small(&small), small.len())
+        } else {
+            let mut answers = others(&|other| one.asks_like(other));
+            answers.truncate(ANSWERS);
+            (one.steps_with(&answers), answers.len())
+        };
+        blocks.push((vec![steps], *action));
+        left = &rest[others..];
     }
     blocks
 }
@@ -331,6 +350,7 @@ fn rule(blocks: &[Vec<Step>], action: u32) -> Vec<Instruction> {
             let next = start + at + 1;
             let distance = |target| match target {
                 Target::Next => 0,
+                Target::Over => 1,
                 Target::Holds => (behind - next) as u8,
                 Target::Fail => (end - next) as u8,
             };
