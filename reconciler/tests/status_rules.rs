@@ -191,6 +191,8 @@ fn status_does_not_regress_when_the_agent_starts_anew() {
     bench.memory = Memory::new(Limits::default(), Some(&before), at(500));
     bench.time(500);
     assert_eq!(bench.status(Some(&before)), before);
+    assert_eq!((bench.plan().actions, bench.wake()), (Vec::new(), Some(501)), "probes keep their time");
+    assert_eq!(bench.time(501).words(), ["Readiness c-1"]);
 }
 
 #[test]

@@ -90,6 +90,8 @@ pub(crate) struct ContainerMemory {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct InstanceMemory {
     pub id: String,
+    /// When this agent came to it, if that was started by an earlier one.
+    pub taken_over: Option<Timestamp>,
     pub startup: ProbeMemory,
     pub liveness: ProbeMemory,
     pub readiness: ProbeMemory,
@@ -203,19 +205,20 @@ impl Memory {
         };
         if let Some(status) = previous {
             memory.note_status(status);
-            memory.recall(status);
+            memory.recall(status, now);
         }
         memory
     }
 
     /// Takes over readiness and startup of running instances from a published status.
-    fn recall(&mut self, status: &v1::PodStatus) {
+    fn recall(&mut self, status: &v1::PodStatus, now: Timestamp) {
         let known = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
         for container in known {
             let Some(id) = container.container_id.as_deref().and_then(|id| id.split_once("://")) else {
                 continue;
             };
-            let mut instance = InstanceMemory { id: id.1.to_owned(), ..InstanceMemory::default() };
+            let (id, taken_over) = (id.1.to_owned(), Some(now));
+            let mut instance = InstanceMemory { id, taken_over, ..InstanceMemory::default() };
             instance.startup.result = container.started.filter(|started| *started);
             instance.readiness.result = Some(container.ready);
             self.container_mut(&container.name).instance = Some(instance);
@@ -282,6 +285,7 @@ impl Memory {
             container.create.iter_mut().chain(&mut container.resize).for_each(failed);
             container.pull.iter_mut().for_each(|(_, of)| failed(of));
             let Some(instance) = &mut container.instance else { continue };
+            instance.taken_over.iter_mut().for_each(shift);
             for kind in ProbeKind::ALL {
                 instance.probe_mut(kind).last_begun.iter_mut().for_each(shift);
             }

@@ -66,7 +66,8 @@ pub(crate) fn schedule(
         if !wanted || ctx.probe_busy(&record.name, kind) {
             continue;
         }
-        let due = due(probe, started_at, instance.and_then(|i| i.probe(kind).last_begun));
+        let last = instance.and_then(|i| i.probe(kind).last_begun);
+        let due = due(probe, started_at, instance.and_then(|i| i.taken_over), last);
         if ctx.now < due {
             plan.wake(due);
         } else {
@@ -75,11 +76,28 @@ pub(crate) fn schedule(
     }
 }
 
-fn due(probe: &v1::Probe, started_at: Timestamp, last: Option<Timestamp>) -> Timestamp {
-    match last {
-        None => after(started_at, seconds(probe.initial_delay_seconds, 0)),
-        Some(last) => again(probe, last),
+fn due(
+    probe: &v1::Probe,
+    started_at: Timestamp,
+    taken_over: Option<Timestamp>,
+    last: Option<Timestamp>,
+) -> Timestamp {
+    let first = after(started_at, seconds(probe.initial_delay_seconds, 0));
+    match (last, taken_over) {
+        (Some(last), _) => again(probe, last),
+        (None, Some(at)) if first < at => one_from(first, at, period(probe)),
+        (None, _) => first,
     }
+}
+
+/// The first one from `at` on of what is due at `first` and after each period. An agent that takes over does not know when an earlier one
+/// probed last; if it probed all at once, as soon as it is there, all would be due together from then on. A kubelet waits for a random
+/// part of the period.
+fn one_from(first: Timestamp, at: Timestamp, period: Duration) -> Timestamp {
+    let period = i64::try_from(period.as_millis()).unwrap_or(i64::MAX).max(1);
+    let into = (at.as_millisecond() - first.as_millisecond()).rem_euclid(period);
+    let wait = if into == 0 { 0 } else { period - into };
+    after(at, Duration::from_millis(wait.unsigned_abs()))
 }
 
 /// When a probe that was begun then is due again: after its period, or up to a quarter of that sooner, on a beat that all probes of the
@@ -129,6 +147,25 @@ mod tests {
             due = again(&probe, due + jiff::SignedDuration::from_millis(late));
             assert_eq!(due, at(next));
         }
+    }
+
+    #[test]
+    fn who_takes_over_goes_on_when_it_would_have_been_due() {
+        let probe = v1::Probe { initial_delay_seconds: Some(3), ..every(10) };
+        let due = |taken_over, last| due(&probe, at(1_500), taken_over, last);
+        assert_eq!(due(None, None), at(4_500));
+        for (taken_over, first) in [
+            (2_000, 4_500),
+            (4_500, 4_500),
+            (4_501, 14_500),
+            (14_499, 14_500),
+            (14_500, 14_500),
+            (90_000, 94_500),
+        ] {
+            assert_eq!(due(Some(at(taken_over)), None), at(first), "{taken_over}");
+        }
+        assert_eq!(due(Some(at(90_000)), Some(at(94_500))), at(104_000));
+        assert!(one_from(Timestamp::MIN, at(0), Duration::from_secs(7)) >= at(0));
     }
 
     #[test]
