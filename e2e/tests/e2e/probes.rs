@@ -5,6 +5,7 @@ use std::time::Duration;
 use berth_e2e::manifest::{self, Builder};
 use berth_e2e::node::Node;
 use berth_e2e::pods::{PodExt, Pods};
+use berth_e2e::poll;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -81,6 +82,38 @@ fn a_probe_that_takes_too_long_has_failed() {
     node.apply("a.yaml", &pod.yaml()).unwrap();
     node.wait_event("a", "Readiness probe failed: command timed out").unwrap();
     assert!(!node.pod("a").unwrap().has("Ready"));
+}
+
+/// A shim repeats a command for an agent, and only for as long as that is there.
+#[test]
+fn commands_are_probed_as_often_as_before_when_the_agent_was_killed() {
+    let mut node = Node::start().unwrap();
+    let pod = Builder::new("a").shell("cat /proc/uptime >/www/times; exec sleep 1000000").with(
+        "readinessProbe: { exec: { command: [sh, -c, cat /proc/uptime >>/www/times] }, periodSeconds: 1 }",
+    );
+    node.apply("a.yaml", &pod.yaml()).unwrap();
+    let times = |node: &Node| -> Vec<f64> {
+        let text = node.exec("a", &["cat", "/www/times"]).unwrap().ok().unwrap();
+        text.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
+    };
+    let probed = |node: &Node, times_more: usize| {
+        let before = times(node).len();
+        poll::until_true("more probes", SOON, || times(node).len() >= before + times_more).unwrap();
+    };
+    node.wait("it is ready", SOON, ready("a", true)).unwrap();
+    for _ in 0..2 {
+        probed(&node, 3);
+        node.kill9_agent().unwrap();
+        node.start_agent().unwrap();
+        let pods = node.wait("it is taken over", SOON, |pods| pods.contains_key("a")).unwrap();
+        assert!(pods["a"].has("Ready"), "it was before");
+    }
+    probed(&node, 6);
+    let times = times(&node);
+    // A period is shortened by a quarter at most; the first one is made when the container has started.
+    let most = (times[times.len() - 1] - times[0]) / 0.75 + 2.0;
+    assert!(times.len() as f64 <= most, "{times:?}");
+    assert_eq!(node.pod("a").unwrap().restarts(), 0);
 }
 
 /// `postStart` runs beside the process and before the container counts as started; `preStop` before the stop signal.

@@ -226,7 +226,7 @@ impl Sandbox {
         container::exec(Exec {
             pid: container.pid,
             terms: &terms,
-            process: process,
+            process,
             stdio: self.stdio("exec-out", "exec-err"),
             entrance: &Entrance::open(&self.cgroup)?,
             tie: Tie::default(),
