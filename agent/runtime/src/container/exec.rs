@@ -405,8 +405,8 @@ impl Visit<'_> {
         identity.look_up(&self.process, &root)?;
         let launch = Launch::new(&self.process, || {
             let home = users::home(&root, identity.uid());
-            // Elsewhere to tell it takes as long as to look it up.
-            if let Voice::Letters(_) = voice {
+            // Elsewhere to tell it takes as long as to look it up. What is no path the caller need not keep.
+            if matches!(voice, Voice::Letters(_)) && home.len() < libc::PATH_MAX as usize {
                 voice.say(Report::Home(home.clone()), None);
             }
             home

@@ -243,6 +243,12 @@ async fn repeated_in_the_home_of_its_user() {
     assert_eq!((answer.result.unwrap(), answer.runs), (ran(1, ""), 5));
     let each = [("/first", 3), ("/second", 4), ("/", 5)].map(|(home, n)| format!("{home} blue\n").repeat(n));
     assert_eq!(std::fs::read_to_string(file("tmp/homes")).unwrap(), each.concat());
+    // One that is no path is as long in each run.
+    let home = "/long".repeat(20_000);
+    std::fs::write(file("etc/passwd"), format!("root:x:0:0::{home}:/bin/sh\n")).unwrap();
+    let answer = pod.client.repeat(repeated(script("echo ${#HOME} >>/tmp/lengths", LONG), 3)).await.unwrap();
+    assert_eq!((answer.result.unwrap(), answer.runs), (ran(0, ""), 3));
+    assert_eq!(std::fs::read_to_string(file("tmp/lengths")).unwrap(), "100000\n".repeat(3));
 }
 
 #[tokio::test]
