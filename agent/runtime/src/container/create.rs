@@ -314,6 +314,7 @@ impl Birth<'_> {
             give_birth(&init.namespaces, folder.as_ref().map(AsFd::as_fd), || init.run(&theirs, begun))?;
         let child = self.child.insert(child);
         let pid = child.pid;
+        scheduling::begin_elsewhere(pid);
         if user {
             settle_in(pid, &init)?;
         }

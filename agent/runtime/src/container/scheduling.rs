@@ -1,17 +1,18 @@
 //! When a process runs and where its memory lies: scheduler, I/O priority, CPU affinity, NUMA policy, personality.
 
+use std::fs::File;
+use std::io::Read;
+
 use oci_spec::runtime::{
     IOPriorityClass, Linux, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process, Scheduler,
 };
 
 use super::Error;
-use crate::sys::scheduling::{self, SchedAttr};
+use crate::sys::scheduling::{self, MAX_CPUS, SchedAttr};
 
 /// The highest I/O priority number (`IOPRIO_NR_LEVELS` of linux/ioprio.h).
 const MAX_IO_PRIORITY: i64 = 7;
-/// No machine has more CPUs or nodes than this (`NR_CPUS` ends there).
-const MAX_LISTED: usize = 8192;
 
 /// Sets the scheduler and the I/O priority of a process; 0 is the calling one. What raises a priority needs the
 /// host's `CAP_SYS_NICE`, which a process in a user namespace of its own no longer has.
@@ -56,7 +57,7 @@ pub fn set_own(linux: &Linux) -> Result<(), Error> {
 /// Keeps the calling thread on the CPUs of a list such as `0-3,7`; `field` names it in errors.
 pub fn set_affinity(field: &str, list: Option<&String>) -> Result<(), Error> {
     let Some(list) = list.filter(|l| !l.is_empty()) else { return Ok(()) };
-    scheduling::set_affinity(&bit_mask(field, list)?)
+    scheduling::set_affinity(0, &bit_mask(field, list)?)
         .map_err(|e| Error::sys("set", format!("{field} {list}"), e))
 }
 
@@ -64,7 +65,37 @@ pub fn set_affinity(field: &str, list: Option<&String>) -> Result<(), Error> {
 /// keeps a service on, and since Linux 6.2 it outlives the change of the cgroup (runc does the same).
 pub fn reset_affinity() {
     // A process that may not is as restricted as it was before.
-    let _ = scheduling::set_affinity(&[u64::MAX; MAX_LISTED / 64]);
+    let _ = scheduling::set_affinity(0, &[u64::MAX; MAX_CPUS / 64]);
+}
+
+/// Has a new process, which resets its affinity itself, begin on another CPU than the caller's, since both have work to do.
+/// A kernel that finds its CPUs mostly idle may leave it behind the caller on the same one, to save power or to pack virtual ones,
+/// and it would begin when the caller waits for it. On a busy machine the kernel knows better.
+pub fn begin_elsewhere(pid: i32) {
+    // Whatever fails here costs time only.
+    let Ok((mut cpus, own)) = scheduling::own_cpus() else { return };
+    if running().is_some_and(|running| leave_out(&mut cpus, own, running)) {
+        let _ = scheduling::set_affinity(pid, &cpus);
+    }
+}
+
+/// Takes the CPU `own` out of those that a thread may run on. False if there is no other, or if more threads want to run on the
+/// machine than these are.
+fn leave_out(cpus: &mut [u64], own: usize, running: u32) -> bool {
+    let all: u32 = cpus.iter().map(|word| word.count_ones()).sum();
+    if let Some(word) = cpus.get_mut(own / 64) {
+        *word &= !(1 << (own % 64));
+    }
+    all > 1 && running <= all
+}
+
+/// How many threads of the machine run or wait for a CPU: the first number of the fourth word of `/proc/loadavg`
+/// (proc_loadavg(5)).
+fn running() -> Option<u32> {
+    let mut text = [0; 64];
+    let length = File::open("/proc/loadavg").and_then(|mut file| file.read(&mut text)).ok()?;
+    let words = str::from_utf8(&text[..length]).ok()?;
+    words.split(' ').nth(3)?.split('/').next()?.parse().ok()
 }
 
 fn attributes(wanted: &Scheduler) -> Result<SchedAttr, Error> {
@@ -158,7 +189,7 @@ fn bit_mask(field: &str, list: &str) -> Result<Vec<u64>, Error> {
     let mut mask = Vec::new();
     for part in list.split(',').map(str::trim) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n < MAX_LISTED).ok_or_else(wrong);
+        let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n < MAX_CPUS).ok_or_else(wrong);
         let (first, last) = (number(first)?, number(last)?);
         if first > last {
             return Err(wrong());
@@ -173,6 +204,26 @@ fn bit_mask(field: &str, list: &str) -> Result<Vec<u64>, Error> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_process_begins_elsewhere_when_there_is_room() {
+        for (cpus, own, running, expected) in [
+            ([0b11, 0], 0, 2, Some([0b10, 0])),
+            ([0b11, 0], 1, 1, Some([0b01, 0])),
+            ([0b11, 0], 0, 3, None),
+            ([0b01, 0], 0, 1, None),
+            ([0b10, 1], 64, 2, Some([0b10, 0])),
+            // The thread has been moved off its CPUs since.
+            ([0b11, 0], 70, 2, Some([0b11, 0])),
+        ] {
+            let mut left = cpus;
+            let elsewhere = leave_out(&mut left, own, running).then_some(left);
+            assert_eq!(elsewhere, expected, "{cpus:?} {own} {running}");
+        }
+        assert!(running().unwrap() > 0, "this thread runs");
+        let (cpus, own) = scheduling::own_cpus().unwrap();
+        assert!(cpus.iter().any(|word| *word != 0) && own < MAX_CPUS);
+    }
 
     #[test]
     fn lists_become_masks() {

@@ -7,6 +7,9 @@ use super::check;
 /// `IOPRIO_WHO_PROCESS` of linux/ioprio.h.
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 
+/// No machine has more CPUs or nodes than this (`NR_CPUS` ends there).
+pub const MAX_CPUS: usize = 8192;
+
 /// What `struct sched_attr` of the kernel holds, without its size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedAttr {
@@ -59,11 +62,21 @@ pub fn set_memory_policy(mode: u32, nodes: &[u64]) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the calling thread on these CPUs, given as a bit mask.
-pub fn set_affinity(cpus: &[u64]) -> io::Result<()> {
+/// Keeps a thread on these CPUs, given as a bit mask; 0 is the calling one.
+pub fn set_affinity(tid: i32, cpus: &[u64]) -> io::Result<()> {
     // SAFETY: pointer and length in bytes describe one slice.
-    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(cpus), cpus.as_ptr()) })?;
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid, size_of_val(cpus), cpus.as_ptr()) })?;
     Ok(())
+}
+
+/// The CPUs that the calling thread may run on, as a bit mask, and the number of the one that it runs on now.
+pub fn own_cpus() -> io::Result<([u64; MAX_CPUS / 64], usize)> {
+    let mut cpus = [0; MAX_CPUS / 64];
+    // SAFETY: pointer and length in bytes describe one array, which the kernel fills at most.
+    check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&cpus), cpus.as_mut_ptr()) })?;
+    // SAFETY: takes nothing.
+    let current = check(libc::c_long::from(unsafe { libc::sched_getcpu() }))?;
+    Ok((cpus, usize::try_from(current).unwrap_or_default()))
 }
 
 /// Sets the execution domain of the calling thread (personality(2)).
