@@ -147,6 +147,7 @@ fn measure_exec(
                 entrance: &entrance,
                 tie: Tie::default(),
                 untraced,
+                patience: container::EXEC_PATIENCE,
             };
             step.time(|| -> Result<(), Failure> {
                 let started = container::exec(exec)?;

@@ -43,9 +43,6 @@ use crate::sys::process::{Child, Clone3, pidfd_kill};
 use crate::sys::sharing::{CAN_SHARE, Left, Letters, can_share, make_room, spawn_child, spawn_sibling};
 use crate::sys::{credentials, process};
 
-/// A container can hold up a process of its own before that runs its program; longer than this it holds up nobody.
-const LIMIT: Duration = Duration::from_secs(30);
-
 /// See [`super::exec`].
 pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     let target = exec.entrance.process(exec.pid)?;
@@ -61,6 +58,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         keep_groups: exec.terms.keep_groups,
         linux,
         tie: exec.tie,
+        patience: exec.patience,
     };
     labels::check(&visit.process)?;
     if lists(linux, LinuxNamespaceType::User)
@@ -93,8 +91,8 @@ struct Heard<'a> {
 impl Heard<'_> {
     /// Listens until the program runs, or it has ended. Two processes may speak: that one failed may be heard before the birth of
     /// the other.
-    fn listen(&mut self, channel: &Channel) -> Result<(), Error> {
-        let deadline = Instant::now() + LIMIT;
+    fn listen(&mut self, channel: &Channel, patience: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + patience;
         loop {
             let report = channel
                 .next_report_by(deadline)
@@ -152,6 +150,7 @@ struct Visit<'a> {
     keep_groups: bool,
     linux: Option<&'a Linux>,
     tie: Tie,
+    patience: Duration,
 }
 
 /// Where the process is made that joins the container.
@@ -268,7 +267,7 @@ impl Visit<'_> {
             // the memory dumpable then would show it to the container.
             hidden.stay();
             let letters = Letters::new();
-            let left = spawn_child(LIMIT, || self.go(Voice::Letters(&letters)))
+            let left = spawn_child(self.patience, || self.go(Voice::Letters(&letters)))
                 .map_err(|e| Error::sys("clone", "a process in the container", e))?;
             drop(inside);
             return visited(left, &letters);
@@ -280,7 +279,7 @@ impl Visit<'_> {
         drop(theirs);
         let asked = self.notify.map(|notify| (notify, self.init));
         let mut heard = Heard { asked, born: Some(child), ..Heard::default() };
-        if let Err(error) = heard.listen(&channel) {
+        if let Err(error) = heard.listen(&channel, self.patience) {
             // Whoever waits for an answer must not wait any longer.
             drop(channel);
             heard.born.iter().for_each(give_up);
@@ -302,7 +301,7 @@ impl Visit<'_> {
         let guide = self.entrance.spawn(self.init, || self.guide_and_give_birth(&theirs))?;
         drop(theirs);
         let mut heard = Heard { asked: self.notify.map(|notify| (notify, self.init)), ..Heard::default() };
-        if let Err(error) = heard.listen(&channel) {
+        if let Err(error) = heard.listen(&channel, self.patience) {
             // Whoever waits for an answer must not wait any longer.
             drop(channel);
             give_up(&guide);
@@ -317,7 +316,7 @@ impl Visit<'_> {
         let Some(ready) = self.guide(Voice::Channel(channel), Birth::Outside) else { return };
         // It shares the guide's memory, which nobody needs any more. See there what that saves.
         let born = if CAN_SHARE && self.notify.is_none() {
-            spawn_sibling(LIMIT, || self.visitor(&ready))
+            spawn_sibling(self.patience, || self.visitor(&ready))
         } else {
             Clone3 { flags: libc::CLONE_PARENT as u64, cgroup: None }.spawn(|| self.visitor(&ready))
         };

@@ -48,6 +48,7 @@ mod users;
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
+use std::time::Duration;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Spec};
 
@@ -167,7 +168,13 @@ pub struct Exec<'a> {
     /// No process that shares the container's PID namespace may trace others, see [`may_trace`], but for those who may trace the
     /// caller as well. Then the new one can begin in the caller's memory, which takes half the time and leaves the caller undumpable.
     pub untraced: bool,
+    /// How long it may take until it runs its program: a container can stop a process of its own before that. See
+    /// [`EXEC_PATIENCE`].
+    pub patience: Duration,
 }
+
+/// The longest [`Exec::patience`] that makes sense: whoever takes longer is held up.
+pub const EXEC_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A process that runs inside a container, a child of the caller.
 ///

@@ -75,6 +75,7 @@ impl Runtime {
             },
             // Others may have been started in it with any capabilities.
             untraced: false,
+            patience: container::EXEC_PATIENCE,
         })
         .map_err(failed)?;
         self.warnings.extend(started.warnings);

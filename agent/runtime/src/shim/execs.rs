@@ -17,7 +17,7 @@ use super::proto::{ExecRequest, Failure, FailureKind, RunRequest};
 use super::record::note;
 use super::server::Server;
 use super::slot::{Slot, read_spec};
-use crate::container::{self, Entrance, Stdio, Terms, Tie};
+use crate::container::{self, EXEC_PATIENCE, Entrance, Stdio, Terms, Tie};
 use crate::sys::shim_process::{release_memory, set_nonblocking};
 
 /// So many different warnings of a container are remembered; only processes that differ bring more.
@@ -48,7 +48,7 @@ pub(super) fn start(
     process.set_terminal(Some(tty));
     let (stdio, mut fds) =
         if tty { (Stdio::default(), Vec::new()) } else { pipes(stdin).map_err(no_pipes)? };
-    let Launched { pid, console, .. } = launch(slot, process, stdio, untraced)?;
+    let Launched { pid, console, .. } = launch(slot, process, stdio, untraced, EXEC_PATIENCE)?;
     fds.extend(console);
     for fd in &fds {
         set_nonblocking(fd).map_err(|error| {
@@ -78,7 +78,9 @@ pub(super) fn run(
         process.set_env(Some(env));
     }
     let (capture, stdio) = Capture::new(asker, timeout, request.output_max).map_err(no_pipes)?;
-    let launched = launch(slot, process, stdio, untraced)?;
+    // Others of the pod do not wait longer than whoever wants this run.
+    let patience = timeout.min(EXEC_PATIENCE);
+    let launched = launch(slot, process, stdio, untraced, patience)?;
     *home = launched.home.or(home.take());
     Ok((launched.pid, capture))
 }
@@ -116,7 +118,13 @@ struct Launched {
     home: Option<String>,
 }
 
-fn launch(slot: &mut Slot, process: Process, stdio: Stdio, untraced: bool) -> Result<Launched, Failure> {
+fn launch(
+    slot: &mut Slot,
+    process: Process,
+    stdio: Stdio,
+    untraced: bool,
+    patience: Duration,
+) -> Result<Launched, Failure> {
     let terms = terms(slot)?;
     if let Some(foreign) = &slot.foreign {
         // Other runtimes take what is left open for nothing.
@@ -134,6 +142,7 @@ fn launch(slot: &mut Slot, process: Process, stdio: Stdio, untraced: bool) -> Re
         entrance: &entrance,
         tie: Tie::default(),
         untraced: untraced && !slot.may_trace,
+        patience,
     };
     let started =
         container::exec(exec).map_err(|error| failure(FailureKind::StartFailed, error.to_string()))?;

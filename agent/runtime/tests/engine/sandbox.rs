@@ -231,6 +231,7 @@ impl Sandbox {
             entrance: &Entrance::open(&self.cgroup)?,
             tie: Tie::default(),
             untraced: !traced,
+            patience: berth_runtime::container::EXEC_PATIENCE,
         })
     }
 

@@ -116,6 +116,32 @@ async fn who_takes_too_long_is_killed_with_its_children() {
     assert_eq!(pod.client.run(request(&["true"], LONG)).await.unwrap(), ran(0, ""));
 }
 
+/// A process is the container's own before it has run its program, and who stops it then holds up the shim that makes it.
+#[tokio::test]
+async fn a_container_that_stops_every_new_process_holds_up_nobody_longer_than_the_time_of_a_command() {
+    const STOPS: &str = "while :; do for p in /proc/[0-9]*; do \
+        [ $p = /proc/1 ] || kill -STOP ${p#/proc/} 2>/dev/null; done; done";
+    const TRIES: u32 = 20;
+    let time = Duration::from_millis(300);
+    let pod = Pod::new().await;
+    pod.start(&pod.container("one", STOPS)).await;
+    let (mut held_up, began) = (0, Instant::now());
+    for _ in 0..TRIES {
+        match pod.client.run(request(&["true"], time)).await {
+            Err(error) => {
+                assert!(error.to_string().contains("timed out"), "{error}");
+                held_up += 1;
+            }
+            // Stopped when its program ran, or too late.
+            Ok(answer) => assert!([None, Some(0)].contains(&answer.code), "{answer:?}"),
+        }
+    }
+    assert!(held_up > 0, "the container never came in time");
+    assert!(began.elapsed() < TRIES * time * 3, "{held_up} held up the shim for {:?}", began.elapsed());
+    // Nothing of them is left.
+    until_alone(&pod).await;
+}
+
 #[tokio::test]
 async fn what_a_command_leaves_behind_is_not_waited_for() {
     let pod = sleeping().await;
