@@ -116,6 +116,44 @@ fn commands_are_probed_as_often_as_before_when_the_agent_was_killed() {
     assert_eq!(node.pod("a").unwrap().restarts(), 0);
 }
 
+/// A process is the container's own before it runs its program, and while it is stopped its maker, the shim, can do nothing else.
+#[test]
+fn a_container_that_stops_every_new_process_does_not_hold_up_the_rest_of_its_pod() {
+    const STOPS: &str = "while :; do for p in /proc/[0-9]*; do [ $p = /proc/1 ] || kill -STOP ${p#/proc/} 2>/dev/null; done; done";
+    const TICKS: usize = 60;
+    let node = Node::start().unwrap();
+    // More than there are CPUs, so that new processes begin late.
+    let names = ["a", "b", "c"];
+    for name in names {
+        let pod = format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{ name: {name} }}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: hostile
+      image: {image}
+      imagePullPolicy: Never
+      command: [sh, -c, '{STOPS}']
+      readinessProbe: {{ exec: {{ command: ['true'] }}, periodSeconds: 1, timeoutSeconds: 1 }}
+    - name: ticks
+      image: {image}
+      imagePullPolicy: Never
+      command: [sh, -c, 'while :; do echo tick; sleep 0.1; done']
+",
+            image = manifest::IMAGE
+        );
+        node.apply(&format!("{name}.yaml"), &pod).unwrap();
+    }
+    for name in names {
+        let pod = node.wait("it runs", SOON, |pods| pods.contains_key(name)).unwrap()[name].clone();
+        let ticks = || node.log(&pod, "ticks", 0).map_or(0, |lines| lines.len());
+        poll::until_true("the other container's log", 2 * SOON, || ticks() >= TICKS).unwrap();
+    }
+    node.finish().unwrap();
+}
+
 /// `postStart` runs beside the process and before the container counts as started; `preStop` before the stop signal.
 #[test]
 fn hooks_of_every_kind_run_when_they_should() {

@@ -40,7 +40,9 @@ use super::{
     Error, Exec, ExecProcess, Root, Stdio, Tie, console, labels, limits, scheduling, streams, users,
 };
 use crate::sys::process::{Child, Clone3, pidfd_kill};
-use crate::sys::sharing::{CAN_SHARE, Left, Letters, can_share, make_room, spawn_child, spawn_sibling};
+use crate::sys::sharing::{
+    CAN_SHARE, Left, Letters, can_share, make_room, prepare, spawn_child, spawn_sibling,
+};
 use crate::sys::{credentials, process};
 
 /// See [`super::exec`].
@@ -68,6 +70,10 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     }
     make_room();
     if exec.untraced {
+        if visit.may_share() {
+            // While children belong to the caller's PID namespace.
+            prepare().map_err(|e| Error::sys("start", "a thread that watches new processes", e))?;
+        }
         return visit.direct();
     }
     let process = visit.guided()?;

@@ -9,6 +9,8 @@
 //! is waited for like this does the kernel know that it should look for somebody else. A cgroup v2 that is killed as a whole
 //! (`memory.oom.group`) does not even then: in such a one no child may be that shares memory with a process outside.
 //!
+//! Until it has left, the caller can do nothing, not even see to its end if it does not come to that: [`watch`] does.
+//!
 //! It may be killed while it does something else: what it leaves half done must be its own. Its memory is
 //! ([`super::scratch`]), and what it has to say it says by [`Letters`].
 
@@ -24,6 +26,8 @@ use std::time::{Duration, Instant};
 use super::check;
 use super::process::{CHILD_FAILED, CLONE_CLEAR_SIGHAND, Child, exit_now, ignored};
 use super::scratch::{Scratch, is_there};
+use watch::Watch;
+pub use watch::prepare;
 
 /// Whether [`spawn_sibling`] is written for the processor.
 pub const CAN_SHARE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
@@ -79,8 +83,10 @@ pub fn spawn_child<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Left> {
     // What a signal brings about, be it only an errno, would disturb the child.
     let quiet = Quiet::begin()?;
     let deadline = Instant::now() + limit;
+    let watch = Watch::begin(limit)?;
     let scratch = Scratch::begin()?;
-    let child = spawn(limit, 0, body)?;
+    let child = spawn(Ends::Thread(&watch), 0, body)?;
+    drop(watch);
     scratch.close();
     drop(quiet);
     Ok(Left { child, late: Instant::now() >= deadline, _scratch: scratch })
@@ -135,30 +141,44 @@ impl<T> Letters<T> {
 /// # Errors
 /// As there.
 pub fn spawn_sibling<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Child> {
-    spawn(limit, libc::CLONE_PARENT as u64, body)
+    spawn(Ends::Itself(limit), libc::CLONE_PARENT as u64, body)
 }
 
-fn spawn<B: FnOnce()>(limit: Duration, flags: u64, body: B) -> io::Result<Child> {
+/// Makes a child or a sibling. Who `ends` it is a thread of the caller, or the new process itself.
+fn spawn<B: FnOnce()>(ends: Ends<'_>, flags: u64, body: B) -> io::Result<Child> {
+    let limit = if let Ends::Itself(limit) = ends { Some(limit) } else { None };
     let mut shared = Shared { body: Some(body), limit };
     let there = AtomicU32::new(1);
     let mut pidfd: RawFd = -1;
     let mut args = arguments(flags | libc::CLONE_PIDFD as u64, &there);
-    args.pidfd = &raw mut pidfd as u64;
+    args.pidfd = if let Ends::Thread(watch) = ends { watch.place() } else { &raw mut pidfd } as u64;
     // A sibling has that of the caller.
     args.exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
     // SAFETY: stack and arguments are live until the end of this function, which the child does not see the return of: the
     // kernel lets the caller go on only when the child has left, or when the caller is killed.
     let pid = unsafe { clone3(&raw mut args, run::<B>, (&raw mut shared).cast()) }?;
-    // SAFETY: the kernel stored a new descriptor there, and nobody else knows of it.
+    if let Ends::Thread(watch) = ends {
+        // SAFETY: the kernel has written it.
+        pidfd = unsafe { watch.place().read_volatile() };
+    }
+    // SAFETY: the kernel stored a new descriptor there, and only the thread besides knows of it, for as long as it watches.
     let child = Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
     is_left(&there);
     Ok(child)
 }
 
+/// Who ends a process that does not leave the memory of its maker.
+#[derive(Clone, Copy)]
+enum Ends<'a> {
+    Thread(&'a Watch),
+    Itself(Duration),
+}
+
 /// What the two share.
 struct Shared<B> {
     body: Option<B>,
-    limit: Duration,
+    /// After which it ends itself.
+    limit: Option<Duration>,
 }
 
 /// The child. `all` is a [`Shared`] that outlives it.
@@ -167,7 +187,8 @@ extern "C" fn run<B: FnOnce()>(all: *mut c_void) -> ! {
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: the caller waits.
         let shared = unsafe { &mut *all.cast::<Shared<B>>() };
-        if let (Some(body), Ok(())) = (shared.body.take(), end_after(shared.limit)) {
+        let limited = shared.limit.map_or(Ok(()), end_after);
+        if let (Some(body), Ok(())) = (shared.body.take(), limited) {
             body();
         }
     }));
@@ -184,8 +205,8 @@ fn is_left(there: &AtomicU32) {
     }
 }
 
-/// Has the kernel kill this process then, unless it has executed a program before: that removes timers (timer_create(2)). The
-/// caller could not, waiting as it does, and a process of a container may be stopped by others of it.
+/// Has the kernel kill this process then, unless it has executed a program before: that removes timers (timer_create(2)). For one
+/// whose maker can be killed as well, since it may be stopped before it comes to this: see [`watch`].
 fn end_after(limit: Duration) -> io::Result<()> {
     // SAFETY: all zeros is a valid sigevent and timer specification.
     let (mut event, mut time): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
@@ -333,6 +354,8 @@ fn mask(new: *const u64, old: *mut u64) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, new, old, SIGNAL_SET) })?;
     Ok(())
 }
+
+mod watch;
 
 #[cfg(test)]
 mod tests;

@@ -116,6 +116,46 @@ fn one_that_takes_too_long_is_killed() {
 }
 
 #[test]
+fn one_that_is_stopped_is_killed_in_time_and_others_have_their_own() {
+    let stopped = || {
+        // SAFETY: only numbers are passed.
+        unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+    };
+    for _ in 0..20 {
+        let Left { child, late, .. } = spawn_child(Duration::from_millis(2), stopped).unwrap();
+        assert!(late);
+        assert!(matches!(end_of(child.pid), WaitStatus::Signaled(..)));
+        // The signal of the time that is over may come now.
+        let Left { child, late, .. } = spawn_child(LONG, || ()).unwrap();
+        assert!(!late);
+        assert_eq!(end_of(child.pid), WaitStatus::Exited(Pid::from_raw(child.pid), CHILD_FAILED));
+    }
+    // No time at all is not for ever.
+    let Left { child, late, .. } = spawn_child(Duration::ZERO, stopped).unwrap();
+    assert!(late && matches!(end_of(child.pid), WaitStatus::Signaled(..)));
+}
+
+#[test]
+fn a_copy_of_the_process_has_a_watch_of_its_own() {
+    let watched = || {
+        let left = spawn_child(Duration::from_millis(2), || {
+            loop {
+                std::thread::park();
+            }
+        });
+        left.is_ok_and(|Left { child, late, .. }| {
+            late && matches!(end_of(child.pid), WaitStatus::Signaled(..))
+        })
+    };
+    assert!(watched());
+    let copy = crate::sys::process::Clone3 { flags: 0, cgroup: None }
+        .spawn(|| crate::sys::process::exit_now(if watched() { 0 } else { 1 }))
+        .unwrap();
+    assert_eq!(end_of(copy.pid), WaitStatus::Exited(Pid::from_raw(copy.pid), 0));
+    assert!(watched());
+}
+
+#[test]
 fn a_sibling_is_a_child_of_the_callers_parent() {
     let program = shell("exit 5");
     let made = AtomicI32::new(0);

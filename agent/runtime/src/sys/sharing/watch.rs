@@ -1,0 +1,217 @@
+//! Who ends a child that does not leave the memory of its maker in time.
+//!
+//! The maker waits where nothing but its own end would wake it, and a child that sees to its own end can be stopped by the container
+//! that it is becoming a part of before its first instruction. So a second thread of the maker's does it: it sleeps until a timer
+//! tells it that the time of a child is over, which is armed and disarmed for each child and costs nothing else.
+//!
+//! The thread has a stack of one or few pages and nothing besides. What belongs to threads of the C library it has not, so it makes
+//! system calls by itself and touches no memory but the values below.
+
+use std::ffi::c_void;
+use std::io;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::{Quiet, SIGNAL_SET, check, clone3};
+
+/// Frames are larger without optimisation.
+const STACK: usize = if cfg!(debug_assertions) { 32 << 10 } else { 4 << 10 };
+/// Sent to the thread alone, which has it blocked and fetches it.
+const SIGNAL: libc::c_int = libc::SIGALRM;
+const NANOS: u64 = 1_000_000_000;
+
+/// No child is watched.
+const IDLE: u32 = 0;
+/// One is, and lives on if its maker says so in time.
+const ARMED: u32 = 1;
+/// It is being killed.
+const ENDING: u32 = 2;
+
+#[repr(align(16))]
+struct Stack(#[expect(dead_code, reason = "used by its address")] [u8; STACK]);
+
+static mut OF_THREAD: Stack = Stack([0; STACK]);
+/// The process that has the thread: a copy of that has not.
+static PROCESS: AtomicI32 = AtomicI32::new(0);
+static TIMER: AtomicI32 = AtomicI32::new(0);
+static STATE: AtomicU32 = AtomicU32::new(IDLE);
+/// By the clock that never jumps, in nanoseconds. A signal may be left from an earlier child's.
+static DEADLINE: AtomicU64 = AtomicU64::new(0);
+/// The pidfd of the child that is watched, -1 before there is one. The kernel writes it before the child can run.
+static CHILD: AtomicI32 = AtomicI32::new(-1);
+/// Threads of one process take turns; whoever makes children like these has one only.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// While it lives, a child is watched.
+pub struct Watch {
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Watch {
+    /// Begins the time of a child that is about to be made.
+    pub fn begin(limit: Duration) -> io::Result<Watch> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        start()?;
+        CHILD.store(-1, Ordering::SeqCst);
+        let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        DEADLINE.store(now().saturating_add(limit_ns), Ordering::SeqCst);
+        STATE.store(ARMED, Ordering::SeqCst);
+        let watch = Watch { _turn: turn };
+        // Nothing at all would mean never.
+        set_timer(limit.max(Duration::from_nanos(1)))?;
+        Ok(watch)
+    }
+
+    /// Where the kernel is to write the pidfd.
+    pub fn place(&self) -> *mut i32 {
+        CHILD.as_ptr()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // One that goes off is too late to do anything.
+        let _ = set_timer(Duration::ZERO);
+        // The descriptor must not be another's when the thread uses it.
+        while STATE.compare_exchange(ARMED, IDLE, Ordering::SeqCst, Ordering::SeqCst) == Err(ENDING) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Starts the thread, if this process has it not yet. Only where children belong to the caller's PID namespace can one be started.
+///
+/// # Errors
+/// What clone3(2) and timer_create(2) say.
+pub fn prepare() -> io::Result<()> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    start()
+}
+
+fn start() -> io::Result<()> {
+    let own = std::process::id().cast_signed();
+    if PROCESS.load(Ordering::SeqCst) == own {
+        return Ok(());
+    }
+    STATE.store(IDLE, Ordering::SeqCst);
+    // SAFETY: all zeros mean nothing special.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    let thread =
+        libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+    args.flags = (thread | libc::CLONE_SYSVSEM) as u64;
+    args.stack = (&raw mut OF_THREAD).addr() as u64;
+    args.stack_size = STACK as u64;
+    // It inherits that all signals are blocked.
+    let quiet = Quiet::begin()?;
+    // SAFETY: the stack is the thread's for ever: this process starts no other on it, and a copy of the process has another stack.
+    let tid = unsafe { clone3(&raw mut args, run, null_mut()) }?;
+    drop(quiet);
+    // SAFETY: all zeros is a valid sigevent.
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_THREAD_ID;
+    event.sigev_signo = SIGNAL;
+    event.sigev_notify_thread_id = tid;
+    let mut timer: libc::c_int = 0;
+    // SAFETY: both are live, and the kernel's timers are numbers. A thread that is left without a timer sleeps for ever.
+    check(unsafe {
+        libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
+    })?;
+    TIMER.store(timer, Ordering::SeqCst);
+    PROCESS.store(own, Ordering::SeqCst);
+    Ok(())
+}
+
+fn set_timer(after: Duration) -> io::Result<()> {
+    // SAFETY: all zeros is a valid timer specification: once, or never.
+    let mut time: libc::itimerspec = unsafe { std::mem::zeroed() };
+    time.it_value.tv_sec = after.as_secs() as libc::time_t;
+    time.it_value.tv_nsec = after.subsec_nanos().into();
+    let timer = TIMER.load(Ordering::SeqCst);
+    // SAFETY: the structure is live and the kernel's own.
+    check(unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const time, null_mut::<u8>()) })?;
+    Ok(())
+}
+
+/// The thread. It may use nothing that belongs to a thread, such as errno.
+extern "C" fn run(_: *mut c_void) -> ! {
+    loop {
+        let set = 1_u64 << (SIGNAL - 1);
+        // SAFETY: the set is live and as long as said; neither what came nor a limit is asked for.
+        unsafe { system_call(libc::SYS_rt_sigtimedwait, [(&raw const set).addr(), 0, 0, SIGNAL_SET]) };
+        end_child();
+    }
+}
+
+/// Kills the child whose time is over, if there is one.
+fn end_child() {
+    if now() < DEADLINE.load(Ordering::SeqCst) {
+        return;
+    }
+    while CHILD.load(Ordering::SeqCst) < 0 && STATE.load(Ordering::SeqCst) == ARMED {
+        // SAFETY: takes nothing.
+        unsafe { system_call(libc::SYS_sched_yield, [0; 4]) };
+    }
+    if STATE.compare_exchange(ARMED, ENDING, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        let (child, kill) = (CHILD.load(Ordering::SeqCst) as usize, libc::SIGKILL as usize);
+        // SAFETY: only numbers are passed. The maker waits with the descriptor until the state has changed.
+        unsafe { system_call(libc::SYS_pidfd_send_signal, [child, kill, 0, 0]) };
+        STATE.store(IDLE, Ordering::SeqCst);
+    }
+}
+
+fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let clock = libc::CLOCK_MONOTONIC as usize;
+    // SAFETY: the structure is live and the kernel's own.
+    unsafe { system_call(libc::SYS_clock_gettime, [clock, (&raw mut time).addr(), 0, 0]) };
+    (time.tv_sec as u64).wrapping_mul(NANOS).wrapping_add(time.tv_nsec as u64)
+}
+
+/// A system call without the C library.
+///
+/// # Safety
+/// As the call's.
+#[cfg(target_arch = "x86_64")]
+unsafe fn system_call(number: libc::c_long, [a, b, c, d]: [usize; 4]) {
+    // SAFETY: the caller's promise; the registers are those of the kernel's convention (syscall(2)).
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") number => _,
+            in("rdi") a,
+            in("rsi") b,
+            in("rdx") c,
+            in("r10") d,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+}
+
+/// The same.
+///
+/// # Safety
+/// As above.
+#[cfg(target_arch = "aarch64")]
+unsafe fn system_call(number: libc::c_long, [a, b, c, d]: [usize; 4]) {
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!(
+            "svc #0",
+            in("x8") number,
+            inlateout("x0") a => _,
+            in("x1") b,
+            in("x2") c,
+            in("x3") d,
+        );
+    }
+}
+
+/// Not written for this processor, on which no child is made that has to be watched.
+///
+/// # Safety
+/// Nothing is done.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+unsafe fn system_call(_: libc::c_long, _: [usize; 4]) {}
