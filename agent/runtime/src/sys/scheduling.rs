@@ -69,9 +69,10 @@ pub fn set_affinity(tid: i32, cpus: &[u64]) -> io::Result<()> {
     Ok(())
 }
 
-/// The CPUs that the calling thread may run on, as a bit mask, and the number of the one that it runs on now.
-pub fn own_cpus() -> io::Result<([u64; MAX_CPUS / 64], usize)> {
-    let mut cpus = [0; MAX_CPUS / 64];
+/// The CPUs that the calling thread may run on, as a bit mask, and the number of the one that it runs on now. An error on a machine of
+/// more than 1024.
+pub fn own_cpus() -> io::Result<([u64; 16], usize)> {
+    let mut cpus = [0; 16];
     // SAFETY: pointer and length in bytes describe one array, which the kernel fills at most.
     check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&cpus), cpus.as_mut_ptr()) })?;
     // SAFETY: takes nothing.

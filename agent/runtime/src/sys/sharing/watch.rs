@@ -4,9 +4,10 @@
 //! that it is becoming a part of before its first instruction. So a second thread of the maker's does it: it sleeps until a timer
 //! tells it that the time of a child is over, which is armed and disarmed for each child and costs nothing else.
 //!
-//! The thread has a stack of one or few pages and nothing besides. What belongs to threads of the C library it has not, so it makes
+//! The thread has a small stack and nothing besides. What belongs to threads of the C library it has not, so it makes
 //! system calls by itself and touches no memory but the values below.
 
+use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::io;
 use std::ptr::null_mut;
@@ -16,8 +17,8 @@ use std::time::Duration;
 
 use super::{Quiet, SIGNAL_SET, check, clone3};
 
-/// Frames are larger without optimisation.
-const STACK: usize = if cfg!(debug_assertions) { 32 << 10 } else { 4 << 10 };
+/// A few hundred bytes are used. Frames are larger without optimisation.
+const STACK: usize = if cfg!(debug_assertions) { 32 << 10 } else { 960 };
 /// Sent to the thread alone, which has it blocked and fetches it.
 const SIGNAL: libc::c_int = libc::SIGALRM;
 const NANOS: u64 = 1_000_000_000;
@@ -30,19 +31,37 @@ const ARMED: u32 = 1;
 const ENDING: u32 = 2;
 
 #[repr(align(16))]
-struct Stack(#[expect(dead_code, reason = "used by its address")] [u8; STACK]);
+struct Stack(UnsafeCell<[u8; STACK]>);
 
-static mut OF_THREAD: Stack = Stack([0; STACK]);
-/// The process that has the thread: a copy of that has not.
-static PROCESS: AtomicI32 = AtomicI32::new(0);
-static TIMER: AtomicI32 = AtomicI32::new(0);
-static STATE: AtomicU32 = AtomicU32::new(IDLE);
-/// By the clock that never jumps, in nanoseconds. A signal may be left from an earlier child's.
-static DEADLINE: AtomicU64 = AtomicU64::new(0);
-/// The pidfd of the child that is watched, -1 before there is one. The kernel writes it before the child can run.
-static CHILD: AtomicI32 = AtomicI32::new(-1);
-/// Threads of one process take turns; whoever makes children like these has one only.
-static TURN: Mutex<()> = Mutex::new(());
+/// What maker and thread have in common. What is used of the stack, its end, lies in one page with the rest.
+#[repr(C, align(512))]
+struct Shared {
+    stack: Stack,
+    /// Threads of one process take turns; whoever makes children like these has one only.
+    turn: Mutex<()>,
+    /// The process that has the thread: a copy of that has not.
+    process: AtomicI32,
+    timer: AtomicI32,
+    state: AtomicU32,
+    /// The pidfd of the child that is watched, -1 before there is one. The kernel writes it before the child can run.
+    child: AtomicI32,
+    /// By the clock that never jumps, in nanoseconds. A signal may be left from an earlier child's.
+    deadline: AtomicU64,
+}
+
+// SAFETY: all is atomic but the stack, which only the thread uses.
+unsafe impl Sync for Shared {}
+
+static SHARED: Shared = Shared {
+    stack: Stack(UnsafeCell::new([0; STACK])),
+    turn: Mutex::new(()),
+    process: AtomicI32::new(0),
+    timer: AtomicI32::new(0),
+    state: AtomicU32::new(IDLE),
+    // Not all zeros, so that it lies among what is written anyway.
+    child: AtomicI32::new(-1),
+    deadline: AtomicU64::new(0),
+};
 
 /// While it lives, a child is watched.
 pub struct Watch {
@@ -52,12 +71,12 @@ pub struct Watch {
 impl Watch {
     /// Begins the time of a child that is about to be made.
     pub fn begin(limit: Duration) -> io::Result<Watch> {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = SHARED.turn.lock().unwrap_or_else(PoisonError::into_inner);
         start()?;
-        CHILD.store(-1, Ordering::SeqCst);
+        SHARED.child.store(-1, Ordering::SeqCst);
         let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-        DEADLINE.store(now().saturating_add(limit_ns), Ordering::SeqCst);
-        STATE.store(ARMED, Ordering::SeqCst);
+        SHARED.deadline.store(now().saturating_add(limit_ns), Ordering::SeqCst);
+        SHARED.state.store(ARMED, Ordering::SeqCst);
         let watch = Watch { _turn: turn };
         // Nothing at all would mean never.
         set_timer(limit.max(Duration::from_nanos(1)))?;
@@ -66,7 +85,7 @@ impl Watch {
 
     /// Where the kernel is to write the pidfd.
     pub fn place(&self) -> *mut i32 {
-        CHILD.as_ptr()
+        SHARED.child.as_ptr()
     }
 }
 
@@ -75,7 +94,7 @@ impl Drop for Watch {
         // One that goes off is too late to do anything.
         let _ = set_timer(Duration::ZERO);
         // The descriptor must not be another's when the thread uses it.
-        while STATE.compare_exchange(ARMED, IDLE, Ordering::SeqCst, Ordering::SeqCst) == Err(ENDING) {
+        while SHARED.state.compare_exchange(ARMED, IDLE, Ordering::SeqCst, Ordering::SeqCst) == Err(ENDING) {
             std::thread::yield_now();
         }
     }
@@ -86,22 +105,22 @@ impl Drop for Watch {
 /// # Errors
 /// What clone3(2) and timer_create(2) say.
 pub fn prepare() -> io::Result<()> {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = SHARED.turn.lock().unwrap_or_else(PoisonError::into_inner);
     start()
 }
 
 fn start() -> io::Result<()> {
     let own = std::process::id().cast_signed();
-    if PROCESS.load(Ordering::SeqCst) == own {
+    if SHARED.process.load(Ordering::SeqCst) == own {
         return Ok(());
     }
-    STATE.store(IDLE, Ordering::SeqCst);
+    SHARED.state.store(IDLE, Ordering::SeqCst);
     // SAFETY: all zeros mean nothing special.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     let thread =
         libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
     args.flags = (thread | libc::CLONE_SYSVSEM) as u64;
-    args.stack = (&raw mut OF_THREAD).addr() as u64;
+    args.stack = SHARED.stack.0.get().addr() as u64;
     args.stack_size = STACK as u64;
     // It inherits that all signals are blocked.
     let quiet = Quiet::begin()?;
@@ -118,8 +137,8 @@ fn start() -> io::Result<()> {
     check(unsafe {
         libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
     })?;
-    TIMER.store(timer, Ordering::SeqCst);
-    PROCESS.store(own, Ordering::SeqCst);
+    SHARED.timer.store(timer, Ordering::SeqCst);
+    SHARED.process.store(own, Ordering::SeqCst);
     Ok(())
 }
 
@@ -128,7 +147,7 @@ fn set_timer(after: Duration) -> io::Result<()> {
     let mut time: libc::itimerspec = unsafe { std::mem::zeroed() };
     time.it_value.tv_sec = after.as_secs() as libc::time_t;
     time.it_value.tv_nsec = after.subsec_nanos().into();
-    let timer = TIMER.load(Ordering::SeqCst);
+    let timer = SHARED.timer.load(Ordering::SeqCst);
     // SAFETY: the structure is live and the kernel's own.
     check(unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const time, null_mut::<u8>()) })?;
     Ok(())
@@ -146,18 +165,18 @@ extern "C" fn run(_: *mut c_void) -> ! {
 
 /// Kills the child whose time is over, if there is one.
 fn end_child() {
-    if now() < DEADLINE.load(Ordering::SeqCst) {
+    if now() < SHARED.deadline.load(Ordering::SeqCst) {
         return;
     }
-    while CHILD.load(Ordering::SeqCst) < 0 && STATE.load(Ordering::SeqCst) == ARMED {
+    while SHARED.child.load(Ordering::SeqCst) < 0 && SHARED.state.load(Ordering::SeqCst) == ARMED {
         // SAFETY: takes nothing.
         unsafe { system_call(libc::SYS_sched_yield, [0; 4]) };
     }
-    if STATE.compare_exchange(ARMED, ENDING, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-        let (child, kill) = (CHILD.load(Ordering::SeqCst) as usize, libc::SIGKILL as usize);
+    if SHARED.state.compare_exchange(ARMED, ENDING, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        let (child, kill) = (SHARED.child.load(Ordering::SeqCst) as usize, libc::SIGKILL as usize);
         // SAFETY: only numbers are passed. The maker waits with the descriptor until the state has changed.
         unsafe { system_call(libc::SYS_pidfd_send_signal, [child, kill, 0, 0]) };
-        STATE.store(IDLE, Ordering::SeqCst);
+        SHARED.state.store(IDLE, Ordering::SeqCst);
     }
 }
 
