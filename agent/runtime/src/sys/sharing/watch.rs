@@ -41,6 +41,8 @@ struct Shared {
     turn: Mutex<()>,
     /// The process that has the thread: a copy of that has not.
     process: AtomicI32,
+    thread: AtomicI32,
+    /// Of the kernel, -1 before there is one.
     timer: AtomicI32,
     state: AtomicU32,
     /// The pidfd of the child that is watched, -1 before there is one. The kernel writes it before the child can run.
@@ -56,7 +58,8 @@ static SHARED: Shared = Shared {
     stack: Stack(UnsafeCell::new([0; STACK])),
     turn: Mutex::new(()),
     process: AtomicI32::new(0),
-    timer: AtomicI32::new(0),
+    thread: AtomicI32::new(0),
+    timer: AtomicI32::new(-1),
     state: AtomicU32::new(IDLE),
     // Not all zeros, so that it lies among what is written anyway.
     child: AtomicI32::new(-1),
@@ -111,10 +114,20 @@ pub fn prepare() -> io::Result<()> {
 
 fn start() -> io::Result<()> {
     let own = std::process::id().cast_signed();
-    if SHARED.process.load(Ordering::SeqCst) == own {
-        return Ok(());
+    if SHARED.process.load(Ordering::SeqCst) != own {
+        SHARED.thread.store(start_thread()?, Ordering::SeqCst);
+        SHARED.state.store(IDLE, Ordering::SeqCst);
+        SHARED.timer.store(-1, Ordering::SeqCst);
+        SHARED.process.store(own, Ordering::SeqCst);
     }
-    SHARED.state.store(IDLE, Ordering::SeqCst);
+    if SHARED.timer.load(Ordering::SeqCst) < 0 {
+        SHARED.timer.store(make_timer()?, Ordering::SeqCst);
+    }
+    Ok(())
+}
+
+/// Starts the thread and gives its number.
+fn start_thread() -> io::Result<i32> {
     // SAFETY: all zeros mean nothing special.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     let thread =
@@ -123,23 +136,24 @@ fn start() -> io::Result<()> {
     args.stack = SHARED.stack.0.get().addr() as u64;
     args.stack_size = STACK as u64;
     // It inherits that all signals are blocked.
-    let quiet = Quiet::begin()?;
+    let _quiet = Quiet::begin()?;
     // SAFETY: the stack is the thread's for ever: this process starts no other on it, and a copy of the process has another stack.
-    let tid = unsafe { clone3(&raw mut args, run, null_mut()) }?;
-    drop(quiet);
+    unsafe { clone3(&raw mut args, run, null_mut()) }
+}
+
+/// Makes the timer that wakes the thread, and gives its number.
+fn make_timer() -> io::Result<i32> {
     // SAFETY: all zeros is a valid sigevent.
     let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
     event.sigev_notify = libc::SIGEV_THREAD_ID;
     event.sigev_signo = SIGNAL;
-    event.sigev_notify_thread_id = tid;
+    event.sigev_notify_thread_id = SHARED.thread.load(Ordering::SeqCst);
     let mut timer: libc::c_int = 0;
-    // SAFETY: both are live, and the kernel's timers are numbers. A thread that is left without a timer sleeps for ever.
+    // SAFETY: both are live, and the kernel's timers are numbers.
     check(unsafe {
         libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
     })?;
-    SHARED.timer.store(timer, Ordering::SeqCst);
-    SHARED.process.store(own, Ordering::SeqCst);
-    Ok(())
+    Ok(timer)
 }
 
 fn set_timer(after: Duration) -> io::Result<()> {
