@@ -128,7 +128,6 @@ impl Init<'_> {
         mut watch: Watch,
     ) -> Result<Infallible, Error> {
         let mut timings = Timings { namespaces: watch.lap(), ..Timings::default() };
-        scheduling::reset_affinity();
         process::reset_signals();
         let user = self.namespaces.lists(LinuxNamespaceType::User);
         if !user || geteuid().is_root() {
@@ -174,6 +173,8 @@ impl Init<'_> {
             identity.set_filter(channel.await_filter()?);
         }
         Placement::of_files(channel.await_order_with(Order::LimitsSet)?).enter()?;
+        // The parent has changed it before that order, see `begin_elsewhere`.
+        scheduling::reset_affinity();
         if self.namespaces.is_new(LinuxNamespaceType::Cgroup) {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|e| Error::sys("unshare", "cgroup namespace", e.into()))?;

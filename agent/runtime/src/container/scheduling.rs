@@ -68,7 +68,8 @@ pub fn reset_affinity() {
     let _ = scheduling::set_affinity(0, &[u64::MAX; MAX_CPUS / 64]);
 }
 
-/// Has a new process, which resets its affinity itself, begin on another CPU than the caller's, since both have work to do.
+/// Has a new process begin on another CPU than the caller's, since both have work to do. That must call [`reset_affinity`] when it knows
+/// that this has returned.
 /// A kernel that finds its CPUs mostly idle may leave it behind the caller on the same one, to save power or to pack virtual ones,
 /// and it would begin when the caller waits for it. On a busy machine the kernel knows better.
 pub fn begin_elsewhere(pid: i32) {

@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("the_memory_policy", memory_policy),
     ("an_exec_takes_them_over_or_has_its_own", exec),
     ("the_cpu_affinity_of_an_exec", affinity),
+    ("a_container_may_run_on_every_cpu_of_the_machine", every_cpu),
     ("labels_of_systems_that_the_kernel_lacks_are_refused", labels),
     ("names_need_a_uts_namespace", names),
     ("a_limit_listed_twice_and_a_wide_umask_are_refused", doubles),
@@ -127,6 +128,17 @@ fn affinity() {
     stop(&container);
     assert_eq!(inherited.ok(), "0");
     assert_eq!(own.ok(), cpus, "the final list wins, and the first process has no part in it");
+}
+
+/// Its first process is sent to another CPU than its maker's to begin with; where it ends up first is a matter of luck.
+fn every_cpu() {
+    let all = std::fs::read_to_string("/sys/fs/cgroup/cpuset/cpuset.effective_cpus")
+        .or_else(|_| std::fs::read_to_string("/sys/devices/system/cpu/online"))
+        .unwrap();
+    for at in 0..10 {
+        let mut sandbox = Sandbox::script("grep Cpus_allowed_list /proc/self/status | cut -f2");
+        assert_eq!(sandbox.run().ok(), all.trim(), "{at}");
+    }
 }
 
 fn labels() {
