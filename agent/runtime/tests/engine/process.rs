@@ -136,7 +136,7 @@ fn every_cpu() {
         .or_else(|_| std::fs::read_to_string("/sys/devices/system/cpu/online"))
         .unwrap();
     for at in 0..10 {
-        let mut sandbox = Sandbox::script("grep Cpus_allowed_list /proc/self/status | cut -f2");
+        let sandbox = Sandbox::script("grep Cpus_allowed_list /proc/self/status | cut -f2");
         assert_eq!(sandbox.run().ok(), all.trim(), "{at}");
     }
 }
