@@ -70,10 +70,6 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     }
     make_room();
     if exec.untraced {
-        if visit.may_share() {
-            // While children belong to the caller's PID namespace.
-            prepare().map_err(|e| Error::sys("start", "a thread that watches new processes", e))?;
-        }
         return visit.direct();
     }
     let process = visit.guided()?;
@@ -265,10 +261,15 @@ impl Visit<'_> {
 
     /// Makes one process, which is visible in the container from the beginning.
     fn direct(&self) -> Result<ExecProcess, Error> {
+        let share = self.may_share();
+        if share {
+            // While children belong to the caller's PID namespace.
+            prepare().map_err(|e| Error::sys("start", "a thread that watches new processes", e))?;
+        }
         // Both before it is there.
         let hidden = Hidden::begin()?;
         let inside = self.entrance.enter_pids(self.init)?;
-        if self.may_share() {
+        if share {
             // The kernel says that the child has left this memory a moment before it has (mm_release() in exec_mmap()). Whoever made
             // the memory dumpable then would show it to the container.
             hidden.stay();

@@ -146,23 +146,22 @@ pub fn spawn_sibling<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Child>
 
 /// Makes a child or a sibling. Who `ends` it is a thread of the caller, or the new process itself.
 fn spawn<B: FnOnce()>(ends: Ends<'_>, flags: u64, body: B) -> io::Result<Child> {
-    let limit = if let Ends::Itself(limit) = ends { Some(limit) } else { None };
+    let mut own: RawFd = -1;
+    let (limit, pidfd) = match ends {
+        Ends::Thread(watch) => (None, watch.place()),
+        Ends::Itself(limit) => (Some(limit), &raw mut own),
+    };
     let mut shared = Shared { body: Some(body), limit };
     let there = AtomicU32::new(1);
-    let mut pidfd: RawFd = -1;
     let mut args = arguments(flags | libc::CLONE_PIDFD as u64, &there);
-    args.pidfd = if let Ends::Thread(watch) = ends { watch.place() } else { &raw mut pidfd } as u64;
+    args.pidfd = pidfd as u64;
     // A sibling has that of the caller.
     args.exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
     // SAFETY: stack and arguments are live until the end of this function, which the child does not see the return of: the
     // kernel lets the caller go on only when the child has left, or when the caller is killed.
     let pid = unsafe { clone3(&raw mut args, run::<B>, (&raw mut shared).cast()) }?;
-    if let Ends::Thread(watch) = ends {
-        // SAFETY: the kernel has written it.
-        pidfd = unsafe { watch.place().read_volatile() };
-    }
-    // SAFETY: the kernel stored a new descriptor there, and only the thread besides knows of it, for as long as it watches.
-    let child = Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } };
+    // SAFETY: the kernel stored a new descriptor there. Only the thread besides knows of it, for as long as it watches.
+    let child = Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd.read_volatile()) } };
     is_left(&there);
     Ok(child)
 }
@@ -208,18 +207,34 @@ fn is_left(there: &AtomicU32) {
 /// Has the kernel kill this process then, unless it has executed a program before: that removes timers (timer_create(2)). For one
 /// whose maker can be killed as well, since it may be stopped before it comes to this: see [`watch`].
 fn end_after(limit: Duration) -> io::Result<()> {
-    // SAFETY: all zeros is a valid sigevent and timer specification.
-    let (mut event, mut time): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
-    event.sigev_notify = libc::SIGEV_SIGNAL;
-    event.sigev_signo = libc::SIGKILL;
-    time.it_value.tv_sec = limit.as_secs() as libc::time_t;
-    time.it_value.tv_nsec = limit.subsec_nanos().into();
+    set_timer(make_timer(libc::SIGKILL, None)?, Some(limit))
+}
+
+/// Makes a timer of the kernel that sends a signal to the thread `to`, or to this process.
+fn make_timer(signal: libc::c_int, to: Option<i32>) -> io::Result<libc::c_int> {
+    // SAFETY: all zeros is a valid sigevent.
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    event.sigev_notify = if to.is_some() { libc::SIGEV_THREAD_ID } else { libc::SIGEV_SIGNAL };
+    event.sigev_signo = signal;
+    event.sigev_notify_thread_id = to.unwrap_or(0);
     let mut timer: libc::c_int = 0;
-    // SAFETY: the structures are the kernel's own and live. Its timers are numbers.
-    unsafe {
-        check(libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer))?;
-        check(libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const time, null_mut::<u8>()))?;
-    }
+    // SAFETY: both are live and the kernel's own. Its timers are numbers.
+    check(unsafe {
+        libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
+    })?;
+    Ok(timer)
+}
+
+/// Has it go off once after some time, or not at all.
+fn set_timer(timer: libc::c_int, after: Option<Duration>) -> io::Result<()> {
+    // No time at all would mean never.
+    let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
+    // SAFETY: all zeros is a valid timer specification.
+    let mut time: libc::itimerspec = unsafe { std::mem::zeroed() };
+    time.it_value.tv_sec = after.as_secs() as libc::time_t;
+    time.it_value.tv_nsec = after.subsec_nanos().into();
+    // SAFETY: the structure is live and the kernel's own.
+    check(unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const time, null_mut::<u8>()) })?;
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Quiet, SIGNAL_SET, check, clone3};
+use super::{Quiet, SIGNAL_SET, clone3, make_timer, set_timer};
 
 /// A few hundred bytes are used. Frames are larger without optimisation.
 const STACK: usize = if cfg!(debug_assertions) { 32 << 10 } else { 960 };
@@ -81,8 +81,7 @@ impl Watch {
         SHARED.deadline.store(now().saturating_add(limit_ns), Ordering::SeqCst);
         SHARED.state.store(ARMED, Ordering::SeqCst);
         let watch = Watch { _turn: turn };
-        // Nothing at all would mean never.
-        set_timer(limit.max(Duration::from_nanos(1)))?;
+        set_timer(SHARED.timer.load(Ordering::SeqCst), Some(limit))?;
         Ok(watch)
     }
 
@@ -95,7 +94,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         // One that goes off is too late to do anything.
-        let _ = set_timer(Duration::ZERO);
+        let _ = set_timer(SHARED.timer.load(Ordering::SeqCst), None);
         // The descriptor must not be another's when the thread uses it.
         while SHARED.state.compare_exchange(ARMED, IDLE, Ordering::SeqCst, Ordering::SeqCst) == Err(ENDING) {
             std::thread::yield_now();
@@ -121,7 +120,8 @@ fn start() -> io::Result<()> {
         SHARED.process.store(own, Ordering::SeqCst);
     }
     if SHARED.timer.load(Ordering::SeqCst) < 0 {
-        SHARED.timer.store(make_timer()?, Ordering::SeqCst);
+        let thread = SHARED.thread.load(Ordering::SeqCst);
+        SHARED.timer.store(make_timer(SIGNAL, Some(thread))?, Ordering::SeqCst);
     }
     Ok(())
 }
@@ -139,32 +139,6 @@ fn start_thread() -> io::Result<i32> {
     let _quiet = Quiet::begin()?;
     // SAFETY: the stack is the thread's for ever: this process starts no other on it, and a copy of the process has another stack.
     unsafe { clone3(&raw mut args, run, null_mut()) }
-}
-
-/// Makes the timer that wakes the thread, and gives its number.
-fn make_timer() -> io::Result<i32> {
-    // SAFETY: all zeros is a valid sigevent.
-    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
-    event.sigev_notify = libc::SIGEV_THREAD_ID;
-    event.sigev_signo = SIGNAL;
-    event.sigev_notify_thread_id = SHARED.thread.load(Ordering::SeqCst);
-    let mut timer: libc::c_int = 0;
-    // SAFETY: both are live, and the kernel's timers are numbers.
-    check(unsafe {
-        libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
-    })?;
-    Ok(timer)
-}
-
-fn set_timer(after: Duration) -> io::Result<()> {
-    // SAFETY: all zeros is a valid timer specification: once, or never.
-    let mut time: libc::itimerspec = unsafe { std::mem::zeroed() };
-    time.it_value.tv_sec = after.as_secs() as libc::time_t;
-    time.it_value.tv_nsec = after.subsec_nanos().into();
-    let timer = SHARED.timer.load(Ordering::SeqCst);
-    // SAFETY: the structure is live and the kernel's own.
-    check(unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const time, null_mut::<u8>()) })?;
-    Ok(())
 }
 
 /// The thread. It may use nothing that belongs to a thread, such as errno.
