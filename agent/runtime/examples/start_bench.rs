@@ -90,6 +90,7 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
             everywhere: false,
             at_once: false,
             no_pivot: false,
+            patience: None,
         };
         let whole = Instant::now();
         let mut container = steps[0].time(|| container::create(create))?;
@@ -131,6 +132,7 @@ fn measure_exec(
         everywhere: false,
         at_once: false,
         no_pivot: false,
+        patience: None,
     };
     let mut container = container::create(create)?;
     container.start()?;

@@ -7,14 +7,15 @@ use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg, send,
-    sendmsg, socketpair,
+    sendmsg, setsockopt, socketpair, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -117,6 +118,12 @@ impl Channel {
         self.0.as_raw_fd()
     }
 
+    /// From now on it is an error (`TimedOut`) when [`Channel::next_report`] has nothing to tell for so long.
+    pub fn be_patient_for(&self, silence: Duration) -> io::Result<()> {
+        let silence = TimeVal::milliseconds(i64::try_from(silence.as_millis()).unwrap_or(i64::MAX));
+        Ok(setsockopt(&self.0, sockopt::ReceiveTimeout, &silence)?)
+    }
+
     /// Tells the parent something, with a descriptor if there is one.
     pub fn report(&self, report: &Report, fd: Option<RawFd>) -> io::Result<()> {
         let bytes = serde_json::to_vec(report)?;
@@ -191,6 +198,10 @@ impl Channel {
         loop {
             match recv(self.raw(), &mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC) {
                 Err(Errno::EINTR | Errno::ECONNRESET) => {}
+                Err(Errno::EAGAIN) => {
+                    let silent = "it is silent; somebody may have stopped it";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, silent));
+                }
                 other => return Ok(other?),
             }
         }

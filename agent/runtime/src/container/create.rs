@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -115,6 +115,7 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         spec,
         state: init.state.clone(),
         notify: Notify::of_spec(spec, create.id, create.bundle)?,
+        patience: create.patience,
     };
     match birth.run(init) {
         Ok(()) => birth.into_container(),
@@ -292,6 +293,8 @@ struct Birth<'a> {
     spec: &'a Spec,
     state: State,
     notify: Option<Notify>,
+    /// See [`Create::patience`].
+    patience: Option<Duration>,
 }
 
 impl Birth<'_> {
@@ -308,7 +311,9 @@ impl Birth<'_> {
             }
             _ => None,
         };
-        let (own, theirs) = Channel::pair().map_err(|e| Error::sys("make", "a socket pair", e))?;
+        let made = |e| Error::sys("make", "a socket pair", e);
+        let (own, theirs) = Channel::pair().map_err(made)?;
+        self.patience.map_or(Ok(()), |patience| own.be_patient_for(patience)).map_err(made)?;
         let begun = Instant::now();
         let child =
             give_birth(&init.namespaces, folder.as_ref().map(AsFd::as_fd), || init.run(&theirs, begun))?;
@@ -439,7 +444,12 @@ impl Container {
             channel.order(Order::Start).map_err(|e| Error::sys("talk to", "the container's process", e))?;
         }
         let asked = self.notify.as_ref().map(|notify| (notify, self.pid, self.pidfd.as_fd()));
-        await_program(&channel, asked, &mut self.warnings)
+        let running = await_program(&channel, asked, &mut self.warnings);
+        if running.is_err() {
+            // One that was stopped on its way to the program would stay.
+            let _ = pidfd_kill(self.pidfd.as_fd(), libc::SIGKILL);
+        }
+        running
     }
 }
 

@@ -109,6 +109,9 @@ pub struct Create<'a> {
     pub at_once: bool,
     /// Its root is moved over the host's, for hosts whose root pivot_root cannot change. That isolates less.
     pub no_pivot: bool,
+    /// How long its first process may be silent while that is set up. A process of another container that shares the PID
+    /// namespace can stop it. None is without a limit, which is right where hooks run: they take the time that they take.
+    pub patience: Option<Duration>,
 }
 
 /// What binds a new process to its creator. The default is what a shim wants: it dies with the creator, gets no other

@@ -311,6 +311,8 @@ fn give_birth(
         // It is written down first: nobody would know of it if this process ended now.
         at_once: false,
         no_pivot: options.no_pivot,
+        // Hooks have limits of their own, and whoever waits sees that he does.
+        patience: None,
     };
     container::create(create)
         .map_err(|source| Error::Container { operation: "unable to start container process", source })

@@ -31,6 +31,10 @@ use crate::sys::shim_process::set_nonblocking;
 /// pipe and writes for ever must not hold up the record of the exit.
 const DRAIN_READS: usize = 256;
 
+/// How long a new container may be silent, see [`container::Create::patience`]. Twice this, for its creation and its start, is
+/// less than the agent waits.
+const BIRTH_PATIENCE: Duration = Duration::from_secs(45);
+
 /// At most so often a line about what a log lost.
 const LOSS_NOTES: Duration = Duration::from_secs(60);
 
@@ -323,6 +327,7 @@ fn make(
         everywhere: false,
         at_once,
         no_pivot: false,
+        patience: Some(BIRTH_PATIENCE),
     };
     let container =
         container::create(create).map_err(|error| failure(FailureKind::Internal, error.to_string()))?;

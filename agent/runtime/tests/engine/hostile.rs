@@ -1,13 +1,19 @@
 //! Images and containers that try to get out.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
+use berth_runtime::cgroup::Cgroups;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
+use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::Test;
-use crate::sandbox::{Sandbox, stop, traced, until};
+use crate::sandbox::{Sandbox, stop, traced, until, wait};
 
 pub const TESTS: &[Test] = &[
     ("a_link_as_mount_target_stays_inside", link_target),
@@ -24,6 +30,8 @@ pub const TESTS: &[Test] = &[
     ("a_process_that_is_being_started_cannot_be_looked_into", being_started),
     ("nor_one_that_has_memory_of_its_own", || traced(being_started)),
     ("it_cannot_leave_by_dots_or_chroot", leave),
+    ("who_stops_a_process_at_its_birth_does_not_hold_up_the_caller", stopped_at_birth),
+    ("nor_who_stops_it_before_its_start", stopped_before_start),
 ];
 
 fn link_target() {
@@ -175,4 +183,31 @@ fn leave() {
     )
     .run();
     assert_eq!(output.stdout.matches("No such file").count(), 2, "{output:?}");
+}
+
+const SILENT: &str = "listen to the container's process: it is silent; somebody may have stopped it";
+
+/// Where containers share a PID namespace one may stop the first process of another while that is set up.
+fn stopped_at_birth() {
+    let first = Sandbox::script("while :; do kill -STOP -1; done");
+    let hostile = first.start().unwrap();
+    let mut sandbox = Sandbox::script("true");
+    sandbox.patience = Some(Duration::from_millis(300));
+    sandbox.spec["linux"]["namespaces"][0]["path"] = json!(format!("/proc/{}/ns/pid", hostile.pid));
+    let error = (0..100).find_map(|_| sandbox.create().map(|container| stop(&container)).err());
+    let error = error.expect("it came too late a hundred times").to_string();
+    assert_eq!(error, SILENT);
+    assert!(Cgroups::detect().unwrap().stats(&sandbox.cgroup).is_err(), "all is taken back");
+    stop(&hostile);
+}
+
+fn stopped_before_start() {
+    let mut sandbox = Sandbox::script("true");
+    sandbox.patience = Some(Duration::from_millis(300));
+    let mut container = sandbox.create().unwrap();
+    kill(Pid::from_raw(container.pid), Signal::SIGSTOP).unwrap();
+    let error = container.start().unwrap_err().to_string();
+    assert_eq!(error, SILENT);
+    // It does not stay, stopped.
+    assert!(matches!(wait(container.pidfd.as_fd()), WaitStatus::Signaled(_, Signal::SIGKILL, _)));
 }

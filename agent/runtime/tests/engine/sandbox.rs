@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use berth_runtime::cgroup::{Cgroups, Driver};
 use berth_runtime::container::{
@@ -71,6 +72,8 @@ pub struct Sandbox {
     pub traced: bool,
     /// Its container is in every hierarchy, as one of the OCI runtime.
     pub everywhere: bool,
+    /// See [`Create::patience`].
+    pub patience: Option<Duration>,
     parent: String,
 }
 
@@ -109,7 +112,8 @@ impl Sandbox {
         let parent = format!("/berth-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let cgroup = format!("{parent}/c");
         let spec = default_spec(&cgroup);
-        Sandbox { dir, spec, cgroup, traced: TRACED.load(Ordering::Relaxed), everywhere: false, parent }
+        let traced = TRACED.load(Ordering::Relaxed);
+        Sandbox { dir, spec, cgroup, traced, everywhere: false, patience: None, parent }
     }
 
     /// A sandbox that runs this shell script.
@@ -168,6 +172,7 @@ impl Sandbox {
             everywhere: self.everywhere,
             at_once: false,
             no_pivot: false,
+            patience: self.patience,
         })
     }
 
@@ -278,10 +283,10 @@ pub fn slurp(mut file: File) -> String {
 /// Looks until it is true, for ten seconds at most: for what the kernel has no event for.
 #[allow(clippy::disallowed_methods)]
 pub fn until(what: &str, mut test: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while !test() {
         assert!(std::time::Instant::now() < deadline, "waited too long for {what}");
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
