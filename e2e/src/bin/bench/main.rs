@@ -12,6 +12,8 @@ mod network;
 mod podman;
 mod probes;
 mod single;
+mod start_floor;
+mod sys;
 mod table;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,6 +30,9 @@ fn main() -> Result<()> {
     }
     if given.first().is_some_and(|word| word == floor::WORD) {
         return floor::measure(&given[1..]);
+    }
+    if given.first().is_some_and(|word| word == start_floor::WORD) {
+        return start_floor::measure(&given[1..]);
     }
     if given.first().is_some_and(|word| word == network::PARTS) {
         return network::measure_parts(&given[1..]);

@@ -9,10 +9,10 @@ use berth_e2e::node::Node;
 use berth_e2e::pods::PodExt;
 use berth_e2e::{http, manifest, tools};
 
-use crate::IDLE;
 use crate::measure::{STAGES, STEPS, Victim, Watch, exec, stages};
 use crate::podman::Podman;
 use crate::table::{Row, Target, head};
+use crate::{IDLE, start_floor};
 
 /// A shell that ends at once on TERM.
 const POLITE: &str = "trap 'exit 0' TERM; echo up; while :; do sleep 1000000 & wait $!; done";
@@ -27,6 +27,8 @@ struct Times {
     /// Milliseconds of each step of a first start, and of a restart.
     stages: BTreeMap<&'static str, Vec<f64>>,
     again: Vec<f64>,
+    /// See [`start_floor`].
+    floor: Vec<Duration>,
 }
 
 /// Measures it all.
@@ -63,10 +65,15 @@ pub fn measure(runs: usize, podman: Option<&Podman>) -> Result<()> {
             Row::of(format!("    {step}"), "ms", times.stages.remove(step).unwrap_or_default()).print();
         }
     }
-    Row::of("container in a new pod: create, start, running", "ms", first).target(Target::Most(3.0)).print();
-    Row::of("container again in its pod: create, start, running", "ms", times.again)
-        .target(Target::Most(3.0))
-        .print();
+    for (what, times_of) in [("in a new pod", first), ("again in its pod", times.again)] {
+        Row::of(format!("container {what}: create, start, running"), "ms", times_of.clone())
+            .target(Target::Most(3.0))
+            .print();
+        Row::of("  the same", "ms", times_of)
+            .beside("floor", &times.floor)
+            .target(Target::Share(1.5))
+            .print();
+    }
     Ok(())
 }
 
@@ -98,6 +105,8 @@ fn one(node: &Node, name: &str, times: &mut Times) -> Result<()> {
     times.exec_api.push(began.elapsed());
 
     let pid = *node.pids(pod.uid())?.first().context("the container has no process")?;
+    // By turns with what is held against it.
+    times.floor.extend(start_floor::times(node, pid, 3)?);
     let victim = Victim::find(node, pid)?;
     let began = Instant::now();
     victim.kill()?;
