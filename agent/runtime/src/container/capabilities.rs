@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use oci_spec::runtime::{Capability, LinuxCapabilities};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process};
 
 use super::Error;
 use crate::sys::credentials::{self, CapSets};
@@ -59,9 +59,9 @@ impl Capabilities {
         Ok((Capabilities { bounding, ambient: ambient & sets.permitted & sets.inheritable, sets }, warning))
     }
 
-    /// Takes out of the bounding set what is not wanted there. Needs `CAP_SETPCAP`, so it comes first.
-    pub fn limit_bounding(&self) -> Result<(), Error> {
-        for capability in (0..64).filter(|c| self.bounding & 1 << c == 0) {
+    /// Takes out of the bounding set, which is within `inherited`, what is not wanted there. Needs `CAP_SETPCAP`, so it comes first.
+    pub fn limit_bounding(&self, inherited: u64) -> Result<(), Error> {
+        for capability in (0..64).filter(|c| inherited & !self.bounding & 1 << c != 0) {
             match credentials::bounding_drop(capability) {
                 Ok(()) => {}
                 // The kernel does not know this one, nor any higher one.
@@ -97,6 +97,12 @@ impl Capabilities {
         let own = credentials::capget().map_err(failed)?;
         credentials::capset(CapSets { effective: own.permitted, ..own }).map_err(failed)
     }
+}
+
+/// The bounding set that a process asks for, a bit per capability.
+pub fn bounding(process: &Process) -> u64 {
+    let set = process.capabilities().as_ref().and_then(|all| all.bounding().as_ref());
+    set.into_iter().flatten().fold(0, |bits, capability| bits | 1 << number(*capability))
 }
 
 /// All capabilities that have a name, by the kernel's number of them, see linux/capability.h.

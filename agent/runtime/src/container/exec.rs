@@ -37,11 +37,12 @@ use super::seccomp::Filter;
 use super::time_namespace::CLONE_NEWTIME;
 use super::user_namespace::outer_uid;
 use super::{
-    Error, Exec, ExecProcess, Root, Stdio, Tie, console, labels, limits, scheduling, streams, users,
+    Error, Exec, ExecProcess, Root, Stdio, Tie, capabilities, console, labels, limits, scheduling, streams,
+    users,
 };
 use crate::sys::process::{Child, Clone3, pidfd_kill};
 use crate::sys::sharing::{
-    CAN_SHARE, Left, Letters, can_share, make_room, prepare, spawn_child, spawn_sibling,
+    Begin, CAN_SHARE, EVERYTHING, Left, Letters, can_share, make_room, spawn_child, spawn_sibling,
 };
 use crate::sys::{credentials, process};
 
@@ -234,13 +235,14 @@ struct Ready<'a> {
 }
 
 impl Visit<'_> {
-    /// Whether the process can do without memory of its own. A terminal would be a descriptor that the caller keeps, like the listener
+    /// Whether the process can do without memory of its own. Who makes it then has the groups that the caller had once. A terminal would be a descriptor that the caller keeps, like the listener
     /// of a filter that asks, the kernel lets nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a
     /// whole.
     fn may_share(&self) -> bool {
         can_share()
             && self.notify.is_none()
             && self.entrance.folder().is_none()
+            && !self.keep_groups
             && self.process.terminal() != Some(true)
             && !lists(self.linux, LinuxNamespaceType::Time)
     }
@@ -261,26 +263,23 @@ impl Visit<'_> {
 
     /// Makes one process, which is visible in the container from the beginning.
     fn direct(&self) -> Result<ExecProcess, Error> {
-        let share = self.may_share();
-        if share {
-            // While children belong to the caller's PID namespace.
-            prepare().map_err(|e| Error::sys("start", "a thread that watches new processes", e))?;
-        }
-        // Both before it is there.
+        // Before it is there.
         let hidden = Hidden::begin()?;
-        let inside = self.entrance.enter_pids(self.init)?;
-        if share {
+        if self.may_share() {
             // The kernel says that the child has left this memory a moment before it has (mm_release() in exec_mmap()). Whoever made
             // the memory dumpable then would show it to the container.
             hidden.stay();
             let letters = Letters::new();
-            let left = spawn_child(self.patience, || self.go(Voice::Letters(&letters)))
-                .map_err(|e| Error::sys("clone", "a process in the container", e))?;
-            drop(inside);
+            let begin =
+                Begin { process: self.target, namespace: self.entrance.number(), bounding: self.bounding() };
+            let left =
+                spawn_child(self.patience, &begin, |bounding| self.go(Voice::Letters(&letters), bounding))
+                    .map_err(|e| Error::sys("clone", "a process in the container", e))?;
             return visited(left, &letters);
         }
+        let inside = self.entrance.enter_pids(self.init)?;
         let (channel, theirs) = pair()?;
-        let child = self.entrance.spawn(self.init, || self.go(Voice::Channel(&theirs)))?;
+        let child = self.entrance.spawn(self.init, || self.go(Voice::Channel(&theirs), EVERYTHING))?;
         drop(inside);
         drop(hidden);
         drop(theirs);
@@ -295,9 +294,18 @@ impl Visit<'_> {
         heard.into_process()
     }
 
-    /// All that one process does by itself.
-    fn go(&self, voice: Voice<'_>) {
-        if let Some(ready) = self.guide(voice, Birth::Inside) {
+    /// The bounding set that the process is to have. Who joins a user namespace has a whole one there.
+    fn bounding(&self) -> u64 {
+        if lists(self.linux, LinuxNamespaceType::User) {
+            EVERYTHING
+        } else {
+            capabilities::bounding(&self.process)
+        }
+    }
+
+    /// All that one process does by itself. Its bounding set is within that one.
+    fn go(&self, voice: Voice<'_>, bounding: u64) {
+        if let Some(ready) = self.guide(voice, Birth::Inside, bounding) {
             self.visitor(&ready);
         }
     }
@@ -320,7 +328,7 @@ impl Visit<'_> {
     }
 
     fn guide_and_give_birth(&self, channel: &Channel) {
-        let Some(ready) = self.guide(Voice::Channel(channel), Birth::Outside) else { return };
+        let Some(ready) = self.guide(Voice::Channel(channel), Birth::Outside, EVERYTHING) else { return };
         // It shares the guide's memory, which nobody needs any more. See there what that saves.
         let born = if CAN_SHARE && self.notify.is_none() {
             spawn_sibling(self.patience, || self.visitor(&ready))
@@ -334,7 +342,7 @@ impl Visit<'_> {
     }
 
     /// The guide's part, up to the birth of the visitor. Nothing when it failed, which it has told then.
-    fn guide<'v>(&'v self, voice: Voice<'v>, birth: Birth) -> Option<Ready<'v>> {
+    fn guide<'v>(&'v self, voice: Voice<'v>, birth: Birth, bounding: u64) -> Option<Ready<'v>> {
         // As long as the way in is open.
         if let Err(error) = self.enter_cgroup() {
             voice.fail(error);
@@ -347,7 +355,7 @@ impl Visit<'_> {
                 return None;
             }
         };
-        match self.enter(&voice, target, birth) {
+        match self.enter(&voice, target, birth, bounding) {
             Ok((identity, launch, terminal)) => Some(Ready { identity, launch, terminal, voice }),
             Err(error) => {
                 voice.fail(error);
@@ -381,6 +389,7 @@ impl Visit<'_> {
         voice: &Voice<'_>,
         target: Option<OwnedFd>,
         birth: Birth,
+        bounding: u64,
     ) -> Result<(Identity<'_>, Launch, Option<OwnedFd>), Error> {
         process::reset_signals();
         credentials::set_dumpable(false).map_err(|e| Error::sys("set", "dumpable", e))?;
@@ -389,6 +398,7 @@ impl Visit<'_> {
         let mut warn = |text: String| voice.say(Report::Warning(text), None);
         let mut identity = Identity::of_process(&self.process, self.filter, &mut warn)?;
         identity.keep_groups(self.keep_groups);
+        identity.inherit_bounding(bounding);
         limits::set_oom_score(0, &self.process, &mut warn)?;
         labels::set_for_exec(&self.process)?;
         let user = lists(self.linux, LinuxNamespaceType::User);

@@ -19,6 +19,7 @@ use super::channel::Channel;
 use super::seccomp::Filter;
 use super::users::{self, Ids};
 use super::{Error, Root, Tie};
+use crate::sys::sharing::EVERYTHING;
 use crate::sys::{credentials, seccomp};
 
 /// The umask of a process whose spec names none, as every runtime sets it.
@@ -33,6 +34,8 @@ pub struct Identity<'f> {
     keep_groups: bool,
     umask: u32,
     capabilities: Capabilities,
+    /// What the bounding set is within.
+    inherited: u64,
     no_new_privileges: bool,
     filter: Option<Cow<'f, Filter>>,
 }
@@ -61,6 +64,7 @@ impl<'f> Identity<'f> {
                 umask => return Err(Error::spec("process.user.umask", format!("{umask:#o} is above 0o777"))),
             },
             capabilities,
+            inherited: EVERYTHING,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             filter: filter.map(Cow::Borrowed),
         })
@@ -74,6 +78,11 @@ impl<'f> Identity<'f> {
     /// Whether the supplementary groups stay as they are, in place of those of the spec.
     pub fn keep_groups(&mut self, keep: bool) {
         self.keep_groups = keep;
+    }
+
+    /// What is not in this set need not be taken out of the bounding set any more.
+    pub fn inherit_bounding(&mut self, set: u64) {
+        self.inherited = set;
     }
 
     /// Replaces the numbers by those of the named user, when the spec names one. Additional groups stay.
@@ -105,7 +114,7 @@ impl<'f> Identity<'f> {
         };
         let entered = enter(cwd);
         umask(Mode::from_bits_truncate(self.umask));
-        self.capabilities.limit_bounding()?;
+        self.capabilities.limit_bounding(self.inherited)?;
         credentials::keep_capabilities().map_err(failed("keepcaps"))?;
         if !self.keep_groups {
             self.set_groups().map_err(failed("supplementary groups"))?;

@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +109,8 @@ pub struct Entrance {
     process: OnceCell<OwnedFd>,
     /// The PID namespace of this process.
     own_pids: OnceCell<OwnedFd>,
+    /// See [`Entrance::number`].
+    number: u64,
 }
 
 impl Entrance {
@@ -147,7 +150,14 @@ impl Entrance {
     }
 
     fn new(cgroups: Cow<'static, Cgroups>, folder: Option<File>, placement: Placement) -> Entrance {
-        Entrance { cgroups, folder, placement, process: OnceCell::new(), own_pids: OnceCell::new() }
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        Entrance { cgroups, folder, placement, process: OnceCell::new(), own_pids: OnceCell::new(), number }
+    }
+
+    /// No other entrance of this process has it. Not 0.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     /// The container's first process. What is asked for first is kept: an entrance leads into one container.

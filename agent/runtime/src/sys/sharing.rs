@@ -9,7 +9,8 @@
 //! is waited for like this does the kernel know that it should look for somebody else. A cgroup v2 that is killed as a whole
 //! (`memory.oom.group`) does not even then: in such a one no child may be that shares memory with a process outside.
 //!
-//! Until it has left, the caller can do nothing, not even see to its end if it does not come to that: [`watch`] does.
+//! Until it has left, its maker can do nothing, not even see to its end if it does not come to that: a thread makes it, see
+//! [`maker`].
 //!
 //! It may be killed while it does something else: what it leaves half done must be its own. Its memory is
 //! ([`super::scratch`]), and what it has to say it says by [`Letters`].
@@ -17,17 +18,17 @@
 use std::ffi::c_void;
 use std::hint::black_box;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::check;
 use super::process::{CHILD_FAILED, CLONE_CLEAR_SIGHAND, Child, exit_now, ignored};
 use super::scratch::{Scratch, is_there};
-use watch::Watch;
-pub use watch::prepare;
+use maker::Maker;
+pub use maker::{Begin, EVERYTHING};
 
 /// Whether [`spawn_sibling`] is written for the processor.
 pub const CAN_SHARE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
@@ -69,24 +70,26 @@ pub struct Left {
 }
 
 /// Makes a child that runs `body`, which executes a program, and returns it when it has left this process' memory, by executing that or
-/// by ending. It begins with all signals blocked. Who has not left after `limit` is killed.
+/// by ending. It begins with all signals blocked. Who has not left after `limit` is killed. `body` is told what the child's bounding set
+/// is within.
 ///
-/// The caller must have one thread only. `body` may not drop descriptors that the caller owns. It may be killed between any two
-/// instructions, so it writes nothing that the caller looks at but single values, and [`Letters`]; all memory that it takes is gone
-/// with what this returns. Of its end, which may come before it has executed anything, SIGCHLD tells.
+/// The caller must have one thread only, and its own children must be born into its own PID namespace. The child has of a thread's
+/// own, such as groups and other namespaces, what the caller had when it made the first. `body` may not drop descriptors that the
+/// caller owns. It may be killed between any two instructions, so it writes nothing that the caller looks at but single values, and
+/// [`Letters`]; all memory that it takes is gone with what this returns. Of its end, which may come before it has executed anything, SIGCHLD tells.
 ///
 /// # Errors
 /// `Unsupported` where [`can_share`] says no, or what clone3(2) says.
-pub fn spawn_child<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Left> {
+pub fn spawn_child<B: FnOnce(u64)>(limit: Duration, begin: &Begin<'_>, body: B) -> io::Result<Left> {
     // Looked at once by whoever comes first, and that is not to be the child: nobody would know that it is not at it any more.
     ignored();
     // What a signal brings about, be it only an errno, would disturb the child.
     let quiet = Quiet::begin()?;
     let deadline = Instant::now() + limit;
-    let watch = Watch::begin(limit)?;
+    let maker = Maker::take(begin)?;
     let scratch = Scratch::begin()?;
-    let child = spawn(Ends::Thread(&watch), 0, body)?;
-    drop(watch);
+    let child = spawn(Ends::Maker(&maker, deadline), 0, || body(maker.bounding()))?;
+    drop(maker);
     scratch.close();
     drop(quiet);
     Ok(Left { child, late: Instant::now() >= deadline, _scratch: scratch })
@@ -144,24 +147,30 @@ pub fn spawn_sibling<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Child>
     spawn(Ends::Itself(limit), libc::CLONE_PARENT as u64, body)
 }
 
-/// Makes a child or a sibling. Who `ends` it is a thread of the caller, or the new process itself.
+/// Makes a child or a sibling. Who `ends` it is the caller, who has a thread make it, or the new process itself.
 fn spawn<B: FnOnce()>(ends: Ends<'_>, flags: u64, body: B) -> io::Result<Child> {
-    let mut own: RawFd = -1;
-    let (limit, pidfd) = match ends {
-        Ends::Thread(watch) => (None, watch.place()),
-        Ends::Itself(limit) => (Some(limit), &raw mut own),
+    let pidfd = AtomicI32::new(-1);
+    let limit = match ends {
+        Ends::Maker(..) => None,
+        Ends::Itself(limit) => Some(limit),
     };
     let mut shared = Shared { body: Some(body), limit };
+    let argument = (&raw mut shared).cast();
     let there = AtomicU32::new(1);
     let mut args = arguments(flags | libc::CLONE_PIDFD as u64, &there);
-    args.pidfd = pidfd as u64;
+    args.pidfd = pidfd.as_ptr() as u64;
     // A sibling has that of the caller.
     args.exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
     // SAFETY: stack and arguments are live until the end of this function, which the child does not see the return of: the
-    // kernel lets the caller go on only when the child has left, or when the caller is killed.
-    let pid = unsafe { clone3(&raw mut args, run::<B>, (&raw mut shared).cast()) }?;
-    // SAFETY: the kernel stored a new descriptor there. Only the thread besides knows of it, for as long as it watches.
-    let child = Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd.read_volatile()) } };
+    // kernel lets its maker go on only when the child has left, or when all of this process is killed.
+    let pid = unsafe {
+        match ends {
+            Ends::Maker(maker, deadline) => maker.make(deadline, &pidfd, &raw mut args, run::<B>, argument),
+            Ends::Itself(_) => clone3(&raw mut args, run::<B>, argument),
+        }
+    }?;
+    // SAFETY: the kernel stored a new descriptor there, and nobody else knows of it.
+    let child = Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd.into_inner()) } };
     is_left(&there);
     Ok(child)
 }
@@ -169,7 +178,7 @@ fn spawn<B: FnOnce()>(ends: Ends<'_>, flags: u64, body: B) -> io::Result<Child> 
 /// Who ends a process that does not leave the memory of its maker.
 #[derive(Clone, Copy)]
 enum Ends<'a> {
-    Thread(&'a Watch),
+    Maker(&'a Maker<'a>, Instant),
     Itself(Duration),
 }
 
@@ -205,34 +214,22 @@ fn is_left(there: &AtomicU32) {
 }
 
 /// Has the kernel kill this process then, unless it has executed a program before: that removes timers (timer_create(2)). For one
-/// whose maker can be killed as well, since it may be stopped before it comes to this: see [`watch`].
+/// whose maker can be killed as well, since it may be stopped before it comes to this: see [`maker`].
 fn end_after(limit: Duration) -> io::Result<()> {
-    set_timer(make_timer(libc::SIGKILL, None)?, Some(limit))
-}
-
-/// Makes a timer of the kernel that sends a signal to the thread `to`, or to this process.
-fn make_timer(signal: libc::c_int, to: Option<i32>) -> io::Result<libc::c_int> {
     // SAFETY: all zeros is a valid sigevent.
     let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
-    event.sigev_notify = if to.is_some() { libc::SIGEV_THREAD_ID } else { libc::SIGEV_SIGNAL };
-    event.sigev_signo = signal;
-    event.sigev_notify_thread_id = to.unwrap_or(0);
+    (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_SIGNAL, libc::SIGKILL);
     let mut timer: libc::c_int = 0;
     // SAFETY: both are live and the kernel's own. Its timers are numbers.
     check(unsafe {
         libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
     })?;
-    Ok(timer)
-}
-
-/// Has it go off once after some time, or not at all.
-fn set_timer(timer: libc::c_int, after: Option<Duration>) -> io::Result<()> {
     // No time at all would mean never.
-    let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
+    let limit = limit.max(Duration::from_nanos(1));
     // SAFETY: all zeros is a valid timer specification.
     let mut time: libc::itimerspec = unsafe { std::mem::zeroed() };
-    time.it_value.tv_sec = after.as_secs() as libc::time_t;
-    time.it_value.tv_nsec = after.subsec_nanos().into();
+    time.it_value.tv_sec = limit.as_secs() as libc::time_t;
+    time.it_value.tv_nsec = limit.subsec_nanos().into();
     // SAFETY: the structure is live and the kernel's own.
     check(unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const time, null_mut::<u8>()) })?;
     Ok(())
@@ -252,12 +249,41 @@ fn arguments(flags: u64, there: &AtomicU32) -> libc::clone_args {
     // that goes too deep, the guard below it ends the process.
     unsafe { std::ptr::write_bytes(stack as *mut u8, 0, TOP) };
     let shared = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_CHILD_CLEARTID) as u64;
-    args.flags = flags | shared | CLONE_CLEAR_SIGHAND;
+    args.flags = flags | shared | CLONE_CLEAR_SIGHAND | libc::CLONE_SETTLS as u64;
     args.child_tid = there.as_ptr() as u64;
+    // Who makes it may be another thread than the one whose part it plays.
+    args.tls = thread_pointer();
     // The kernel wants its length, but looks at the end only.
     args.stack = (stack - TOP) as u64;
     args.stack_size = TOP as u64;
     args
+}
+
+/// Where a child begins.
+type Entry = extern "C" fn(*mut c_void) -> !;
+
+/// What makes this thread the thread that it is to the C library.
+#[cfg(target_arch = "x86_64")]
+fn thread_pointer() -> u64 {
+    let pointer: u64;
+    // SAFETY: the first word of a thread's block is its own address (the processor's ELF supplement, "thread-local storage").
+    unsafe { std::arch::asm!("mov {}, fs:0", out(reg) pointer, options(nostack, pure, readonly)) };
+    pointer
+}
+
+/// The same.
+#[cfg(target_arch = "aarch64")]
+fn thread_pointer() -> u64 {
+    let pointer: u64;
+    // SAFETY: reads a register.
+    unsafe { std::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, pure, nomem)) };
+    pointer
+}
+
+/// Not written for this processor, on which no child shares memory.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn thread_pointer() -> u64 {
+    0
 }
 
 /// Makes a child that begins in `entry`, at the end of its own stack.
@@ -265,11 +291,7 @@ fn arguments(flags: u64, there: &AtomicU32) -> libc::clone_args {
 /// # Safety
 /// The stack, and what `argument` and `args` point to, must be live for as long as the child uses this memory.
 #[cfg(target_arch = "x86_64")]
-unsafe fn clone3(
-    args: *mut libc::clone_args,
-    entry: extern "C" fn(*mut c_void) -> !,
-    argument: *mut c_void,
-) -> io::Result<i32> {
+unsafe fn clone3(args: *mut libc::clone_args, entry: Entry, argument: *mut c_void) -> io::Result<i32> {
     let mut result = libc::SYS_clone3;
     // SAFETY: the parent only sees a system call. The child has the same registers but for the stack's, finds 0 as the result,
     // and never comes back: it needs nothing from the parent's stack.
@@ -300,11 +322,7 @@ unsafe fn clone3(
 /// # Safety
 /// As above.
 #[cfg(target_arch = "aarch64")]
-unsafe fn clone3(
-    args: *mut libc::clone_args,
-    entry: extern "C" fn(*mut c_void) -> !,
-    argument: *mut c_void,
-) -> io::Result<i32> {
+unsafe fn clone3(args: *mut libc::clone_args, entry: Entry, argument: *mut c_void) -> io::Result<i32> {
     let mut result = args as i64;
     // SAFETY: as above.
     unsafe {
@@ -332,11 +350,7 @@ unsafe fn clone3(
 /// # Safety
 /// Nothing is done.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-unsafe fn clone3(
-    _: *mut libc::clone_args,
-    _: extern "C" fn(*mut c_void) -> !,
-    _: *mut c_void,
-) -> io::Result<i32> {
+unsafe fn clone3(_: *mut libc::clone_args, _: Entry, _: *mut c_void) -> io::Result<i32> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -370,7 +384,7 @@ fn mask(new: *const u64, old: *mut u64) -> io::Result<()> {
     Ok(())
 }
 
-mod watch;
+mod maker;
 
 #[cfg(test)]
 mod tests;
