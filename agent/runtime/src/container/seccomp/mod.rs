@@ -10,7 +10,7 @@ mod assemble;
 mod default;
 mod syscalls;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSyscall, Spec};
 
@@ -63,6 +63,7 @@ impl Filter {
     /// architectures that are not listed are killed.
     pub fn compile(spec: &LinuxSeccomp, shape: Shape) -> Result<Filter, Error> {
         refuse_questions(spec)?;
+        let rules = rules(spec)?;
         let listed =
             |table: &syscalls::Table| spec.architectures().iter().flatten().any(|arch| *arch == table.arch);
         // The tables of one architecture follow each other by their first numbers.
@@ -70,9 +71,9 @@ impl Filter {
         for (at, table) in syscalls::TABLES.iter().enumerate() {
             let wanted = at == 0 || listed(table);
             match blocks.iter_mut().find(|(audit, _)| *audit == table.audit) {
-                Some((_, block)) if wanted => block.extend(ranges(spec, table)?),
+                Some((_, block)) if wanted => block.extend(ranges(spec, &rules, table)?),
                 Some((_, block)) => block.push(not_there(table.first)),
-                None if wanted => blocks.push((table.audit, ranges(spec, table)?)),
+                None if wanted => blocks.push((table.audit, ranges(spec, &rules, table)?)),
                 None => {}
             }
         }
@@ -170,32 +171,48 @@ fn not_there(first: u32) -> Range {
     Range { start: first, verdict: Verdict { conditional: Vec::new(), otherwise: NOT_IMPLEMENTED } }
 }
 
+/// A rule of a spec, for whatever kind of program.
+struct Rule<'a> {
+    names: &'a [String],
+    action: u32,
+    /// See [`alternatives`].
+    alternatives: Vec<Vec<Condition>>,
+}
+
+fn rules(spec: &LinuxSeccomp) -> Result<Vec<Rule<'_>>, Error> {
+    let rule = |rule: &'_ LinuxSyscall| -> Result<(u32, Vec<Vec<Condition>>), Error> {
+        Ok((action("syscalls.action", rule.action(), rule.errno_ret())?, alternatives(rule)?))
+    };
+    let all = spec.syscalls().iter().flatten();
+    all.map(|one| rule(one).map(|(action, alternatives)| Rule { names: one.names(), action, alternatives }))
+        .collect()
+}
+
 /// The verdict on every number of a table, in ranges that cover all from its first on.
-fn ranges(spec: &LinuxSeccomp, table: &syscalls::Table) -> Result<Vec<Range>, Error> {
+fn ranges(spec: &LinuxSeccomp, rules: &[Rule<'_>], table: &syscalls::Table) -> Result<Vec<Range>, Error> {
     let default = action("defaultAction", spec.default_action(), spec.default_errno_ret())?;
-    let mut verdicts: BTreeMap<u32, Verdict> = BTreeMap::new();
-    let names = table.names();
-    let mut decided: HashSet<u32> = HashSet::new();
-    for rule in spec.syscalls().iter().flatten() {
-        let value = action("syscalls.action", rule.action(), rule.errno_ret())?;
-        let alternatives = alternatives(rule)?;
-        for number in rule.names().iter().filter_map(|name| names.number(name)) {
-            if decided.contains(&number) {
+    // By place in the table; whether no later rule matters any more.
+    let mut found: Vec<Option<(Verdict, bool)>> = vec![None; table.calls.len()];
+    let mut search = table.search();
+    for Rule { names, action, alternatives } in rules {
+        for place in names.iter().filter_map(|name| search.place(name)) {
+            let undecided = || (Verdict { conditional: Vec::new(), otherwise: default }, false);
+            let (verdict, decided) = found[place].get_or_insert_with(undecided);
+            if *decided {
                 continue;
             }
-            let verdict = verdicts
-                .entry(number)
-                .or_insert_with(|| Verdict { conditional: Vec::new(), otherwise: default });
             if alternatives.is_empty() {
-                verdict.otherwise = value;
-                decided.insert(number);
+                (verdict.otherwise, *decided) = (*action, true);
             } else {
-                verdict.conditional.extend(alternatives.iter().map(|a| (a.clone(), value)));
+                verdict.conditional.extend(alternatives.iter().map(|a| (a.clone(), *action)));
             }
         }
     }
+    let numbered = found.into_iter().zip(table.calls).filter_map(|(found, call)| Some((call.1, found?.0)));
+    let mut verdicts: Vec<(u32, Verdict)> = numbered.collect();
+    verdicts.sort_unstable_by_key(|(number, _)| *number);
     let plain = |value| Verdict { conditional: Vec::new(), otherwise: value };
-    let end = verdicts.keys().next_back().map_or(table.first, |last| last + 1);
+    let end = verdicts.last().map_or(table.first, |(last, _)| last + 1);
     let mut ranges: Vec<Range> = Vec::new();
     let mut add = |start: u32, verdict: Verdict| {
         if ranges.last().is_none_or(|last| last.verdict != verdict) {

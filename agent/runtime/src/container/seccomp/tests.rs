@@ -48,10 +48,9 @@ fn run(program: &[Instruction], arch: u32, number: u32, args: &[u64; 6]) -> u32 
 /// The same question asked of the rules, one after the other.
 fn naive(spec: &LinuxSeccomp, table: &syscalls::Table, number: u32, args: &[u64; 6]) -> u32 {
     let default = action("", spec.default_action(), spec.default_errno_ret()).unwrap();
-    let names = table.names();
     let mut newest = None;
     for rule in spec.syscalls().iter().flatten() {
-        let numbers: Vec<u32> = rule.names().iter().filter_map(|n| names.number(n)).collect();
+        let numbers: Vec<u32> = rule.names().iter().filter_map(|n| table.number(n)).collect();
         newest = newest.max(numbers.iter().max().copied());
     }
     if newest.is_none_or(|n| number > n) {
@@ -59,7 +58,7 @@ fn naive(spec: &LinuxSeccomp, table: &syscalls::Table, number: u32, args: &[u64;
         return if errno { NOT_IMPLEMENTED } else { default };
     }
     for rule in spec.syscalls().iter().flatten() {
-        if !rule.names().iter().any(|n| names.number(n) == Some(number)) {
+        if !rule.names().iter().any(|n| table.number(n) == Some(number)) {
             continue;
         }
         let alternatives = alternatives(rule).unwrap();
@@ -178,7 +177,7 @@ proptest! {
 fn verdict(profile: &LinuxSeccomp, name: &str, first: u64) -> u32 {
     let filter = Filter::compile(profile, Shape::ManyCalls).unwrap();
     let table = syscalls::native();
-    run(filter.program(), table.audit, table.names().number(name).unwrap(), &[first, 0, 0, 0, 0, 0])
+    run(filter.program(), table.audit, table.number(name).unwrap(), &[first, 0, 0, 0, 0, 0])
 }
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
@@ -217,7 +216,7 @@ fn the_default_profile_without_capabilities() {
         [("read", ALLOW), ("futex_time64", ALLOW), ("mount", EPERM), ("clone3", NOT_IMPLEMENTED)]
     {
         assert_eq!(
-            run(filter.program(), narrow.audit, narrow.names().number(name).unwrap(), &[0; 6]),
+            run(filter.program(), narrow.audit, narrow.number(name).unwrap(), &[0; 6]),
             expected,
             "{name}"
         );
@@ -389,7 +388,7 @@ fn small_values_are_looked_up_in_a_table() {
             let mut profile = LinuxSeccomp::default();
             profile.set_default_action(Action::ScmpActErrno).set_syscalls(Some(rules.collect()));
             let table = syscalls::native();
-            let number = table.names().number("ioctl").unwrap();
+            let number = table.number("ioctl").unwrap();
             for shape in SHAPES {
                 let filter = Filter::compile(&profile, shape).unwrap();
                 let length = filter.program().len();
