@@ -216,3 +216,39 @@ fn a_container_whose_post_start_hook_fails_is_killed_and_restarted() {
     let event = node.wait_event("a", "PostStartHook failed").unwrap();
     assert!(event.contains("no such luck"), "{event}");
 }
+
+/// The shim keeps between them what further processes have in common, which these have not.
+#[test]
+fn containers_of_a_pod_have_their_own_bounding_sets_whoever_is_asked_first() {
+    let node = Node::start().unwrap();
+    let container = |name: &str, context: &str| {
+        format!(
+            "    - name: {name}
+      image: {image}
+      imagePullPolicy: Never
+      command: [sh, -c, 'grep CapBnd /proc/self/status; exec sleep 1000000']
+      readinessProbe: {{ exec: {{ command: ['true'] }}, periodSeconds: 1 }}
+      securityContext: {{ capabilities: {{ {context} }} }}
+",
+            image = manifest::IMAGE
+        )
+    };
+    let sets = [("few", "drop: [ALL]"), ("own", "add: [NET_ADMIN]"), ("most", "add: [ALL]"), ("usual", "")];
+    let containers = sets.map(|(name, context)| container(name, context)).concat();
+    let pod = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: a }}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n{containers}"
+    );
+    node.apply("a.yaml", &pod).unwrap();
+    let ready = |pods: &berth_e2e::pods::Pods| {
+        let statuses = pods.get("a").and_then(|a| a.status.as_ref()?.container_statuses.as_ref());
+        statuses.is_some_and(|all| all.len() == sets.len() && all.iter().all(|c| c.ready))
+    };
+    let pod = node.wait("all are ready", SOON, ready).unwrap()["a"].clone();
+    for name in ["few", "most", "own", "usual", "few", "own"] {
+        let first = node.log(&pod, name, 0).unwrap()[0].clone();
+        let words = ["exec", "a-n1", "-c", name, "--", "grep", "CapBnd", "/proc/self/status"];
+        let further = node.berth(&words).unwrap().ok().unwrap();
+        assert_eq!(further.trim(), first.trim(), "{name}");
+    }
+    node.finish().unwrap();
+}

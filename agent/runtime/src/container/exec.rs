@@ -235,9 +235,9 @@ struct Ready<'a> {
 }
 
 impl Visit<'_> {
-    /// Whether the process can do without memory of its own. Who makes it then has the groups that the caller had once. A terminal would be a descriptor that the caller keeps, like the listener
+    /// Whether the process can do without memory of its own. A terminal would be a descriptor that the caller keeps, like the listener
     /// of a filter that asks, the kernel lets nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a
-    /// whole.
+    /// whole. Who makes such a process has the groups that the caller had once.
     fn may_share(&self) -> bool {
         can_share()
             && self.notify.is_none()

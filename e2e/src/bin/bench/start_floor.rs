@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use berth_e2e::node::Node;
 use berth_e2e::tools;
 use nix::fcntl::OFlag;
-use nix::libc::{makedev, sock_filter};
+use nix::libc::sock_filter;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, mknod};
@@ -30,28 +30,6 @@ pub const WORD: &str = "start-in";
 const CAPABILITIES: u64 = 0xa804_25fb;
 /// The files of a pod that a container finds at fixed places.
 const FILES: [&str; 4] = ["etc/hosts", "etc/hostname", "etc/resolv.conf", "dev/termination-log"];
-const NODES: [(&str, u64, u64); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("tty", 5, 0), ("random", 1, 8), ("urandom", 1, 9)];
-const LINKS: [(&str, &str); 5] = [
-    ("/proc/self/fd", "dev/fd"),
-    ("/proc/self/fd/0", "dev/stdin"),
-    ("/proc/self/fd/1", "dev/stdout"),
-    ("/proc/self/fd/2", "dev/stderr"),
-    ("pts/ptmx", "dev/ptmx"),
-];
-const COVERED: [&str; 10] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Limits of memory and processes and a share of the CPU, on v1 and v2.
 const LIMITS: [(&str, &str); 6] = [
     ("memory.limit_in_bytes", "268435456"),
@@ -100,6 +78,13 @@ struct Floor {
     dir: PathBuf,
     /// The image, as overlay wants it named.
     lower: String,
+    /// Devices and links in `/dev`.
+    nodes: Vec<(PathBuf, u64)>,
+    links: Vec<(PathBuf, PathBuf)>,
+    /// What is covered, folders and files, and what is read-only besides.
+    folders: Vec<PathBuf>,
+    files: Vec<PathBuf>,
+    read_only: Vec<PathBuf>,
     cgroups: Vec<Cgroup>,
     filter: Vec<sock_filter>,
 }
@@ -125,8 +110,55 @@ impl Floor {
             fs::write(dir.join(file.replace('/', "-")), "").context("write a file")?;
         }
         let text = fs::read_to_string(example.join("cgroup")).context("read cgroup")?;
-        let cgroups = text.lines().filter_map(Cgroup::beside).collect();
-        Ok(Floor { dir: dir.to_owned(), lower, cgroups, filter: filter() })
+        let mut floor = Floor {
+            dir: dir.to_owned(),
+            lower,
+            nodes: Vec::new(),
+            links: Vec::new(),
+            folders: Vec::new(),
+            files: Vec::new(),
+            read_only: Vec::new(),
+            cgroups: text.lines().filter_map(Cgroup::beside).collect(),
+            filter: filter(),
+        };
+        floor.take_devices(&example.join("root/dev")).context("read /dev")?;
+        floor.take_covered(&example.join("root"), &mounts).context("look at what is covered")?;
+        Ok(floor)
+    }
+
+    fn take_devices(&mut self, dev: &Path) -> Result<()> {
+        for entry in fs::read_dir(dev)? {
+            let entry = entry?;
+            let (here, kind) = (Path::new("dev").join(entry.file_name()), entry.file_type()?);
+            if kind.is_symlink() {
+                self.links.push((fs::read_link(entry.path())?, here));
+            } else if kind.is_char_device() {
+                self.nodes.push((here, entry.metadata()?.rdev()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is mounted below `/proc` and `/sys`: a part of `/proc` itself only to be read, something else to cover what is there.
+    fn take_covered(&mut self, root: &Path, mounts: &str) -> Result<()> {
+        for line in mounts.lines() {
+            let Some((mount, kind)) = line.split_once(" - ") else { continue };
+            let path = mount.split(' ').nth(4).context("a mount without a place")?;
+            let below = |top: &str| path.strip_prefix(top).is_some_and(|rest| !rest.starts_with("fs/cgroup"));
+            if !below("/proc/") && !below("/sys/") {
+                continue;
+            }
+            let list = if kind.starts_with("proc ") {
+                &mut self.read_only
+            } else if fs::metadata(root.join(&path[1..]))?.is_dir() {
+                &mut self.folders
+            } else {
+                &mut self.files
+            };
+            list.push(path.into());
+        }
+        ensure!(!self.read_only.is_empty(), "nothing is read-only");
+        Ok(())
     }
 
     fn once(&self, round: usize) -> Result<Duration> {
@@ -191,17 +223,10 @@ impl Floor {
         make("mqueue", "dev/mqueue", quiet, None)?;
         make("tmpfs", "dev/shm", quiet, Some("mode=1777,size=65536k"))?;
         make("sysfs", "sys", quiet | MsFlags::MS_RDONLY, None)?;
-        for (name, major, minor) in NODES {
-            let path = Path::new("dev").join(name);
-            mknod(
-                &path,
-                SFlag::S_IFCHR,
-                Mode::from_bits_truncate(0o666),
-                makedev(major as u32, minor as u32),
-            )
-            .context("mknod")?;
+        for (path, device) in &self.nodes {
+            mknod(path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), *device).context("mknod")?;
         }
-        for (to, at) in LINKS {
+        for (to, at) in &self.links {
             symlink(to, at).context("symlink")?;
         }
         self.enter_cgroups()?;
@@ -214,25 +239,16 @@ impl Floor {
         pivot_root(".", ".").context("pivot_root")?;
         umount2(".", MntFlags::MNT_DETACH).context("umount")?;
         chdir("/").context("chdir")?;
-        for path in COVERED.map(Path::new) {
-            match fs::metadata(path) {
-                Ok(found) if found.is_dir() => {
-                    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_RDONLY, none).context("cover")?;
-                }
-                Ok(_) => bind(Path::new("/dev/null"), path)?,
-                Err(_) => {}
-            }
+        for path in &self.folders {
+            mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_RDONLY, none).context("cover a folder")?;
         }
-        for path in READ_ONLY.map(Path::new).into_iter().filter(|path| path.exists()) {
+        for path in &self.files {
+            bind(Path::new("/dev/null"), path)?;
+        }
+        let only_read = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | quiet;
+        for path in &self.read_only {
             bind(path, path)?;
-            mount(
-                none,
-                path,
-                none,
-                MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | quiet,
-                none,
-            )
-            .context("read-only")?;
+            mount(none, path, none, only_read, none).context("read-only")?;
         }
         sethostname("floor").context("hostname")?;
         sys::bound(CAPABILITIES).context("capabilities")?;
