@@ -6,6 +6,7 @@ use berth_e2e::manifest::{self, Builder};
 use berth_e2e::node::Node;
 use berth_e2e::pods::{PodExt, Pods};
 use berth_e2e::poll;
+use k8s_openapi::api::core::v1::ContainerStatus;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -218,37 +219,87 @@ fn a_container_whose_post_start_hook_fails_is_killed_and_restarted() {
 }
 
 /// The shim keeps between them what further processes have in common, which these have not.
+/// What a process is: who, where, and what it may do.
+const SELF: &str = "exec 2>&1; grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Umask|Sig(Blk|Ign|Cgt))' /proc/self/status; \
+    cat /proc/self/oom_score_adj /proc/self/cgroup /proc/self/attr/current; pwd; readlink /proc/self/root; \
+    for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done; \
+    grep -v 'Max pending' /proc/self/limits; ls /proc/self/fd | wc -l; mkdir /x && rmdir /x; setsid true; echo done";
+
 #[test]
-fn containers_of_a_pod_have_their_own_bounding_sets_whoever_is_asked_first() {
+fn further_processes_are_what_the_first_of_their_container_is_whoever_is_asked_first() {
     let node = Node::start().unwrap();
-    let container = |name: &str, context: &str| {
+    let profiles = node.path("root/seccomp");
+    std::fs::create_dir_all(&profiles).unwrap();
+    let but = |names: &str| {
+        format!(
+            r#"{{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+            "syscalls": [{{"names": [{names}], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}}]}}"#
+        )
+    };
+    // One that nothing which makes a process minds, and one that would not let it be made.
+    std::fs::write(profiles.join("folders.json"), but(r#""mkdir", "mkdirat""#)).unwrap();
+    std::fs::write(profiles.join("sessions.json"), but(r#""setsid", "setgroups", "openat2""#)).unwrap();
+    let container = |(name, context): (&str, &str)| {
         format!(
             "    - name: {name}
       image: {image}
       imagePullPolicy: Never
-      command: [sh, -c, 'grep CapBnd /proc/self/status; exec sleep 1000000']
+      command: [sh, -c, \"{SELF}; while ! test -e /end; do sleep 0.1; done\"]
       readinessProbe: {{ exec: {{ command: ['true'] }}, periodSeconds: 1 }}
-      securityContext: {{ capabilities: {{ {context} }} }}
+      securityContext: {{ {context} }}
 ",
             image = manifest::IMAGE
         )
     };
-    let sets = [("few", "drop: [ALL]"), ("own", "add: [NET_ADMIN]"), ("most", "add: [ALL]"), ("usual", "")];
-    let containers = sets.map(|(name, context)| container(name, context)).concat();
-    let pod = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: a }}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n{containers}"
-    );
-    node.apply("a.yaml", &pod).unwrap();
-    let ready = |pods: &berth_e2e::pods::Pods| {
-        let statuses = pods.get("a").and_then(|a| a.status.as_ref()?.container_statuses.as_ref());
-        statuses.is_some_and(|all| all.len() == sets.len() && all.iter().all(|c| c.ready))
-    };
-    let pod = node.wait("all are ready", SOON, ready).unwrap()["a"].clone();
-    for name in ["few", "most", "own", "usual", "few", "own"] {
-        let first = node.log(&pod, name, 0).unwrap()[0].clone();
-        let words = ["exec", "a-n1", "-c", name, "--", "grep", "CapBnd", "/proc/self/status"];
-        let further = node.berth(&words).unwrap().ok().unwrap();
-        assert_eq!(further.trim(), first.trim(), "{name}");
+    let plain = [
+        ("few", "capabilities: { drop: [ALL] }"),
+        ("own", "capabilities: { add: [NET_ADMIN] }"),
+        ("usual", ""),
+        ("runtime", "seccompProfile: { type: RuntimeDefault }"),
+        ("none", "seccompProfile: { type: Unconfined }"),
+        ("folders", "seccompProfile: { type: Localhost, localhostProfile: folders.json }"),
+        ("sessions", "seccompProfile: { type: Localhost, localhostProfile: sessions.json }"),
+        ("user", "runAsUser: 1000, runAsGroup: 100, allowPrivilegeEscalation: false"),
+        (
+            "locked",
+            "runAsUser: 7, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: [ALL] }",
+        ),
+    ];
+    // In a pod with one whose processes may trace others all are made in another way.
+    let traced = [plain[2], ("most", "capabilities: { add: [ALL] }"), ("privileged", "privileged: true")];
+    for (pod, contexts) in [("a", &plain[..]), ("b", &traced[..])] {
+        let containers: String = contexts.iter().copied().map(container).collect();
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {pod} }}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n{containers}"
+        );
+        node.apply(&format!("{pod}.yaml"), &text).unwrap();
     }
+    let all = |pods: &Pods, wanted: &dyn Fn(&ContainerStatus) -> bool| {
+        let statuses =
+            ["a", "b"].map(|pod| Some(pods.get(pod)?.status.as_ref()?.container_statuses.as_ref()));
+        let statuses: Vec<_> = statuses.into_iter().flatten().flatten().flatten().collect();
+        statuses.len() == plain.len() + traced.len() && statuses.into_iter().all(wanted)
+    };
+    let pods = node.wait("all are ready", SOON, |pods| all(pods, &|c| c.ready)).unwrap();
+    for (pod, contexts) in [("a", &plain[..]), ("b", &traced[..])] {
+        for (name, _) in contexts.iter().chain(contexts.iter().rev()) {
+            let first = node.log(&pods[pod], name, 0).unwrap().join("\n");
+            let words = ["exec", &format!("{pod}-n1"), "-c", name, "--", "sh", "-c", SELF];
+            let further = node.berth(&words).unwrap().ok().unwrap();
+            assert!(further.contains("done"), "{pod} {name}: {further}");
+            assert_eq!(further.trim(), first.trim(), "{pod} {name}");
+        }
+    }
+    // The shim has a thread for each and one besides, also when one was started again.
+    let threads = |pod: &str| {
+        let shim = node.shim(pods[pod].uid()).unwrap();
+        std::fs::read_dir(node.machine().root().join(format!("proc/{shim}/task"))).unwrap().count()
+    };
+    assert_eq!((threads("a"), threads("b")), (plain.len() + 1, 1));
+    node.berth(&["exec", "a-n1", "-c", "usual", "--", "touch", "/end"]).unwrap().ok().unwrap();
+    let again = |c: &ContainerStatus| c.name != "usual" || c.ready && c.restart_count == 1;
+    node.berth(&["exec", "b-n1", "-c", "usual", "--", "touch", "/end"]).unwrap().ok().unwrap();
+    node.wait("both were restarted", SOON, |pods| all(pods, &again)).unwrap();
+    assert_eq!((threads("a"), threads("b")), (plain.len() + 1, 1));
     node.finish().unwrap();
 }

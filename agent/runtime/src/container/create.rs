@@ -23,7 +23,9 @@ use super::placement::Placement;
 use super::seccomp::{Filter, Shape};
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
-use super::{Container, Create, Error, Timings, labels, limits, mounts, scheduling, streams, time_namespace};
+use super::{
+    Container, Create, Error, Timings, labels, limits, mounts, procfs, scheduling, streams, time_namespace,
+};
 use crate::cgroup::{Cgroups, Driver, Version, rootless};
 use crate::sys::process::{Child, pidfd_kill};
 
@@ -371,7 +373,7 @@ impl Birth<'_> {
     fn set_from_outside(&mut self) -> Result<(), Error> {
         let (Some(child), Some(process)) = (&self.child, self.spec.process()) else { return Ok(()) };
         let mut warn = |text| self.warnings.push(text);
-        limits::set_oom_score(child.pid, process, &mut warn)?;
+        limits::set_oom_score(child.pid, process, &procfs::write, &mut warn)?;
         limits::set_rlimits(child.pid, process, &mut warn)?;
         scheduling::set_priorities(child.pid, process)
     }

@@ -37,12 +37,13 @@ use super::seccomp::Filter;
 use super::time_namespace::CLONE_NEWTIME;
 use super::user_namespace::outer_uid;
 use super::{
-    Error, Exec, ExecProcess, Root, Stdio, Tie, capabilities, console, labels, limits, scheduling, streams,
-    users,
+    Error, Exec, ExecProcess, Root, Stdio, Tie, capabilities, console, labels, limits, procfs, scheduling,
+    streams, users,
 };
 use crate::sys::process::{Child, Clone3, pidfd_kill};
 use crate::sys::sharing::{
-    Begin, CAN_SHARE, EVERYTHING, Left, Letters, can_share, make_room, spawn_child, spawn_sibling,
+    CAN_SHARE, Common, EVERYTHING, Left, Letters, Maker, can_share, make_room, making, spawn_child,
+    spawn_sibling,
 };
 use crate::sys::{credentials, process};
 
@@ -156,13 +157,106 @@ struct Visit<'a> {
     patience: Duration,
 }
 
-/// Where the process is made that joins the container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Birth {
-    /// In the caller's PID namespace.
-    Outside,
-    /// In the container's.
-    Inside,
+/// What the process that joins the container has of it when it begins.
+#[derive(Clone, Copy, Debug)]
+struct Birth {
+    /// Its PID namespace.
+    inside: bool,
+    /// All namespaces.
+    joined: bool,
+    /// The filter of system calls.
+    filtered: bool,
+    /// What the bounding set is within.
+    bounding: u64,
+}
+
+impl Birth {
+    /// Nothing.
+    const OUTSIDE: Birth = Birth { inside: false, joined: false, filtered: false, bounding: EVERYTHING };
+    /// The PID namespace.
+    const INSIDE: Birth = Birth { inside: true, ..Birth::OUTSIDE };
+
+    /// What the children of this one have.
+    fn by(maker: &Maker) -> Birth {
+        Birth {
+            inside: true,
+            joined: maker.namespaces() != 0,
+            filtered: maker.filters(),
+            bounding: maker.bounding(),
+        }
+    }
+}
+
+/// The system calls, besides the one that makes it, of a process that is made by a [`Maker`], up to its program. Whatever it makes
+/// that is not among them is forbidden by no filter: see [`Visit::needs_more`].
+const CALLS: &[libc::c_long] = &[
+    // Memory, time and its end.
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_kill,
+    libc::SYS_madvise,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_tgkill,
+    // Signals and CPUs.
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sigaltstack,
+    // Files and descriptors.
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_dup3,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fchown,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_lseek,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_read,
+    libc::SYS_readlinkat,
+    libc::SYS_statx,
+    libc::SYS_write,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    // Who it is and what it may do.
+    libc::SYS_capget,
+    libc::SYS_capset,
+    libc::SYS_chdir,
+    libc::SYS_getcwd,
+    libc::SYS_prctl,
+    libc::SYS_prlimit64,
+    libc::SYS_setgroups,
+    libc::SYS_setresgid,
+    libc::SYS_setresuid,
+    libc::SYS_setsid,
+    libc::SYS_umask,
+    libc::SYS_execve,
+];
+
+/// Whether a process can have this filter from its beginning.
+fn lets_begin(filter: &Filter) -> bool {
+    let (call, args) = making();
+    !filter.asks()
+        && filter.lets(call, Some(&args))
+        && Maker::CALLS.iter().chain(CALLS).all(|call| filter.lets(*call, None))
 }
 
 /// While it lives, this process is not dumpable, and neither are children at their birth.
@@ -263,23 +357,24 @@ impl Visit<'_> {
 
     /// Makes one process, which is visible in the container from the beginning.
     fn direct(&self) -> Result<ExecProcess, Error> {
+        let failed = |e| Error::sys("clone", "a process in the container", e);
         // Before it is there.
         let hidden = Hidden::begin()?;
         if self.may_share() {
-            // The kernel says that the child has left this memory a moment before it has (mm_release() in exec_mmap()). Whoever made
-            // the memory dumpable then would show it to the container.
-            hidden.stay();
-            let letters = Letters::new();
-            let begin =
-                Begin { process: self.target, namespace: self.entrance.number(), bounding: self.bounding() };
-            let left =
-                spawn_child(self.patience, &begin, |bounding| self.go(Voice::Letters(&letters), bounding))
-                    .map_err(|e| Error::sys("clone", "a process in the container", e))?;
-            return visited(left, &letters);
+            let maker = self.entrance.maker(|| self.common()).map_err(failed)?;
+            if self.suits(maker) {
+                // The kernel says that the child has left this memory a moment before it has (mm_release() in exec_mmap()). Whoever
+                // made the memory dumpable then would show it to the container.
+                hidden.stay();
+                let (letters, birth) = (Letters::new(), Birth::by(maker));
+                let left = spawn_child(self.patience, maker, || self.go(Voice::Letters(&letters), birth))
+                    .map_err(failed)?;
+                return visited(left, &letters);
+            }
         }
         let inside = self.entrance.enter_pids(self.init)?;
         let (channel, theirs) = pair()?;
-        let child = self.entrance.spawn(self.init, || self.go(Voice::Channel(&theirs), EVERYTHING))?;
+        let child = self.entrance.spawn(self.init, || self.go(Voice::Channel(&theirs), Birth::INSIDE))?;
         drop(inside);
         drop(hidden);
         drop(theirs);
@@ -294,6 +389,36 @@ impl Visit<'_> {
         heard.into_process()
     }
 
+    /// What processes of this container have in common, the most first.
+    fn common(&self) -> Vec<Common<'_>> {
+        let least = Common { process: self.target, namespaces: 0, bounding: self.bounding(), filter: None };
+        // Without a procfs of its own there is no way to the host's from inside.
+        if lists(self.linux, LinuxNamespaceType::User)
+            || !lists(self.linux, LinuxNamespaceType::Mount)
+            || self.entrance.proc().is_none()
+        {
+            return vec![least];
+        }
+        let filter = self.filter.filter(|filter| !self.needs_more() && lets_begin(filter));
+        let namespaces = COMMON.iter().fold(CloneFlags::empty(), |all, (_, flag)| all | *flag).bits();
+        let most = Common { namespaces, filter: filter.map(|f| (f.program(), f.flags())), ..least };
+        vec![most, least]
+    }
+
+    /// Whether this process can be one of its children.
+    fn suits(&self, maker: &Maker) -> bool {
+        self.bounding() & !maker.bounding() == 0 && !(maker.filters() && self.needs_more())
+    }
+
+    /// Whether this process makes other system calls than [`CALLS`].
+    fn needs_more(&self) -> bool {
+        self.process.scheduler().is_some()
+            || self.process.io_priority().is_some()
+            || self
+                .linux
+                .is_some_and(|linux| linux.memory_policy().is_some() || linux.personality().is_some())
+    }
+
     /// The bounding set that the process is to have. Who joins a user namespace has a whole one there.
     fn bounding(&self) -> u64 {
         if lists(self.linux, LinuxNamespaceType::User) {
@@ -303,9 +428,9 @@ impl Visit<'_> {
         }
     }
 
-    /// All that one process does by itself. Its bounding set is within that one.
-    fn go(&self, voice: Voice<'_>, bounding: u64) {
-        if let Some(ready) = self.guide(voice, Birth::Inside, bounding) {
+    /// All that one process does by itself.
+    fn go(&self, voice: Voice<'_>, birth: Birth) {
+        if let Some(ready) = self.guide(voice, birth) {
             self.visitor(&ready);
         }
     }
@@ -328,7 +453,7 @@ impl Visit<'_> {
     }
 
     fn guide_and_give_birth(&self, channel: &Channel) {
-        let Some(ready) = self.guide(Voice::Channel(channel), Birth::Outside, EVERYTHING) else { return };
+        let Some(ready) = self.guide(Voice::Channel(channel), Birth::OUTSIDE) else { return };
         // It shares the guide's memory, which nobody needs any more. See there what that saves.
         let born = if CAN_SHARE && self.notify.is_none() {
             spawn_sibling(self.patience, || self.visitor(&ready))
@@ -342,20 +467,20 @@ impl Visit<'_> {
     }
 
     /// The guide's part, up to the birth of the visitor. Nothing when it failed, which it has told then.
-    fn guide<'v>(&'v self, voice: Voice<'v>, birth: Birth, bounding: u64) -> Option<Ready<'v>> {
+    fn guide<'v>(&'v self, voice: Voice<'v>, birth: Birth) -> Option<Ready<'v>> {
         // As long as the way in is open.
-        if let Err(error) = self.enter_cgroup() {
+        if let Err(error) = self.enter_cgroup().and_then(|()| self.take_from_host(&voice)) {
             voice.fail(error);
             return None;
         }
-        let (voice, target) = match self.arrange(&voice) {
+        let (voice, target) = match self.arrange(&voice, birth) {
             Ok((moved, target)) => (moved.unwrap_or(voice), target),
             Err(error) => {
                 voice.fail(error);
                 return None;
             }
         };
-        match self.enter(&voice, target, birth, bounding) {
+        match self.enter(&voice, target, birth) {
             Ok((identity, launch, terminal)) => Some(Ready { identity, launch, terminal, voice }),
             Err(error) => {
                 voice.fail(error);
@@ -364,11 +489,27 @@ impl Visit<'_> {
         }
     }
 
+    /// What takes the host's procfs.
+    fn take_from_host(&self, voice: &Voice<'_>) -> Result<(), Error> {
+        credentials::set_dumpable(false).map_err(|e| Error::sys("set", "dumpable", e))?;
+        let write = |path: &Path, text: &[u8]| match self.entrance.proc() {
+            Some(proc) => proc.write(path, text),
+            None => procfs::write(path, text),
+        };
+        limits::set_oom_score(0, &self.process, &write, &mut |text| voice.say(Report::Warning(text), None))?;
+        labels::set_for_exec(&self.process, &write)
+    }
+
     /// The descriptors that this process keeps, at their new places.
-    fn arrange(&self, voice: &Voice<'_>) -> Result<(Option<Voice<'static>>, Option<OwnedFd>), Error> {
+    fn arrange(
+        &self,
+        voice: &Voice<'_>,
+        birth: Birth,
+    ) -> Result<(Option<Voice<'static>>, Option<OwnedFd>), Error> {
         let channel = voice.channel().map(Channel::as_fd);
-        let extra: Vec<_> = channel.into_iter().chain([self.target]).collect();
-        let mut moved = streams::arrange(&self.stdio, &extra, &self.tie.handed)?;
+        let target = (!birth.joined).then_some(self.target);
+        let extra: Vec<_> = channel.into_iter().chain(target).collect();
+        let mut moved = streams::arrange(&self.stdio, Some(self.target), &extra, &self.tie.handed)?;
         let channel = channel.and_then(|_| moved.next()).map(Channel::connected);
         Ok((channel.map(|channel| Voice::Own(ManuallyDrop::new(channel))), moved.next()))
     }
@@ -389,18 +530,15 @@ impl Visit<'_> {
         voice: &Voice<'_>,
         target: Option<OwnedFd>,
         birth: Birth,
-        bounding: u64,
     ) -> Result<(Identity<'_>, Launch, Option<OwnedFd>), Error> {
         process::reset_signals();
-        credentials::set_dumpable(false).map_err(|e| Error::sys("set", "dumpable", e))?;
         credentials::die_with_parent()
             .map_err(|e| Error::sys("set", "the signal at the parent's death", e))?;
         let mut warn = |text: String| voice.say(Report::Warning(text), None);
-        let mut identity = Identity::of_process(&self.process, self.filter, &mut warn)?;
+        let filter = self.filter.filter(|_| !birth.filtered);
+        let mut identity = Identity::of_process(&self.process, filter, &mut warn)?;
         identity.keep_groups(self.keep_groups);
-        identity.inherit_bounding(bounding);
-        limits::set_oom_score(0, &self.process, &mut warn)?;
-        labels::set_for_exec(&self.process)?;
+        identity.inherit_bounding(birth.bounding);
         let user = lists(self.linux, LinuxNamespaceType::User);
         if user {
             // What the host's rights are needed for.
@@ -461,7 +599,7 @@ impl Visit<'_> {
 
     /// Those of the process, or of its guide, from which it inherits them.
     fn set_priorities(&self, birth: Birth) -> Result<(), Error> {
-        if birth == Birth::Outside && scheduling::is_not_inherited(&self.process) {
+        if !birth.inside && scheduling::is_not_inherited(&self.process) {
             return Ok(());
         }
         scheduling::set_priorities(0, &self.process)
@@ -536,7 +674,7 @@ fn join(target: OwnedFd, linux: Option<&Linux>, birth: Birth) -> Result<(), Erro
             .fold(CloneFlags::empty(), |all, (_, flag)| all | *flag)
     };
     let user = lists(linux, LinuxNamespaceType::User);
-    let for_children = if birth == Birth::Inside { Ok(()) } else { setns(&target, CloneFlags::CLONE_NEWPID) };
+    let for_children = if birth.inside { Ok(()) } else { setns(&target, CloneFlags::CLONE_NEWPID) };
     let mut all = match for_children {
         Err(nix::Error::EPERM) if user => {
             let own = flags(&|kind| lists(linux, kind));
@@ -551,4 +689,49 @@ fn join(target: OwnedFd, linux: Option<&Linux>, birth: Birth) -> Result<(), Erro
         all |= CLONE_NEWTIME;
     }
     setns(target, all).map_err(failed)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp};
+
+    use super::super::seccomp::{Shape, default_profile};
+    use super::*;
+
+    fn filter(profile: &LinuxSeccomp) -> Filter {
+        Filter::compile(profile, Shape::FewCalls).unwrap()
+    }
+
+    #[test]
+    fn who_has_the_default_profile_can_have_it_from_the_beginning() {
+        for names in [vec![], vec![Capability::Chown, Capability::Kill], vec![Capability::SysAdmin]] {
+            let mut capabilities = LinuxCapabilities::default();
+            capabilities.set_bounding(Some(names.into_iter().collect()));
+            assert!(lets_begin(&filter(&default_profile(&capabilities))));
+        }
+    }
+
+    #[test]
+    fn who_is_forbidden_what_it_takes_to_begin_gets_the_filter_last() {
+        let profile = |call: &str| {
+            let rule = |more: &str| {
+                let text = format!(
+                    r#"{{"defaultAction": "SCMP_ACT_ALLOW",
+                    "syscalls": [{{"names": ["{call}"], "action": "SCMP_ACT_ERRNO"{more}}}]}}"#
+                );
+                serde_json::from_str::<LinuxSeccomp>(&text).unwrap()
+            };
+            (rule(""), rule(r#", "args": [{"index": 0, "value": 77, "op": "SCMP_CMP_EQ"}]"#))
+        };
+        for call in ["setsid", "capset", "execve", "futex", "exit", "openat2"] {
+            let (always, sometimes) = profile(call);
+            assert!(!lets_begin(&filter(&always)) && !lets_begin(&filter(&sometimes)), "{call}");
+        }
+        let (always, sometimes) = profile("mkdir");
+        assert!(lets_begin(&filter(&always)) && lets_begin(&filter(&sometimes)));
+        // Of the call that makes it the arguments are known.
+        let (always, sometimes) = profile("clone");
+        assert!(!lets_begin(&filter(&always)) && lets_begin(&filter(&sometimes)));
+    }
 }

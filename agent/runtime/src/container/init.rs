@@ -25,8 +25,8 @@ use super::root::Kind;
 use super::sources::Sources;
 use super::timings::{Timings, Watch};
 use super::{
-    Error, Root, Stdio, Tie, console, devices, labels, limits, protect, root_mount, scheduling, streams,
-    time_namespace, users,
+    Error, Root, Stdio, Tie, console, devices, labels, limits, procfs, protect, root_mount, scheduling,
+    streams, time_namespace, users,
 };
 use crate::rootfs::Rootfs;
 use crate::sys::mount::Attributes;
@@ -90,7 +90,7 @@ impl Init<'_> {
         let gate = self.tie.gate.as_ref().map(AsFd::as_fd);
         let extra: Vec<_> =
             iter::once(channel.as_fd()).chain(gate).chain(self.sources.descriptors()).collect();
-        let mut moved = streams::arrange(&self.stdio, &extra, &self.tie.handed)?;
+        let mut moved = streams::arrange(&self.stdio, None, &extra, &self.tie.handed)?;
         let channel = moved.next().map(Channel::connected);
         let channel = channel
             .ok_or_else(|| Error::sys("arrange", "descriptors", io::ErrorKind::NotConnected.into()))?;
@@ -161,9 +161,9 @@ impl Init<'_> {
         let waited = cgroup.waited.saturating_sub(waited);
         timings.mounts = watch.lap().saturating_sub(waited);
         if !user {
-            limits::set_oom_score(0, self.process, &mut warn)?;
+            limits::set_oom_score(0, self.process, &procfs::write, &mut warn)?;
         }
-        labels::set_for_exec(self.process)?;
+        labels::set_for_exec(self.process, &procfs::write)?;
         identity.look_up(self.process, &root)?;
         let launch = self.launch(gate.is_some(), || users::home(&root, identity.uid()))?;
         timings.process += watch.lap();

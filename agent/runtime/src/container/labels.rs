@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use oci_spec::runtime::{Linux, Process};
 
@@ -25,11 +26,18 @@ fn has_selinux() -> bool {
     Path::new(SELINUX).exists()
 }
 
+/// Whether there is an AppArmor that may be off. Looked for once: a child may have the container's `/sys`.
+fn knows_apparmor() -> bool {
+    static KNOWS: OnceLock<bool> = OnceLock::new();
+    *KNOWS.get_or_init(|| Path::new(APPARMOR).exists())
+}
+
 /// Refuses what the kernel cannot do: a container must not run with less protection than it was given.
 pub fn check(process: &Process) -> Result<(), Error> {
     let refuse = |field: &str, system: &str| Err(Error::spec(field, format!("this kernel has no {system}")));
+    let known = knows_apparmor();
     if given(process.apparmor_profile()).is_some_and(|p| p != UNCONFINED)
-        && !fs::read_to_string(APPARMOR).is_ok_and(|text| text.starts_with('Y'))
+        && !(known && fs::read_to_string(APPARMOR).is_ok_and(|text| text.starts_with('Y')))
     {
         return refuse("process.apparmorProfile", "AppArmor");
     }
@@ -51,23 +59,22 @@ pub fn warn_of_mounts(linux: &Linux) -> Option<String> {
     given.then(|| "linux.mountLabel is without effect: this kernel has no SELinux".to_owned())
 }
 
-/// Has the next execve change to the process' profile and label. Needs the host's `/proc`: what a container has there
+/// Has the next execve change to the process' profile and label. `write` writes below the host's `/proc`: what a container has there
 /// cannot be trusted (CVE-2019-16884).
-pub fn set_for_exec(process: &Process) -> Result<(), Error> {
-    if let Some(profile) =
-        given(process.apparmor_profile()).filter(|p| *p != UNCONFINED || Path::new(APPARMOR).exists())
+pub fn set_for_exec(process: &Process, write: procfs::Writer<'_>) -> Result<(), Error> {
+    if let Some(profile) = given(process.apparmor_profile()).filter(|p| *p != UNCONFINED || knows_apparmor())
     {
         let text = format!("exec {profile}");
-        let own = procfs::write(Path::new("thread-self/attr/apparmor/exec"), text.as_bytes());
+        let own = write(Path::new("thread-self/attr/apparmor/exec"), text.as_bytes());
         match own {
             // Before Linux 5.8 there was one file for all modules.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => procfs::write(Path::new(EXEC), text.as_bytes()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => write(Path::new(EXEC), text.as_bytes()),
             other => other,
         }
         .map_err(|e| Error::sys("set", format!("process.apparmorProfile {profile}"), e))?;
     }
     if let Some(label) = given(process.selinux_label()) {
-        procfs::write(Path::new(EXEC), label.as_bytes())
+        write(Path::new(EXEC), label.as_bytes())
             .map_err(|e| Error::sys("set", format!("process.selinuxLabel {label}"), e))?;
     }
     Ok(())

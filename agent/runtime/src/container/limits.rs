@@ -67,12 +67,17 @@ fn resource(kind: PosixRlimitType) -> Resource {
     }
 }
 
-/// Sets how much the out-of-memory killer likes a process; 0 is the calling one. Needs the host's `/proc`, and
+/// Sets how much the out-of-memory killer likes a process; 0 is the calling one. `write` writes below the host's `/proc`. It takes
 /// `CAP_SYS_RESOURCE` to make it less likely than before; without that it is a warning.
-pub fn set_oom_score(pid: i32, process: &Process, warn: &mut dyn FnMut(String)) -> Result<(), Error> {
+pub fn set_oom_score(
+    pid: i32,
+    process: &Process,
+    write: procfs::Writer<'_>,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), Error> {
     let Some(score) = process.oom_score_adj() else { return Ok(()) };
     let process = if pid == 0 { "self".to_owned() } else { pid.to_string() };
-    match procfs::write(&Path::new(&process).join("oom_score_adj"), score.to_string().as_bytes()) {
+    match write(&Path::new(&process).join("oom_score_adj"), score.to_string().as_bytes()) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             warn(format!("oom_score_adj {score} was not set: this machine does not let it be lowered"));

@@ -164,7 +164,8 @@ pub struct Exec<'a> {
     pub process: Process,
     /// Its standard streams.
     pub stdio: Stdio,
-    /// The way into the container's cgroup.
+    /// The way into the container, which serves for all of its processes. Those that begin in the caller's memory are killed when it
+    /// is dropped, unless they outlive their parent ([`Tie::outlives`]).
     pub entrance: &'a Entrance,
     /// What binds it to the caller; the gate is for containers only.
     pub tie: Tie,

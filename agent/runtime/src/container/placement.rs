@@ -10,15 +10,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::create::cgroups_of;
 use super::namespaces::{ChildrenElsewhere, own_pids};
+use super::procfs::Proc;
 use crate::cgroup::{Cgroups, Driver};
 use crate::sys::process::{Child, Clone3, pidfd_open};
+use crate::sys::sharing::{Common, Maker};
 
 /// The v1 cgroups that a process is going to enter, by their open `tasks` files.
 #[derive(Debug)]
@@ -109,8 +110,10 @@ pub struct Entrance {
     process: OnceCell<OwnedFd>,
     /// The PID namespace of this process.
     own_pids: OnceCell<OwnedFd>,
-    /// See [`Entrance::number`].
-    number: u64,
+    /// The host's procfs, if it can be had.
+    proc: Option<Proc>,
+    /// See [`Entrance::maker`].
+    maker: OnceCell<Maker>,
 }
 
 impl Entrance {
@@ -150,14 +153,29 @@ impl Entrance {
     }
 
     fn new(cgroups: Cow<'static, Cgroups>, folder: Option<File>, placement: Placement) -> Entrance {
-        static NUMBERS: AtomicU64 = AtomicU64::new(1);
-        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        Entrance { cgroups, folder, placement, process: OnceCell::new(), own_pids: OnceCell::new(), number }
+        let (process, own_pids, maker) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Entrance { cgroups, folder, placement, process, own_pids, proc: Proc::open().ok(), maker }
     }
 
-    /// No other entrance of this process has it. Not 0.
-    pub(super) fn number(&self) -> u64 {
-        self.number
+    /// The host's procfs, if that is where it belongs.
+    pub(super) fn proc(&self) -> Option<&Proc> {
+        self.proc.as_ref()
+    }
+
+    /// Who makes processes of the container that begin in the memory of this one. The first time, what they have in common is asked
+    /// for, the most first: if the kernel refuses it, the next is taken.
+    pub(super) fn maker<'a>(&self, common: impl FnOnce() -> Vec<Common<'a>>) -> io::Result<&Maker> {
+        if let Some(maker) = self.maker.get() {
+            return Ok(maker);
+        }
+        let mut outcome = Err(io::ErrorKind::Unsupported.into());
+        for common in common() {
+            outcome = Maker::start(&common);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome.map(|maker| self.maker.get_or_init(|| maker))
     }
 
     /// The container's first process. What is asked for first is kept: an entrance leads into one container.

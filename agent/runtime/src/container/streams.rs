@@ -16,9 +16,12 @@ use crate::sys::process;
 const FIRST: RawFd = 3;
 
 /// Arranges the descriptors of a fresh child: streams at 0 to 2, then those that are `handed` on at the numbers they
-/// have, the extra ones, nothing else. What the caller owns is closed under its owners: they must not be dropped in this process.
+/// have, the extra ones, nothing else. A stream that is not given is the host's `/dev/null`, or, where that is to be replaced anyway
+/// ([`reopen_null`], a terminal), whatever `filler` is. What the caller owns is closed under its owners: they must not be dropped in
+/// this process.
 pub fn arrange(
     stdio: &Stdio,
+    filler: Option<BorrowedFd<'_>>,
     extra: &[BorrowedFd<'_>],
     handed: &[RawFd],
 ) -> Result<impl Iterator<Item = OwnedFd> + use<>, Error> {
@@ -27,14 +30,15 @@ pub fn arrange(
     // Descriptors are first moved above the places they may have to leave.
     let scratch = place + 1 + extra.len() as RawFd;
     let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
-    let null = if streams.iter().any(|s| s.is_none()) {
+    let null = if filler.is_none() && streams.iter().any(|s| s.is_none()) {
         Some(open_device(Path::new("/dev/null"), 1, 3, OFlag::O_RDWR).map_err(failed)?)
     } else {
         None
     };
     let mut moved = [0; 3];
     for (at, stream) in streams.iter().enumerate() {
-        let Some(fd) = stream.as_ref().or(null.as_ref()) else { continue };
+        let given = stream.as_ref().map(AsFd::as_fd).or(filler).or(null.as_ref().map(AsFd::as_fd));
+        let Some(fd) = given else { continue };
         moved[at] = process::duplicate_above(fd.as_raw_fd(), scratch).map_err(failed)?;
     }
     // Closed now, not after its number may be somebody else's.
@@ -83,7 +87,7 @@ fn preserve(handed: &[RawFd], end: RawFd) -> Result<(), Error> {
     Ok(())
 }
 
-/// Replaces the host's `/dev/null` by the container's, so that no descriptor leads out of its root.
+/// Makes the streams that are not given the container's `/dev/null`, so that no descriptor leads out of its root.
 pub fn reopen_null(root: &Root, stdio: &Stdio) -> Result<(), Error> {
     let failed = |e| Error::sys("open", "/dev/null", e);
     for (at, stream) in [&stdio.stdin, &stdio.stdout, &stdio.stderr].iter().enumerate() {

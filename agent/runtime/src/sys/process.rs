@@ -15,7 +15,7 @@ pub(super) const CHILD_FAILED: i32 = 70;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The child handles no signal any more; what is ignored stays so. Nor does this one fit its type.
-pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
 /// How a child is to be made.
 pub struct Clone3<'a> {
@@ -40,7 +40,7 @@ impl Clone3<'_> {
     pub fn spawn(&self, body: impl FnOnce()) -> io::Result<Child> {
         let mut pidfd: RawFd = -1;
         // Before the child is made, so that later ones of this process find the answer.
-        ignored();
+        altered();
         let mut flags = self.flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
         if self.cgroup.is_some() {
             flags |= CLONE_INTO_CGROUP;
@@ -176,35 +176,34 @@ pub fn standard_streams() -> [BorrowedFd<'static>; 3] {
 const SIGNAL_SET: usize = 8;
 const SIGNALS: i32 = 64;
 
-/// The signals that this process ignored when it was first asked, a bit for each. Nothing of ours changes that afterwards, and
-/// to ask 64 times takes as long as to open a few files.
+/// The signals that this process ignored or handled when it was first asked, a bit for each. Nothing of ours changes that
+/// afterwards, and to ask 64 times takes as long as to open a few files.
 ///
 /// The kernel is asked, not libc: libc keeps two signals to itself, and those may have been ignored by an ancestor, too.
-pub(super) fn ignored() -> u64 {
-    static IGNORED: OnceLock<u64> = OnceLock::new();
-    *IGNORED.get_or_init(|| {
-        let is_ignored = |signal: &i32| {
+pub(super) fn altered() -> u64 {
+    static ALTERED: OnceLock<u64> = OnceLock::new();
+    *ALTERED.get_or_init(|| {
+        let is_altered = |signal: &i32| {
             let mut action = [0_u64; 4];
             // SAFETY: the kernel writes one sigaction, of which the first word is the handler.
             let asked = unsafe {
                 let none = std::ptr::null::<u64>();
                 libc::syscall(libc::SYS_rt_sigaction, *signal, none, action.as_mut_ptr(), SIGNAL_SET)
             };
-            asked == 0 && action[0] == libc::SIG_IGN as u64
+            asked == 0 && action[0] != libc::SIG_DFL as u64
         };
-        (1..=SIGNALS).filter(is_ignored).fold(0, |set, signal| set | 1 << (signal - 1))
+        (1..=SIGNALS).filter(is_altered).fold(0, |set, signal| set | 1 << (signal - 1))
     })
 }
 
-/// Gives every signal its default action and unblocks all: what a program expects at its start. For a child that was made here,
-/// which handles none.
+/// Gives every signal its default action and unblocks all: what a program expects at its start. For a child that was made here.
 pub fn reset_signals() {
     // The kernel's sigaction: handler, flags, restorer, mask. All zero is SIG_DFL without flags.
     let action = [0_u64; 4];
-    let ignored = ignored();
+    let altered = altered();
     // SAFETY: the kernel reads one sigaction and one set of the size given.
     unsafe {
-        for signal in (1..=SIGNALS).filter(|signal| ignored & 1 << (signal - 1) != 0) {
+        for signal in (1..=SIGNALS).filter(|signal| altered & 1 << (signal - 1) != 0) {
             let none = std::ptr::null_mut::<u64>();
             libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), none, SIGNAL_SET);
         }

@@ -19,16 +19,26 @@ pub struct Instruction {
     pub k: u32,
 }
 
+/// A program as the kernel takes it, `struct sock_fprog`. Its instructions must outlive it.
 #[repr(C)]
-struct Program {
+#[derive(Debug)]
+pub struct Program {
     len: u16,
     filter: *const Instruction,
 }
 
+impl Program {
+    /// # Errors
+    /// `E2BIG` when it has more instructions than can be said.
+    pub fn of(filter: &[Instruction]) -> io::Result<Program> {
+        let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+        Ok(Program { len, filter: filter.as_ptr() })
+    }
+}
+
 /// Installs a filter on the calling thread with `SECCOMP_FILTER_FLAG_*` flags. Returns the listener if they ask for one.
 pub fn install(filter: &[Instruction], flags: u64) -> io::Result<Option<OwnedFd>> {
-    let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
-    let program = Program { len, filter: filter.as_ptr() };
+    let program = Program::of(filter)?;
     // SAFETY: the program points to `len` instructions in the kernel's layout.
     let result = check(unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)

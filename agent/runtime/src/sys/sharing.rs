@@ -20,15 +20,14 @@ use std::hint::black_box;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::check;
-use super::process::{CHILD_FAILED, CLONE_CLEAR_SIGHAND, Child, exit_now, ignored};
+use super::process::{CHILD_FAILED, Child, altered, exit_now};
 use super::scratch::{Scratch, is_there};
-use maker::Maker;
-pub use maker::{Begin, EVERYTHING};
+pub use maker::{Common, EVERYTHING, Maker, making};
 
 /// Whether [`spawn_sibling`] is written for the processor.
 pub const CAN_SHARE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
@@ -45,6 +44,12 @@ const STACKS: usize = 512 << 10;
 const OWN: usize = if cfg!(debug_assertions) { 16 << 10 } else { 4 << 10 };
 /// Zeros above the first frame: who walks up the stack, for the trace of a panic, ends there.
 const TOP: usize = 512;
+/// What all children like these have: the memory, until they leave it; and the caller gets to know of that.
+const CHILD: u64 = (libc::CLONE_VM
+    | libc::CLONE_VFORK
+    | libc::CLONE_CHILD_CLEARTID
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PIDFD) as u64;
 /// The size of the kernel's signal sets.
 const SIGNAL_SET: usize = 8;
 
@@ -69,27 +74,24 @@ pub struct Left {
     _scratch: Scratch,
 }
 
-/// Makes a child that runs `body`, which executes a program, and returns it when it has left this process' memory, by executing that or
-/// by ending. It begins with all signals blocked. Who has not left after `limit` is killed. `body` is told what the child's bounding set
-/// is within.
+/// Has `maker` make a child that runs `body`, which executes a program, and returns it when it has left this process' memory, by
+/// executing that or by ending. It begins with all signals blocked. Who has not left after `limit` is killed.
 ///
-/// The caller must have one thread only, and its own children must be born into its own PID namespace. The child has of a thread's
-/// own, such as groups and other namespaces, what the caller had when it made the first. `body` may not drop descriptors that the
-/// caller owns. It may be killed between any two instructions, so it writes nothing that the caller looks at but single values, and
-/// [`Letters`]; all memory that it takes is gone with what this returns. Of its end, which may come before it has executed anything, SIGCHLD tells.
+/// The caller must have one thread besides its makers, and be the process that has started this one, not a copy of it. The child has of a
+/// thread's own what its maker has. `body` may not drop descriptors that the caller owns. It may be killed between any two
+/// instructions, so it writes nothing that the caller looks at but single values, and [`Letters`]; all memory that it takes is gone with
+/// what this returns. Of its end, which may come before it has executed anything, SIGCHLD tells.
 ///
 /// # Errors
-/// `Unsupported` where [`can_share`] says no, or what clone3(2) says.
-pub fn spawn_child<B: FnOnce(u64)>(limit: Duration, begin: &Begin<'_>, body: B) -> io::Result<Left> {
+/// `Unsupported` where [`can_share`] says no, or what clone(2) says.
+pub fn spawn_child<B: FnOnce()>(limit: Duration, maker: &Maker, body: B) -> io::Result<Left> {
     // Looked at once by whoever comes first, and that is not to be the child: nobody would know that it is not at it any more.
-    ignored();
+    altered();
     // What a signal brings about, be it only an errno, would disturb the child.
     let quiet = Quiet::begin()?;
     let deadline = Instant::now() + limit;
-    let maker = Maker::take(begin)?;
     let scratch = Scratch::begin()?;
-    let child = spawn(Ends::Maker(&maker, deadline), 0, || body(maker.bounding()))?;
-    drop(maker);
+    let child = spawn(Ends::Maker(maker, deadline), 0, body)?;
     scratch.close();
     drop(quiet);
     Ok(Left { child, late: Instant::now() >= deadline, _scratch: scratch })
@@ -157,7 +159,7 @@ fn spawn<B: FnOnce()>(ends: Ends<'_>, flags: u64, body: B) -> io::Result<Child> 
     let mut shared = Shared { body: Some(body), limit };
     let argument = (&raw mut shared).cast();
     let there = AtomicU32::new(1);
-    let mut args = arguments(flags | libc::CLONE_PIDFD as u64, &there);
+    let mut args = arguments(flags, &there);
     args.pidfd = pidfd.as_ptr() as u64;
     // A sibling has that of the caller.
     args.exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
@@ -165,8 +167,8 @@ fn spawn<B: FnOnce()>(ends: Ends<'_>, flags: u64, body: B) -> io::Result<Child> 
     // kernel lets its maker go on only when the child has left, or when all of this process is killed.
     let pid = unsafe {
         match ends {
-            Ends::Maker(maker, deadline) => maker.make(deadline, &pidfd, &raw mut args, run::<B>, argument),
-            Ends::Itself(_) => clone3(&raw mut args, run::<B>, argument),
+            Ends::Maker(maker, deadline) => maker.make(deadline, &pidfd, &raw const args, run::<B>, argument),
+            Ends::Itself(_) => clone(&raw const args, run::<B>, argument),
         }
     }?;
     // SAFETY: the kernel stored a new descriptor there, and nobody else knows of it.
@@ -178,7 +180,7 @@ fn spawn<B: FnOnce()>(ends: Ends<'_>, flags: u64, body: B) -> io::Result<Child> 
 /// Who ends a process that does not leave the memory of its maker.
 #[derive(Clone, Copy)]
 enum Ends<'a> {
-    Maker(&'a Maker<'a>, Instant),
+    Maker(&'a Maker, Instant),
     Itself(Duration),
 }
 
@@ -206,10 +208,7 @@ extern "C" fn run<B: FnOnce()>(all: *mut c_void) -> ! {
 /// Waits until the kernel has cleared the word: it lets the caller go on a little before that.
 fn is_left(there: &AtomicU32) {
     while there.load(Ordering::Acquire) != 0 {
-        let no_limit = null::<libc::timespec>();
-        // SAFETY: the word is live. The kernel wakes waiters of shared words, so this is not a private wait. Its failures are what
-        // the loop looks for.
-        unsafe { libc::syscall(libc::SYS_futex, there.as_ptr(), libc::FUTEX_WAIT, 1, no_limit) };
+        maker::wait_for_kernel(there);
     }
 }
 
@@ -248,12 +247,10 @@ fn arguments(flags: u64, there: &AtomicU32) -> libc::clone_args {
     // SAFETY: below its frames a thread's stack is its own, and no handler runs on it now. Where there is no room, as in any call
     // that goes too deep, the guard below it ends the process.
     unsafe { std::ptr::write_bytes(stack as *mut u8, 0, TOP) };
-    let shared = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_CHILD_CLEARTID) as u64;
-    args.flags = flags | shared | CLONE_CLEAR_SIGHAND | libc::CLONE_SETTLS as u64;
+    args.flags = flags | CHILD;
     args.child_tid = there.as_ptr() as u64;
     // Who makes it may be another thread than the one whose part it plays.
     args.tls = thread_pointer();
-    // The kernel wants its length, but looks at the end only.
     args.stack = (stack - TOP) as u64;
     args.stack_size = TOP as u64;
     args
@@ -286,13 +283,16 @@ fn thread_pointer() -> u64 {
     0
 }
 
-/// Makes a child that begins in `entry`, at the end of its own stack.
+/// Makes a child that begins in `entry`, at the end of its own stack. It is clone(2) that is asked, not clone3(2), of which filters of
+/// system calls cannot see what for, so that most forbid it.
 ///
 /// # Safety
 /// The stack, and what `argument` and `args` point to, must be live for as long as the child uses this memory.
 #[cfg(target_arch = "x86_64")]
-unsafe fn clone3(args: *mut libc::clone_args, entry: Entry, argument: *mut c_void) -> io::Result<i32> {
-    let mut result = libc::SYS_clone3;
+unsafe fn clone(args: *const libc::clone_args, entry: Entry, argument: *mut c_void) -> io::Result<i32> {
+    // SAFETY: the caller's promise.
+    let args = unsafe { &*args };
+    let mut result = libc::SYS_clone;
     // SAFETY: the parent only sees a system call. The child has the same registers but for the stack's, finds 0 as the result,
     // and never comes back: it needs nothing from the parent's stack.
     unsafe {
@@ -301,15 +301,19 @@ unsafe fn clone3(args: *mut libc::clone_args, entry: Entry, argument: *mut c_voi
             "test rax, rax",
             "jnz 2f",
             "xor ebp, ebp",
-            "mov rdi, {argument}",
-            "call {entry}",
+            "mov rdi, r12",
+            "call r13",
             "ud2",
             "2:",
-            argument = in(reg) argument,
-            entry = in(reg) entry,
+            // Chosen here: of any register it might be the one that is cleared.
+            in("r12") argument,
+            in("r13") entry,
             inlateout("rax") result,
-            in("rdi") args,
-            in("rsi") size_of::<libc::clone_args>(),
+            in("rdi") args.flags | args.exit_signal,
+            in("rsi") args.stack + args.stack_size,
+            in("rdx") args.pidfd,
+            in("r10") args.child_tid,
+            in("r8") args.tls,
             out("rcx") _,
             out("r11") _,
         );
@@ -322,8 +326,10 @@ unsafe fn clone3(args: *mut libc::clone_args, entry: Entry, argument: *mut c_voi
 /// # Safety
 /// As above.
 #[cfg(target_arch = "aarch64")]
-unsafe fn clone3(args: *mut libc::clone_args, entry: Entry, argument: *mut c_void) -> io::Result<i32> {
-    let mut result = args as i64;
+unsafe fn clone(args: *const libc::clone_args, entry: Entry, argument: *mut c_void) -> io::Result<i32> {
+    // SAFETY: the caller's promise.
+    let args = unsafe { &*args };
+    let mut result = (args.flags | args.exit_signal) as i64;
     // SAFETY: as above.
     unsafe {
         std::arch::asm!(
@@ -331,15 +337,19 @@ unsafe fn clone3(args: *mut libc::clone_args, entry: Entry, argument: *mut c_voi
             "cbnz x0, 2f",
             "mov x29, xzr",
             "mov x30, xzr",
-            "mov x0, {argument}",
-            "blr {entry}",
+            "mov x0, x20",
+            "blr x21",
             "brk #1",
             "2:",
-            argument = in(reg) argument,
-            entry = in(reg) entry,
+            // As above.
+            in("x20") argument,
+            in("x21") entry,
             inlateout("x0") result,
-            in("x1") size_of::<libc::clone_args>(),
-            in("x8") libc::SYS_clone3,
+            in("x1") args.stack + args.stack_size,
+            in("x2") args.pidfd,
+            in("x3") args.tls,
+            in("x4") args.child_tid,
+            in("x8") libc::SYS_clone,
         );
     }
     number_or_error(result)
@@ -350,7 +360,7 @@ unsafe fn clone3(args: *mut libc::clone_args, entry: Entry, argument: *mut c_voi
 /// # Safety
 /// Nothing is done.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-unsafe fn clone3(_: *mut libc::clone_args, _: Entry, _: *mut c_void) -> io::Result<i32> {
+unsafe fn clone(_: *const libc::clone_args, _: Entry, _: *mut c_void) -> io::Result<i32> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

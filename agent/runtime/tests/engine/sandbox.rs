@@ -1,10 +1,13 @@
 //! A container to test with: a root file system of busybox and a spec that tests change.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -75,6 +78,8 @@ pub struct Sandbox {
     /// See [`Create::patience`].
     pub patience: Option<Duration>,
     parent: String,
+    /// The ways into its containers, by their first processes.
+    entrances: RefCell<HashMap<i32, Rc<Entrance>>>,
 }
 
 /// What sandboxes begin with.
@@ -113,7 +118,8 @@ impl Sandbox {
         let cgroup = format!("{parent}/c");
         let spec = default_spec(&cgroup);
         let traced = TRACED.load(Ordering::Relaxed);
-        Sandbox { dir, spec, cgroup, traced, everywhere: false, patience: None, parent }
+        let entrances = RefCell::default();
+        Sandbox { dir, spec, cgroup, traced, everywhere: false, patience: None, parent, entrances }
     }
 
     /// A sandbox that runs this shell script.
@@ -233,11 +239,21 @@ impl Sandbox {
             terms: &terms,
             process,
             stdio: self.stdio("exec-out", "exec-err"),
-            entrance: &Entrance::open(&self.cgroup)?,
+            entrance: &*self.entrance(container)?,
             tie: Tie::default(),
             untraced: !traced,
             patience: berth_runtime::container::EXEC_PATIENCE,
         })
+    }
+
+    /// Kept, as a shim does: processes that were made by it end with it.
+    fn entrance(&self, container: &Container) -> Result<Rc<Entrance>, Error> {
+        if let Some(entrance) = self.entrances.borrow().get(&container.pid) {
+            return Ok(entrance.clone());
+        }
+        let entrance = Rc::new(Entrance::open(&self.cgroup)?);
+        self.entrances.borrow_mut().insert(container.pid, entrance.clone());
+        Ok(entrance)
     }
 
     /// Runs a script in the running container.

@@ -8,6 +8,7 @@
 mod arguments;
 mod assemble;
 mod default;
+mod judge;
 mod syscalls;
 
 use std::collections::HashSet;

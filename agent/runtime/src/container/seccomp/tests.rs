@@ -8,41 +8,14 @@ use oci_spec::runtime::{
 };
 use proptest::prelude::*;
 
-use super::assemble::{
-    AND, JUMP, JUMP_BIT, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_EQUAL, KEEP, KEEP_CONSTANT, KEEP_STORED,
-    LOAD, LOAD_KEPT, RETURN, SHIFT, STORE,
-};
+use super::assemble::STORE;
 use super::*;
 
 const SHAPES: [Shape; 2] = [Shape::ManyCalls, Shape::FewCalls];
 
 /// Runs a filter as the kernel does.
 fn run(program: &[Instruction], arch: u32, number: u32, args: &[u64; 6]) -> u32 {
-    let mut words = vec![number, arch, 0, 0];
-    words.extend(args.iter().flat_map(|a| [*a as u32, (*a >> 32) as u32]));
-    let (mut at, mut a, mut x, mut own) = (0, 0_u32, 0_u32, 0_u32);
-    loop {
-        let i = program[at];
-        let branch = |holds: bool| usize::from(if holds { i.jt } else { i.jf });
-        at += 1;
-        match i.code {
-            LOAD => a = words[i.k as usize / 4],
-            KEEP => x = a,
-            KEEP_CONSTANT => x = i.k,
-            LOAD_KEPT => a = x,
-            STORE => own = a,
-            KEEP_STORED => x = own,
-            SHIFT => a >>= x,
-            AND => a &= i.k,
-            JUMP_BIT => at += branch(a & i.k != 0),
-            JUMP => at += i.k as usize,
-            JUMP_EQUAL => at += branch(a == i.k),
-            JUMP_GREATER => at += branch(a > i.k),
-            JUMP_GREATER_EQUAL => at += branch(a >= i.k),
-            RETURN => return i.k,
-            other => panic!("unknown operation {other:#x}"),
-        }
-    }
+    judge::run(program, arch, number, Some(args)).unwrap()
 }
 
 /// The same question asked of the rules, one after the other.
