@@ -15,6 +15,10 @@ use berth_runtime::shim::proto::{CreateRequest, ExecRequest, SOCKET};
 use berth_runtime::shim::{self, Program, SpawnOptions};
 use serde_json::json;
 
+/// As the real one: its children may begin in its memory.
+#[global_allocator]
+static HEAP: berth_runtime::Heap = berth_runtime::Heap;
+
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let first = args.next();

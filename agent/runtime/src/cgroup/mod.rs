@@ -11,6 +11,7 @@ mod device_program;
 mod devices;
 mod error;
 mod freeze;
+mod group_kill;
 mod hierarchy;
 mod oom;
 mod path;
@@ -40,6 +41,7 @@ pub use systemd::scope_words;
 pub use systemd::{machine_is_stopping, slice_path};
 pub use weight::CpuWeight;
 
+pub(crate) use group_kill::{GroupKill, Held};
 pub(crate) use rights::rootless;
 
 use apply::Target;
@@ -222,6 +224,25 @@ impl Cgroups {
     /// How many processes the out-of-memory killer took in this cgroup and below it.
     pub fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         read::oom_kills(&self.hierarchy, path::relative(path)?)
+    }
+
+    /// Whether that killer has taken one process, where it should have taken all, since it had taken `groups` times all of a cgroup
+    /// here: somebody may have kept it from that for a moment ([`GroupKill`]). `groups` is set to what it is now. Always false on v1.
+    pub(crate) fn is_half_killed(&self, path: &str, groups: &mut u64) -> bool {
+        let (Hierarchy::V2(root), Ok(relative)) = (&self.hierarchy, path::relative(path)) else {
+            return false;
+        };
+        let events = path::read_optional(&root.join(relative).join("memory.events")).ok().flatten();
+        let now = events.and_then(|text| path::keyed(&text, group_kill::COUNT)).unwrap_or(*groups);
+        std::mem::replace(groups, now) == now
+    }
+
+    /// What decides whether a cgroup is killed as a whole for want of memory. Nothing on v1, and when it cannot be kept from that.
+    pub(crate) fn group_kill(&self, path: &str) -> Option<GroupKill> {
+        match &self.hierarchy {
+            Hierarchy::V2(root) => GroupKill::open(root, path::relative(path).ok()?),
+            Hierarchy::V1(_) => None,
+        }
     }
 
     /// A descriptor that tells when that killer is at work in this cgroup; `None` where memory is not counted.

@@ -102,7 +102,12 @@ impl Capabilities {
 /// The bounding set that a process asks for, a bit per capability.
 pub fn bounding(process: &Process) -> u64 {
     let set = process.capabilities().as_ref().and_then(|all| all.bounding().as_ref());
-    set.into_iter().flatten().fold(0, |bits, capability| bits | 1 << number(*capability))
+    set.into_iter().flatten().fold(0, |bits, capability| bits | bit(*capability))
+}
+
+/// A capability's bit in such a set.
+pub fn bit(capability: Capability) -> u64 {
+    1 << number(capability)
 }
 
 /// All capabilities that have a name, by the kernel's number of them, see linux/capability.h.

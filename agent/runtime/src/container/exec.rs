@@ -10,8 +10,8 @@
 //!
 //! Where nobody may, one process does all that, born in the container's PID namespace. It is not dumpable until it executes its
 //! program, so that without that capability no process can look into it or change it, be it by ptrace(2) or through `/proc`. For the
-//! same reason it needs no copy of the caller's memory where the cgroup cannot be killed as a whole: it runs in the caller's own
-//! ([`crate::sys::sharing`]). Anybody in the container may kill it, at any moment: what it leaves undone then must be nothing of the
+//! same reason it needs no copy of the caller's memory: it runs in the caller's own ([`crate::sys::sharing`]), unless its cgroup might be
+//! killed as a whole meanwhile. Anybody in the container may kill it, at any moment: what it leaves undone then must be nothing of the
 //! caller's, see there. Elsewhere it gets a copy. The sum of it costs half of what two processes with copies do.
 
 use std::convert::Infallible;
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::setsid;
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process};
+use oci_spec::runtime::{Capability, Linux, LinuxNamespaceType, Process};
 
 use super::channel::{Channel, Failure, Report};
 use super::create::reap;
@@ -51,8 +51,13 @@ use crate::sys::{credentials, process};
 pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     let target = exec.entrance.process(exec.pid)?;
     let linux = exec.terms.linux.as_ref();
+    let process = exec.terms.complete(exec.process);
+    let first = exec.terms.first().into_iter();
+    let mounts = first
+        .chain([&process])
+        .any(|p| capabilities::bounding(p) & capabilities::bit(Capability::SysAdmin) != 0);
     let visit = Visit {
-        process: exec.terms.complete(exec.process),
+        process,
         stdio: exec.stdio,
         target,
         entrance: exec.entrance,
@@ -61,6 +66,7 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         notify: exec.terms.notify.as_ref(),
         keep_groups: exec.terms.keep_groups,
         linux,
+        mounts,
         tie: exec.tie,
         patience: exec.patience,
     };
@@ -153,6 +159,8 @@ struct Visit<'a> {
     notify: Option<&'a Notify>,
     keep_groups: bool,
     linux: Option<&'a Linux>,
+    /// Whether somebody in the container may mount file systems.
+    mounts: bool,
     tie: Tie,
     patience: Duration,
 }
@@ -162,8 +170,8 @@ struct Visit<'a> {
 struct Birth {
     /// Its PID namespace.
     inside: bool,
-    /// All namespaces.
-    joined: bool,
+    /// Others of its namespaces.
+    namespaces: CloneFlags,
     /// The filter of system calls.
     filtered: bool,
     /// What the bounding set is within.
@@ -172,7 +180,8 @@ struct Birth {
 
 impl Birth {
     /// Nothing.
-    const OUTSIDE: Birth = Birth { inside: false, joined: false, filtered: false, bounding: EVERYTHING };
+    const OUTSIDE: Birth =
+        Birth { inside: false, namespaces: CloneFlags::empty(), filtered: false, bounding: EVERYTHING };
     /// The PID namespace.
     const INSIDE: Birth = Birth { inside: true, ..Birth::OUTSIDE };
 
@@ -180,15 +189,15 @@ impl Birth {
     fn by(maker: &Maker) -> Birth {
         Birth {
             inside: true,
-            joined: maker.namespaces() != 0,
+            namespaces: CloneFlags::from_bits_retain(maker.namespaces()),
             filtered: maker.filters(),
             bounding: maker.bounding(),
         }
     }
 }
 
-/// The system calls, besides the one that makes it, of a process that is made by a [`Maker`], up to its program. Whatever it makes
-/// that is not among them is forbidden by no filter: see [`Visit::needs_more`].
+/// The system calls, besides the one that makes it, of a process that is made by a [`Maker`], up to its program. One that makes others
+/// ([`Visit::needs_more`]) is not made by a maker with a filter.
 const CALLS: &[libc::c_long] = &[
     // Memory, time and its end.
     libc::SYS_brk,
@@ -330,12 +339,12 @@ struct Ready<'a> {
 
 impl Visit<'_> {
     /// Whether the process can do without memory of its own. A terminal would be a descriptor that the caller keeps, like the listener
-    /// of a filter that asks, the kernel lets nobody who shares memory into a time namespace, and on v2 the cgroup may be killed as a
-    /// whole. Who makes such a process has the groups that the caller had once.
+    /// of a filter that asks; the kernel lets nobody who shares memory into a time namespace; and who may mount cgroups can have the own
+    /// one killed as a whole, on v2, also while that is not to be. Who makes such a process has the groups that the caller had once.
     fn may_share(&self) -> bool {
         can_share()
             && self.notify.is_none()
-            && self.entrance.folder().is_none()
+            && (self.entrance.folder().is_none() || !self.mounts)
             && !self.keep_groups
             && self.process.terminal() != Some(true)
             && !lists(self.linux, LinuxNamespaceType::Time)
@@ -357,20 +366,15 @@ impl Visit<'_> {
 
     /// Makes one process, which is visible in the container from the beginning.
     fn direct(&self) -> Result<ExecProcess, Error> {
-        let failed = |e| Error::sys("clone", "a process in the container", e);
         // Before it is there.
         let hidden = Hidden::begin()?;
-        if self.may_share() {
-            let maker = self.entrance.maker(|| self.common()).map_err(failed)?;
-            if self.suits(maker) {
-                // The kernel says that the child has left this memory a moment before it has (mm_release() in exec_mmap()). Whoever
-                // made the memory dumpable then would show it to the container.
-                hidden.stay();
-                let (letters, birth) = (Letters::new(), Birth::by(maker));
-                let left = spawn_child(self.patience, maker, || self.go(Voice::Letters(&letters), birth))
-                    .map_err(failed)?;
-                return visited(left, &letters);
-            }
+        if self.may_share()
+            && let Some(made) = self.shared()
+        {
+            // The kernel says that the child has left this memory a moment before it has (mm_release() in exec_mmap()). Whoever made
+            // the memory dumpable then would show it to the container.
+            hidden.stay();
+            return made;
         }
         let inside = self.entrance.enter_pids(self.init)?;
         let (channel, theirs) = pair()?;
@@ -389,6 +393,32 @@ impl Visit<'_> {
         heard.into_process()
     }
 
+    /// Makes it in the caller's memory. Nothing if that cannot be.
+    fn shared(&self) -> Option<Result<ExecProcess, Error>> {
+        let failed = |e| Err(Error::sys("clone", "a process in the container", e));
+        let cgroup = self.entrance.folder();
+        let held = match cgroup {
+            Some(_) => Some(self.entrance.hold_group()?),
+            None => None,
+        };
+        let maker = match self.entrance.maker(|| self.common()) {
+            Ok(maker) => maker,
+            Err(error) => return Some(failed(error)),
+        };
+        if !self.suits(maker) {
+            return None;
+        }
+        let (letters, birth) = (Letters::new(), Birth::by(maker));
+        let left = spawn_child(self.patience, maker, cgroup, || self.go(Voice::Letters(&letters), birth));
+        drop(held);
+        match left {
+            Ok(left) => Some(visited(left, &letters)),
+            // The container has divided its cgroup, see `Entrance::spawn`.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && cgroup.is_some() => None,
+            Err(error) => Some(failed(error)),
+        }
+    }
+
     /// What processes of this container have in common, the most first.
     fn common(&self) -> Vec<Common<'_>> {
         let least = Common { process: self.target, namespaces: 0, bounding: self.bounding(), filter: None };
@@ -399,10 +429,16 @@ impl Visit<'_> {
         {
             return vec![least];
         }
-        let filter = self.filter.filter(|filter| !self.needs_more() && lets_begin(filter));
-        let namespaces = COMMON.iter().fold(CloneFlags::empty(), |all, (_, flag)| all | *flag).bits();
-        let most = Common { namespaces, filter: filter.map(|f| (f.program(), f.flags())), ..least };
-        vec![most, least]
+        let mut filter = self.filter.filter(|filter| !self.needs_more() && lets_begin(filter));
+        let mut namespaces = all_common();
+        if self.entrance.folder().is_some() {
+            // It takes clone3(2) to make a process in a cgroup, and the kernel lets nobody in who is in a cgroup namespace below the one
+            // that he comes from.
+            filter = None;
+            namespaces -= CloneFlags::CLONE_NEWCGROUP;
+        }
+        let filter = filter.map(|f| (f.program(), f.flags()));
+        vec![Common { namespaces: namespaces.bits(), filter, ..least }, least]
     }
 
     /// Whether this process can be one of its children.
@@ -507,7 +543,7 @@ impl Visit<'_> {
         birth: Birth,
     ) -> Result<(Option<Voice<'static>>, Option<OwnedFd>), Error> {
         let channel = voice.channel().map(Channel::as_fd);
-        let target = (!birth.joined).then_some(self.target);
+        let target = (birth.namespaces != all_common()).then_some(self.target);
         let extra: Vec<_> = channel.into_iter().chain(target).collect();
         let mut moved = streams::arrange(&self.stdio, Some(self.target), &extra, &self.tie.handed)?;
         let channel = channel.and_then(|_| moved.next()).map(Channel::connected);
@@ -659,7 +695,11 @@ const COMMON: [(LinuxNamespaceType, CloneFlags); 5] = [
     (LinuxNamespaceType::Network, CloneFlags::CLONE_NEWNET),
 ];
 
-/// Joins all of the container's namespaces at once; the kernel takes the user namespace first. The PID namespace is
+fn all_common() -> CloneFlags {
+    COMMON.iter().fold(CloneFlags::empty(), |all, (_, flag)| all | *flag)
+}
+
+/// Joins all of the container's namespaces at once but those that it was born in; the kernel takes the user namespace first. The PID namespace is
 /// joined for children, and first: it may be the pod's, which a user namespace has no right to. Joining one's own again is
 /// allowed, but for the user namespace. Who was born inside is in its PID namespace already.
 ///
@@ -680,7 +720,7 @@ fn join(target: OwnedFd, linux: Option<&Linux>, birth: Birth) -> Result<(), Erro
             let own = flags(&|kind| lists(linux, kind));
             if lists(linux, LinuxNamespaceType::Pid) { own | CloneFlags::CLONE_NEWPID } else { own }
         }
-        other => other.map(|()| flags(&|_| true)).map_err(failed)?,
+        other => other.map(|()| all_common() - birth.namespaces).map_err(failed)?,
     };
     if user {
         all |= CloneFlags::CLONE_NEWUSER;
@@ -694,7 +734,7 @@ fn join(target: OwnedFd, linux: Option<&Linux>, birth: Birth) -> Result<(), Erro
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp};
+    use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp};
 
     use super::super::seccomp::{Shape, default_profile};
     use super::*;

@@ -17,7 +17,7 @@ use super::Error;
 use super::create::cgroups_of;
 use super::namespaces::{ChildrenElsewhere, own_pids};
 use super::procfs::Proc;
-use crate::cgroup::{Cgroups, Driver};
+use crate::cgroup::{Cgroups, Driver, GroupKill, Held};
 use crate::sys::process::{Child, Clone3, pidfd_open};
 use crate::sys::sharing::{Common, Maker};
 
@@ -112,6 +112,10 @@ pub struct Entrance {
     own_pids: OnceCell<OwnedFd>,
     /// The host's procfs, if it can be had.
     proc: Option<Proc>,
+    /// The cgroup's path, where it has one for all hierarchies.
+    cgroup: Option<String>,
+    /// See [`Entrance::hold_group`].
+    group: OnceCell<Option<GroupKill>>,
     /// See [`Entrance::maker`].
     maker: OnceCell<Maker>,
 }
@@ -127,7 +131,7 @@ impl Entrance {
         let cgroups = cgroups_of(driver)?;
         let folder = cgroups.v2_folder(cgroup)?;
         let placement = Placement::open(&cgroups.v1_task_files(cgroup)?)?;
-        Ok(Entrance::new(cgroups, folder, placement))
+        Ok(Entrance { cgroup: Some(cgroup.to_owned()), ..Entrance::new(cgroups, folder, placement) })
     }
 
     /// The way into cgroups below that one, which must exist. Where none is named, it is that one itself.
@@ -153,13 +157,34 @@ impl Entrance {
     }
 
     fn new(cgroups: Cow<'static, Cgroups>, folder: Option<File>, placement: Placement) -> Entrance {
-        let (process, own_pids, maker) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Entrance { cgroups, folder, placement, process, own_pids, proc: Proc::open().ok(), maker }
+        Entrance {
+            cgroups,
+            folder,
+            placement,
+            process: OnceCell::new(),
+            own_pids: OnceCell::new(),
+            proc: Proc::open().ok(),
+            cgroup: None,
+            group: OnceCell::new(),
+            maker: OnceCell::new(),
+        }
     }
 
     /// The host's procfs, if that is where it belongs.
     pub(super) fn proc(&self) -> Option<&Proc> {
         self.proc.as_ref()
+    }
+
+    /// Keeps the kernel from killing a cgroup v2 as a whole as long as what this returns lives. Nothing when that cannot be done: then no
+    /// process may be in it that shares memory with one outside.
+    pub(super) fn hold_group(&self) -> Option<Held<'_>> {
+        let find = || self.cgroup.as_ref().and_then(|cgroup| self.cgroups.group_kill(cgroup));
+        self.group.get_or_init(find).as_ref()?.hold().ok()
+    }
+
+    /// Whether the container is to be killed as a whole, but may have been kept from that like this.
+    pub(crate) fn holds_group(&self) -> bool {
+        self.group.get().and_then(Option::as_ref).is_some_and(GroupKill::is_on)
     }
 
     /// Who makes processes of the container that begin in the memory of this one. The first time, what they have in common is asked

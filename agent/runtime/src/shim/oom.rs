@@ -18,6 +18,8 @@ const LOOKS: u8 = 50;
 pub(super) struct OomSense {
     watch: Option<OomWatch>,
     seen: u64,
+    /// How often the kernel has killed all of it.
+    groups: u64,
     again: Option<(Instant, u8)>,
 }
 
@@ -50,6 +52,11 @@ impl OomSense {
         let left = if noticed { LOOKS } else { self.again.map_or(0, |(_, left)| left.saturating_sub(1)) };
         self.again = (left > 0).then(|| (now + AGAIN, left));
         None
+    }
+
+    /// Whether the kills that were seen last were of single processes.
+    pub fn were_single(&mut self, cgroups: &Cgroups, cgroup: &str) -> bool {
+        cgroups.is_half_killed(cgroup, &mut self.groups)
     }
 
     /// The container has ended: no more is expected, and the descriptors are closed.

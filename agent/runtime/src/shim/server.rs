@@ -251,6 +251,13 @@ impl Server {
         let slot = &mut self.slots[index];
         if let Some(kills) = slot.oom.look(self.cgroups, &slot.container.cgroup, now) {
             note!("{}: out of memory, {kills} process(es) killed so far", slot.id);
+            let was_held = slot.entrance.as_ref().is_some_and(|entrance| entrance.holds_group());
+            if slot.oom.were_single(self.cgroups, &slot.container.cgroup) && was_held {
+                // What the kernel would have done if it had not been kept from it for a process that was being made.
+                if let Err(error) = self.cgroups.kill(&slot.container.cgroup) {
+                    note!("{}: cannot kill what is left of it: {error}", slot.id);
+                }
+            }
             let event = Event::OomKilled { id: slot.id.clone(), kills };
             self.tell_all(&event);
         }

@@ -12,7 +12,7 @@ use super::check;
 pub(super) const CHILD_FAILED: i32 = 70;
 
 /// libc's own constant does not fit its type.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+pub(super) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The child handles no signal any more; what is ignored stays so. Nor does this one fit its type.
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;

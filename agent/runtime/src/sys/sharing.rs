@@ -7,7 +7,8 @@
 //!
 //! It has to be `CLONE_VFORK`. Who is killed for want of memory takes all along that share its memory, and only of a child that
 //! is waited for like this does the kernel know that it should look for somebody else. A cgroup v2 that is killed as a whole
-//! (`memory.oom.group`) does not even then: in such a one no child may be that shares memory with a process outside.
+//! (`memory.oom.group`) does not even then: in such a one no child may be that shares memory with a process outside, so whoever makes
+//! one keeps the kernel from that meanwhile.
 //!
 //! Until it has left, its maker can do nothing, not even see to its end if it does not come to that: a thread makes it, see
 //! [`maker`].
@@ -18,14 +19,14 @@
 use std::ffi::c_void;
 use std::hint::black_box;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::check;
-use super::process::{CHILD_FAILED, Child, altered, exit_now};
+use super::process::{CHILD_FAILED, CLONE_INTO_CGROUP, Child, altered, exit_now};
 use super::scratch::{Scratch, is_there};
 pub use maker::{Common, EVERYTHING, Maker, making};
 
@@ -75,7 +76,8 @@ pub struct Left {
 }
 
 /// Has `maker` make a child that runs `body`, which executes a program, and returns it when it has left this process' memory, by
-/// executing that or by ending. It begins with all signals blocked. Who has not left after `limit` is killed.
+/// executing that or by ending. It begins with all signals blocked, and in the folder's cgroup v2 if that is given: this must not be
+/// killed as a whole meanwhile, and the maker's filter must let clone3(2) pass. Who has not left after `limit` is killed.
 ///
 /// The caller must have one thread besides its makers, and be the process that has started this one, not a copy of it. The child has of a
 /// thread's own what its maker has. `body` may not drop descriptors that the caller owns. It may be killed between any two
@@ -84,14 +86,19 @@ pub struct Left {
 ///
 /// # Errors
 /// `Unsupported` where [`can_share`] says no, or what clone(2) says.
-pub fn spawn_child<B: FnOnce()>(limit: Duration, maker: &Maker, body: B) -> io::Result<Left> {
+pub fn spawn_child<B: FnOnce()>(
+    limit: Duration,
+    maker: &Maker,
+    cgroup: Option<BorrowedFd<'_>>,
+    body: B,
+) -> io::Result<Left> {
     // Looked at once by whoever comes first, and that is not to be the child: nobody would know that it is not at it any more.
     altered();
     // What a signal brings about, be it only an errno, would disturb the child.
     let quiet = Quiet::begin()?;
     let deadline = Instant::now() + limit;
     let scratch = Scratch::begin()?;
-    let child = spawn(Ends::Maker(maker, deadline), 0, body)?;
+    let child = spawn(Ends::Maker(maker, deadline), cgroup, body)?;
     scratch.close();
     drop(quiet);
     Ok(Left { child, late: Instant::now() >= deadline, _scratch: scratch })
@@ -146,11 +153,11 @@ impl<T> Letters<T> {
 /// # Errors
 /// As there.
 pub fn spawn_sibling<B: FnOnce()>(limit: Duration, body: B) -> io::Result<Child> {
-    spawn(Ends::Itself(limit), libc::CLONE_PARENT as u64, body)
+    spawn(Ends::Itself(limit), None, body)
 }
 
-/// Makes a child or a sibling. Who `ends` it is the caller, who has a thread make it, or the new process itself.
-fn spawn<B: FnOnce()>(ends: Ends<'_>, flags: u64, body: B) -> io::Result<Child> {
+/// Makes a child of the caller, who has a thread make it, or a sibling that ends itself: as `ends` says.
+fn spawn<B: FnOnce()>(ends: Ends<'_>, cgroup: Option<BorrowedFd<'_>>, body: B) -> io::Result<Child> {
     let pidfd = AtomicI32::new(-1);
     let limit = match ends {
         Ends::Maker(..) => None,
@@ -159,10 +166,17 @@ fn spawn<B: FnOnce()>(ends: Ends<'_>, flags: u64, body: B) -> io::Result<Child> 
     let mut shared = Shared { body: Some(body), limit };
     let argument = (&raw mut shared).cast();
     let there = AtomicU32::new(1);
-    let mut args = arguments(flags, &there);
+    let mut args = arguments(&there);
     args.pidfd = pidfd.as_ptr() as u64;
-    // A sibling has that of the caller.
-    args.exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
+    match ends {
+        Ends::Maker(..) => args.exit_signal = libc::SIGCHLD as u64,
+        // The signal is that of the caller.
+        Ends::Itself(_) => args.flags |= libc::CLONE_PARENT as u64,
+    }
+    if let Some(folder) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = folder.as_raw_fd() as u64;
+    }
     // SAFETY: stack and arguments are live until the end of this function, which the child does not see the return of: the
     // kernel lets its maker go on only when the child has left, or when all of this process is killed.
     let pid = unsafe {
@@ -237,7 +251,7 @@ fn end_after(limit: Duration) -> io::Result<()> {
 /// For a child in the same memory, with a stack below that of the caller, who has all signals blocked; `there` is cleared when it
 /// leaves.
 #[inline(never)]
-fn arguments(flags: u64, there: &AtomicU32) -> libc::clone_args {
+fn arguments(there: &AtomicU32) -> libc::clone_args {
     // SAFETY: all zeros mean nothing special.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     // In the frame of this function, so below all of the caller's; the arguments may be made in the caller's.
@@ -247,10 +261,11 @@ fn arguments(flags: u64, there: &AtomicU32) -> libc::clone_args {
     // SAFETY: below its frames a thread's stack is its own, and no handler runs on it now. Where there is no room, as in any call
     // that goes too deep, the guard below it ends the process.
     unsafe { std::ptr::write_bytes(stack as *mut u8, 0, TOP) };
-    args.flags = flags | CHILD;
+    args.flags = CHILD;
     args.child_tid = there.as_ptr() as u64;
     // Who makes it may be another thread than the one whose part it plays.
     args.tls = thread_pointer();
+    // What counts is its end.
     args.stack = (stack - TOP) as u64;
     args.stack_size = TOP as u64;
     args
@@ -283,16 +298,16 @@ fn thread_pointer() -> u64 {
     0
 }
 
-/// Makes a child that begins in `entry`, at the end of its own stack. It is clone(2) that is asked, not clone3(2), of which filters of
-/// system calls cannot see what for, so that most forbid it.
+/// Makes a child that begins in `entry`, at the end of its own stack. It is clone(2) that is asked where that knows everything, not
+/// clone3(2): what this is asked for filters of system calls cannot see, so most forbid it.
 ///
 /// # Safety
 /// The stack, and what `argument` and `args` point to, must be live for as long as the child uses this memory.
 #[cfg(target_arch = "x86_64")]
 unsafe fn clone(args: *const libc::clone_args, entry: Entry, argument: *mut c_void) -> io::Result<i32> {
     // SAFETY: the caller's promise.
-    let args = unsafe { &*args };
-    let mut result = libc::SYS_clone;
+    let new = unsafe { &*args };
+    let (mut result, first, second) = calling(new);
     // SAFETY: the parent only sees a system call. The child has the same registers but for the stack's, finds 0 as the result,
     // and never comes back: it needs nothing from the parent's stack.
     unsafe {
@@ -309,11 +324,11 @@ unsafe fn clone(args: *const libc::clone_args, entry: Entry, argument: *mut c_vo
             in("r12") argument,
             in("r13") entry,
             inlateout("rax") result,
-            in("rdi") args.flags | args.exit_signal,
-            in("rsi") args.stack + args.stack_size,
-            in("rdx") args.pidfd,
-            in("r10") args.child_tid,
-            in("r8") args.tls,
+            in("rdi") first,
+            in("rsi") second,
+            in("rdx") new.pidfd,
+            in("r10") new.child_tid,
+            in("r8") new.tls,
             out("rcx") _,
             out("r11") _,
         );
@@ -328,8 +343,9 @@ unsafe fn clone(args: *const libc::clone_args, entry: Entry, argument: *mut c_vo
 #[cfg(target_arch = "aarch64")]
 unsafe fn clone(args: *const libc::clone_args, entry: Entry, argument: *mut c_void) -> io::Result<i32> {
     // SAFETY: the caller's promise.
-    let args = unsafe { &*args };
-    let mut result = (args.flags | args.exit_signal) as i64;
+    let new = unsafe { &*args };
+    let (call, first, second) = calling(new);
+    let mut result = first as i64;
     // SAFETY: as above.
     unsafe {
         std::arch::asm!(
@@ -345,11 +361,11 @@ unsafe fn clone(args: *const libc::clone_args, entry: Entry, argument: *mut c_vo
             in("x20") argument,
             in("x21") entry,
             inlateout("x0") result,
-            in("x1") args.stack + args.stack_size,
-            in("x2") args.pidfd,
-            in("x3") args.tls,
-            in("x4") args.child_tid,
-            in("x8") libc::SYS_clone,
+            in("x1") second,
+            in("x2") new.pidfd,
+            in("x3") new.tls,
+            in("x4") new.child_tid,
+            in("x8") call,
         );
     }
     number_or_error(result)
@@ -362,6 +378,16 @@ unsafe fn clone(args: *const libc::clone_args, entry: Entry, argument: *mut c_vo
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 unsafe fn clone(_: *const libc::clone_args, _: Entry, _: *mut c_void) -> io::Result<i32> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// The call that makes such a child, with its first two arguments. clone3(2) has no more.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn calling(args: &libc::clone_args) -> (libc::c_long, u64, u64) {
+    if args.flags & CLONE_INTO_CGROUP != 0 {
+        (libc::SYS_clone3, (&raw const *args).addr() as u64, size_of::<libc::clone_args>() as u64)
+    } else {
+        (libc::SYS_clone, args.flags | args.exit_signal, args.stack + args.stack_size)
+    }
 }
 
 /// What the kernel itself returns, without libc's errno.

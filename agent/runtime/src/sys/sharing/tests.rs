@@ -35,7 +35,7 @@ fn common(process: BorrowedFd<'_>) -> Common<'_> {
 }
 
 fn made(limit: Duration, body: impl FnOnce()) -> io::Result<Left> {
-    spawn_child(limit, &plain(), body)
+    spawn_child(limit, &plain(), None, body)
 }
 
 fn shell(script: &str) -> Program {
@@ -154,16 +154,16 @@ fn one_that_is_stopped_is_killed_in_time_and_others_have_their_own() {
     };
     let maker = plain();
     for _ in 0..20 {
-        let Left { child, late, .. } = spawn_child(Duration::from_millis(2), &maker, stopped).unwrap();
+        let Left { child, late, .. } = spawn_child(Duration::from_millis(2), &maker, None, stopped).unwrap();
         assert!(late);
         assert!(matches!(end_of(child.pid), WaitStatus::Signaled(..)));
         // The signal of the time that is over may come now.
-        let Left { child, late, .. } = spawn_child(LONG, &maker, || ()).unwrap();
+        let Left { child, late, .. } = spawn_child(LONG, &maker, None, || ()).unwrap();
         assert!(!late);
         assert_eq!(end_of(child.pid), WaitStatus::Exited(Pid::from_raw(child.pid), CHILD_FAILED));
     }
     // No time at all is not for ever.
-    let Left { child, late, .. } = spawn_child(Duration::ZERO, &maker, stopped).unwrap();
+    let Left { child, late, .. } = spawn_child(Duration::ZERO, &maker, None, stopped).unwrap();
     assert!(late && matches!(end_of(child.pid), WaitStatus::Signaled(..)));
 }
 
@@ -195,7 +195,7 @@ fn a_thread_goes_with_its_maker_and_its_place_is_used_again() {
         let makers: Vec<Maker> = (0..4).map(|_| plain()).collect();
         assert_eq!(maker::threads(), (4, 4));
         for (at, maker) in makers.iter().enumerate() {
-            let left = spawn_child(LONG, maker, || exit_now(at as i32)).unwrap();
+            let left = spawn_child(LONG, maker, None, || exit_now(at as i32)).unwrap();
             assert_eq!(end_of(left.child.pid), WaitStatus::Exited(Pid::from_raw(left.child.pid), at as i32));
         }
         drop(makers);
@@ -217,7 +217,7 @@ fn what_no_child_may_have_is_taken_from_the_thread() {
         let maker = Maker::start(&Common { bounding: wanted, ..common(own.as_fd()) }).unwrap();
         assert_eq!(maker.bounding(), wanted);
         let has = AtomicU64::new(0);
-        let left = spawn_child(LONG, &maker, || has.store(bounding_set(), Ordering::SeqCst)).unwrap();
+        let left = spawn_child(LONG, &maker, None, || has.store(bounding_set(), Ordering::SeqCst)).unwrap();
         end_of(left.child.pid);
         assert_eq!(has.into_inner(), wanted & all);
     }
@@ -246,7 +246,7 @@ fn children_have_the_filter_of_their_maker_and_nobody_else() {
     assert!(filtered.filters());
     for (maker, expected) in [(&filtered, libc::ENOANO), (&plain(), 0), (&filtered, libc::ENOANO)] {
         let said = AtomicI32::new(-1);
-        let left = spawn_child(LONG, maker, || said.store(ask(), Ordering::SeqCst)).unwrap();
+        let left = spawn_child(LONG, maker, None, || said.store(ask(), Ordering::SeqCst)).unwrap();
         end_of(left.child.pid);
         assert_eq!(said.into_inner(), expected);
     }
@@ -276,7 +276,7 @@ fn children_are_born_in_the_namespaces_of_the_process() {
     };
     // A zombie has no namespaces to look at, so the child stops in a program.
     let program = shell("kill -STOP $$");
-    let left = spawn_child(LONG, &maker, || {
+    let left = spawn_child(LONG, &maker, None, || {
         reset_signals();
         program.execute(&c"/bin/sh".to_owned());
         parked();
@@ -315,7 +315,7 @@ fn a_child_is_born_into_the_pid_namespace_of_the_process() {
         let number = AtomicI32::new(0);
         // SAFETY: takes nothing.
         let body = || number.store(unsafe { libc::getpid() }, Ordering::SeqCst);
-        let left = spawn_child(LONG, maker, body).unwrap();
+        let left = spawn_child(LONG, maker, None, body).unwrap();
         end_of(left.child.pid);
         number.into_inner()
     };
@@ -328,7 +328,7 @@ fn a_child_is_born_into_the_pid_namespace_of_the_process() {
         end_of(init.pid);
     }
     // Nobody is born there any more.
-    let error = spawn_child(LONG, &first, || ()).unwrap_err();
+    let error = spawn_child(LONG, &first, None, || ()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
 }
 
