@@ -218,13 +218,13 @@ fn a_container_whose_post_start_hook_fails_is_killed_and_restarted() {
     assert!(event.contains("no such luck"), "{event}");
 }
 
-/// The shim keeps between them what further processes have in common, which these have not.
 /// What a process is: who, where, and what it may do.
 const SELF: &str = "exec 2>&1; grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Umask|Sig(Blk|Ign|Cgt))' /proc/self/status; \
     cat /proc/self/oom_score_adj /proc/self/cgroup /proc/self/attr/current; pwd; readlink /proc/self/root; \
     for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done; \
     grep -v 'Max pending' /proc/self/limits; ls /proc/self/fd | wc -l; mkdir /x && rmdir /x; setsid true; echo done";
 
+/// The shim keeps between them what further processes have in common, which these have not.
 #[test]
 fn further_processes_are_what_the_first_of_their_container_is_whoever_is_asked_first() {
     let node = Node::start().unwrap();

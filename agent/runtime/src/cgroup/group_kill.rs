@@ -4,18 +4,17 @@
 //! whoever shares its memory. Of a single victim it makes sure that it is not a child whose maker waits for it to execute a program
 //! (`in_vfork()` in mm/oom_kill.c); of a group it does not. So while there is such a child in a container, this is not killed as a
 //! group. If the kernel has to kill just then, it kills one process, and whoever watches the cgroup kills the rest: see
-//! [`Cgroups::is_half_killed`](super::Cgroups::is_half_killed).
+//! [`Cgroups::oom_group_kills`](super::Cgroups::oom_group_kills).
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::path::{keyed, read_optional};
+use super::path::read_optional;
+use super::read::oom_group_kills;
 
 const FILE: &str = "memory.oom.group";
-/// Counts in `memory.events` how often the kernel has killed all of a cgroup, this one or one below it.
-pub(super) const COUNT: &str = "oom_group_kill";
 
 /// What decides whether a cgroup v2 is killed as a whole.
 #[derive(Debug)]
@@ -39,7 +38,7 @@ impl GroupKill {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Some(GroupKill { file: None }),
             Err(_) => None,
             Ok(file) => {
-                keyed(&read_optional(&own.join("memory.events")).ok()??, COUNT)?;
+                oom_group_kills(&own).ok()??;
                 Some(GroupKill { file: Some(file) })
             }
         }

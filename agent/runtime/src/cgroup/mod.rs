@@ -226,15 +226,13 @@ impl Cgroups {
         read::oom_kills(&self.hierarchy, path::relative(path)?)
     }
 
-    /// Whether that killer has taken one process, where it should have taken all, since it had taken `groups` times all of a cgroup
-    /// here: somebody may have kept it from that for a moment ([`GroupKill`]). `groups` is set to what it is now. Always false on v1.
-    pub(crate) fn is_half_killed(&self, path: &str, groups: &mut u64) -> bool {
-        let (Hierarchy::V2(root), Ok(relative)) = (&self.hierarchy, path::relative(path)) else {
-            return false;
-        };
-        let events = path::read_optional(&root.join(relative).join("memory.events")).ok().flatten();
-        let now = events.and_then(|text| path::keyed(&text, group_kill::COUNT)).unwrap_or(*groups);
-        std::mem::replace(groups, now) == now
+    /// How often that killer took all of a cgroup, this one or one below it. Nothing where that is not counted: on v1, and before
+    /// Linux 5.17.
+    pub(crate) fn oom_group_kills(&self, path: &str) -> Result<Option<u64>, Error> {
+        match &self.hierarchy {
+            Hierarchy::V2(root) => read::oom_group_kills(&root.join(path::relative(path)?)),
+            Hierarchy::V1(_) => Ok(None),
+        }
     }
 
     /// What decides whether a cgroup is killed as a whole for want of memory. Nothing on v1, and when it cannot be kept from that.

@@ -22,10 +22,17 @@ pub fn oom_kills(hierarchy: &Hierarchy, relative: &Path) -> Result<u64, Error> {
     let Some(dir) = hierarchy.folder("memory", relative) else { return Ok(0) };
     match hierarchy {
         Hierarchy::V1(_) => oom_kills_v1(&dir),
-        Hierarchy::V2(_) => {
-            Ok(optional(&dir, "memory.events")?.and_then(|t| keyed(&t, "oom_kill")).unwrap_or(0))
-        }
+        Hierarchy::V2(_) => Ok(event(&dir, "oom_kill")?.unwrap_or(0)),
     }
+}
+
+/// How often all of a cgroup v2 was killed, the one of this folder or one below it. Nothing if the kernel does not count that.
+pub fn oom_group_kills(dir: &Path) -> Result<Option<u64>, Error> {
+    event(dir, "oom_group_kill")
+}
+
+fn event(dir: &Path, key: &str) -> Result<Option<u64>, Error> {
+    Ok(optional(dir, "memory.events")?.and_then(|text| keyed(&text, key)))
 }
 
 /// v1 counts a kill only in the victim's own cgroup.

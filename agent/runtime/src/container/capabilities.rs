@@ -102,12 +102,7 @@ impl Capabilities {
 /// The bounding set that a process asks for, a bit per capability.
 pub fn bounding(process: &Process) -> u64 {
     let set = process.capabilities().as_ref().and_then(|all| all.bounding().as_ref());
-    set.into_iter().flatten().fold(0, |bits, capability| bits | bit(*capability))
-}
-
-/// A capability's bit in such a set.
-pub fn bit(capability: Capability) -> u64 {
-    1 << number(capability)
+    set.into_iter().flatten().fold(0, |bits, capability| bits | 1 << number(*capability))
 }
 
 /// All capabilities that have a name, by the kernel's number of them, see linux/capability.h.
@@ -158,12 +153,13 @@ const ALL: [Capability; 41] = {
     ]
 };
 
-/// Whether a process with these sets, or one that it executes, may look into processes that are not its own.
-pub fn may_trace(sets: &LinuxCapabilities) -> bool {
+/// Whether a process has a capability in any of its sets: then it, or one that it executes, may have the use of it.
+pub fn lists(process: &Process, capability: Capability) -> bool {
+    let Some(sets) = process.capabilities() else { return false };
     [sets.bounding(), sets.permitted(), sets.effective(), sets.inheritable(), sets.ambient()]
         .into_iter()
         .flatten()
-        .any(|set| set.contains(&Capability::SysPtrace))
+        .any(|set| set.contains(&capability))
 }
 
 /// All capabilities that have a name, by number.

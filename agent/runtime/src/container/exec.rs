@@ -51,13 +51,9 @@ use crate::sys::{credentials, process};
 pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
     let target = exec.entrance.process(exec.pid)?;
     let linux = exec.terms.linux.as_ref();
-    let process = exec.terms.complete(exec.process);
-    let first = exec.terms.first().into_iter();
-    let mounts = first
-        .chain([&process])
-        .any(|p| capabilities::bounding(p) & capabilities::bit(Capability::SysAdmin) != 0);
     let visit = Visit {
-        process,
+        process: exec.terms.complete(exec.process),
+        first: exec.terms.first(),
         stdio: exec.stdio,
         target,
         entrance: exec.entrance,
@@ -66,7 +62,6 @@ pub fn exec(exec: Exec<'_>) -> Result<ExecProcess, Error> {
         notify: exec.terms.notify.as_ref(),
         keep_groups: exec.terms.keep_groups,
         linux,
-        mounts,
         tie: exec.tie,
         patience: exec.patience,
     };
@@ -150,6 +145,8 @@ fn give_up(child: &Child) {
 /// The child's part.
 struct Visit<'a> {
     process: Process,
+    /// That of the container's first process.
+    first: Option<&'a Process>,
     stdio: Stdio,
     target: BorrowedFd<'a>,
     entrance: &'a Entrance,
@@ -159,8 +156,6 @@ struct Visit<'a> {
     notify: Option<&'a Notify>,
     keep_groups: bool,
     linux: Option<&'a Linux>,
-    /// Whether somebody in the container may mount file systems.
-    mounts: bool,
     tie: Tie,
     patience: Duration,
 }
@@ -344,10 +339,16 @@ impl Visit<'_> {
     fn may_share(&self) -> bool {
         can_share()
             && self.notify.is_none()
-            && (self.entrance.folder().is_none() || !self.mounts)
+            && (self.entrance.folder().is_none() || !self.may_mount())
             && !self.keep_groups
             && self.process.terminal() != Some(true)
             && !lists(self.linux, LinuxNamespaceType::Time)
+    }
+
+    /// Whether this process or the container's first one may mount file systems.
+    fn may_mount(&self) -> bool {
+        let mut both = self.first.into_iter().chain([&self.process]);
+        both.any(|process| capabilities::lists(process, Capability::SysAdmin))
     }
 
     /// Sets a scheduler that the visitor does not inherit from the guide. Only the caller has the right to.
@@ -401,7 +402,7 @@ impl Visit<'_> {
             Some(_) => Some(self.entrance.hold_group()?),
             None => None,
         };
-        let maker = match self.entrance.maker(|| self.common()) {
+        let maker = match self.entrance.maker(|| self.in_common()) {
             Ok(maker) => maker,
             Err(error) => return Some(failed(error)),
         };
@@ -420,7 +421,7 @@ impl Visit<'_> {
     }
 
     /// What processes of this container have in common, the most first.
-    fn common(&self) -> Vec<Common<'_>> {
+    fn in_common(&self) -> Vec<Common<'_>> {
         let least = Common { process: self.target, namespaces: 0, bounding: self.bounding(), filter: None };
         // Without a procfs of its own there is no way to the host's from inside.
         if lists(self.linux, LinuxNamespaceType::User)
@@ -430,7 +431,7 @@ impl Visit<'_> {
             return vec![least];
         }
         let mut filter = self.filter.filter(|filter| !self.needs_more() && lets_begin(filter));
-        let mut namespaces = all_common();
+        let mut namespaces = common(|_| true);
         if self.entrance.folder().is_some() {
             // It takes clone3(2) to make a process in a cgroup, and the kernel lets nobody in who is in a cgroup namespace below the one
             // that he comes from.
@@ -543,7 +544,7 @@ impl Visit<'_> {
         birth: Birth,
     ) -> Result<(Option<Voice<'static>>, Option<OwnedFd>), Error> {
         let channel = voice.channel().map(Channel::as_fd);
-        let target = (birth.namespaces != all_common()).then_some(self.target);
+        let target = (birth.namespaces != common(|_| true)).then_some(self.target);
         let extra: Vec<_> = channel.into_iter().chain(target).collect();
         let mut moved = streams::arrange(&self.stdio, Some(self.target), &extra, &self.tie.handed)?;
         let channel = channel.and_then(|_| moved.next()).map(Channel::connected);
@@ -695,32 +696,28 @@ const COMMON: [(LinuxNamespaceType, CloneFlags); 5] = [
     (LinuxNamespaceType::Network, CloneFlags::CLONE_NEWNET),
 ];
 
-fn all_common() -> CloneFlags {
-    COMMON.iter().fold(CloneFlags::empty(), |all, (_, flag)| all | *flag)
+/// Those of them that are wanted.
+fn common(wanted: impl Fn(LinuxNamespaceType) -> bool) -> CloneFlags {
+    let flags = COMMON.iter().filter(|(kind, _)| wanted(*kind)).map(|(_, flag)| *flag);
+    flags.collect()
 }
 
-/// Joins all of the container's namespaces at once but those that it was born in; the kernel takes the user namespace first. The PID namespace is
-/// joined for children, and first: it may be the pod's, which a user namespace has no right to. Joining one's own again is
+/// Joins all of the container's namespaces at once but those that it was born in; the kernel takes the user namespace first. The PID
+/// namespace is joined for children, and first: it may be the pod's, which a user namespace has no right to. Joining one's own again is
 /// allowed, but for the user namespace. Who was born inside is in its PID namespace already.
 ///
 /// Who is not root of the machine has a right to none but together with the user namespace, and to none that the container
 /// inherited from its creator; those are left as they are.
 fn join(target: OwnedFd, linux: Option<&Linux>, birth: Birth) -> Result<(), Error> {
     let failed = |e: nix::Error| Error::sys("join", "the container's namespaces", e.into());
-    let flags = |wanted: &dyn Fn(LinuxNamespaceType) -> bool| {
-        COMMON
-            .iter()
-            .filter(|(kind, _)| wanted(*kind))
-            .fold(CloneFlags::empty(), |all, (_, flag)| all | *flag)
-    };
     let user = lists(linux, LinuxNamespaceType::User);
     let for_children = if birth.inside { Ok(()) } else { setns(&target, CloneFlags::CLONE_NEWPID) };
     let mut all = match for_children {
         Err(nix::Error::EPERM) if user => {
-            let own = flags(&|kind| lists(linux, kind));
+            let own = common(|kind| lists(linux, kind));
             if lists(linux, LinuxNamespaceType::Pid) { own | CloneFlags::CLONE_NEWPID } else { own }
         }
-        other => other.map(|()| all_common() - birth.namespaces).map_err(failed)?,
+        other => other.map(|()| common(|_| true) - birth.namespaces).map_err(failed)?,
     };
     if user {
         all |= CloneFlags::CLONE_NEWUSER;

@@ -50,7 +50,9 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{
+    Capability, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Spec,
+};
 
 use crate::cgroup::Driver;
 use crate::rootfs::Rootfs;
@@ -248,7 +250,7 @@ pub(crate) fn give_streams(stdio: &Stdio) -> Result<(), Error> {
 
 /// Whether a process may look into others of its PID namespace that are not its own: with `CAP_SYS_PTRACE` in any of its sets.
 pub fn may_trace(process: &Process) -> bool {
-    process.capabilities().as_ref().is_some_and(capabilities::may_trace)
+    capabilities::lists(process, Capability::SysPtrace)
 }
 
 /// Adds what every container may use to device rules, if there are any: the rules that a container made from these

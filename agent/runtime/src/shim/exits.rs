@@ -70,13 +70,10 @@ impl Server {
         let slot = &mut self.slots[index];
         slot.oom.close();
         slot.thaw(self.cgroups);
-        let cgroup = &slot.container.cgroup;
-        let oom_killed = self.cgroups.oom_kills(cgroup).is_ok_and(|kills| kills > 0);
+        let oom_killed = self.cgroups.oom_kills(&slot.container.cgroup).is_ok_and(|kills| kills > 0);
         // With a PID namespace of its own the kernel has killed the rest before it told us.
-        if !slot.own_pids
-            && let Err(error) = self.cgroups.kill(cgroup)
-        {
-            note!("{}: cannot kill what is left of it: {error}", slot.id);
+        if !slot.own_pids {
+            slot.kill_rest(self.cgroups);
         }
         slot.drain(&mut self.scratch);
         let started_at = slot.started_at;
@@ -128,10 +125,8 @@ impl Server {
         let slot = &mut self.slots[index];
         slot.kill_init();
         slot.thaw(self.cgroups);
-        if !slot.own_pids
-            && let Err(error) = self.cgroups.kill(&slot.container.cgroup)
-        {
-            note!("{}: cannot kill all of it: {error}", slot.id);
+        if !slot.own_pids {
+            slot.kill_rest(self.cgroups);
         }
     }
 

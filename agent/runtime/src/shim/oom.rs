@@ -18,7 +18,7 @@ const LOOKS: u8 = 50;
 pub(super) struct OomSense {
     watch: Option<OomWatch>,
     seen: u64,
-    /// How often the kernel has killed all of it.
+    /// How often the kernel had killed all of it then.
     groups: u64,
     again: Option<(Instant, u8)>,
 }
@@ -54,9 +54,10 @@ impl OomSense {
         None
     }
 
-    /// Whether the kills that were seen last were of single processes.
+    /// Whether the kills that were seen last were of single processes, as far as the kernel tells. To be asked each time.
     pub fn were_single(&mut self, cgroups: &Cgroups, cgroup: &str) -> bool {
-        cgroups.is_half_killed(cgroup, &mut self.groups)
+        let now = cgroups.oom_group_kills(cgroup).ok().flatten().unwrap_or(self.groups);
+        std::mem::replace(&mut self.groups, now) == now
     }
 
     /// The container has ended: no more is expected, and the descriptors are closed.

@@ -254,9 +254,7 @@ impl Server {
             let was_held = slot.entrance.as_ref().is_some_and(|entrance| entrance.holds_group());
             if slot.oom.were_single(self.cgroups, &slot.container.cgroup) && was_held {
                 // What the kernel would have done if it had not been kept from it for a process that was being made.
-                if let Err(error) = self.cgroups.kill(&slot.container.cgroup) {
-                    note!("{}: cannot kill what is left of it: {error}", slot.id);
-                }
+                slot.kill_rest(self.cgroups);
             }
             let event = Event::OomKilled { id: slot.id.clone(), kills };
             self.tell_all(&event);

@@ -21,7 +21,7 @@ use super::proto::{
 use super::pump::{Pumped, Source};
 use super::record::{self, note};
 use super::{failure, pod_init};
-use crate::cgroup::Driver;
+use crate::cgroup::{Cgroups, Driver};
 use crate::container::{self, Container, Entrance, Stdio, Terms, Tie};
 use crate::log::{Stream, Writer};
 use crate::sys::process::pidfd_kill;
@@ -198,6 +198,13 @@ impl Slot {
     /// Kills init, whatever its state.
     pub fn kill_init(&self) {
         let _ = pidfd_kill(self.container.pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    /// Kills whatever is in its cgroup.
+    pub fn kill_rest(&self, cgroups: &Cgroups) {
+        if let Err(error) = cgroups.kill(&self.container.cgroup) {
+            note!("{}: cannot kill what is left of it: {error}", self.id);
+        }
     }
 
     /// Writes `state.json`.

@@ -187,7 +187,8 @@ fn spawn<B: FnOnce()>(ends: Ends<'_>, cgroup: Option<BorrowedFd<'_>>, body: B) -
     }?;
     // SAFETY: the kernel stored a new descriptor there, and nobody else knows of it.
     let child = Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd.into_inner()) } };
-    is_left(&there);
+    // The kernel lets its maker go on a little before it has left.
+    maker::until_cleared(&there);
     Ok(child)
 }
 
@@ -217,13 +218,6 @@ extern "C" fn run<B: FnOnce()>(all: *mut c_void) -> ! {
         }
     }));
     exit_now(CHILD_FAILED);
-}
-
-/// Waits until the kernel has cleared the word: it lets the caller go on a little before that.
-fn is_left(there: &AtomicU32) {
-    while there.load(Ordering::Acquire) != 0 {
-        maker::wait_for_kernel(there);
-    }
 }
 
 /// Has the kernel kill this process then, unless it has executed a program before: that removes timers (timer_create(2)). For one

@@ -50,6 +50,14 @@ pub struct Container {
     pub request: CreateRequest,
 }
 
+impl Container {
+    /// Has its programs sought in vain in many folders, so that a process takes long until its program runs.
+    pub fn found_late(mut self) -> Container {
+        self.spec["process"]["env"] = json!([format!("PATH={}/bin", "/nowhere:".repeat(5000))]);
+        self
+    }
+}
+
 impl Pod {
     pub async fn new() -> Pod {
         Pod::with(|_| {}).await

@@ -58,7 +58,7 @@ async fn a_kill_while_a_process_is_made_does_not_take_the_shim_along_nor_leave_a
     let script = "while :; do until kill -STOP -1 2>/dev/null; do :; done; \
         for p in /proc/[0-9]*; do read name <$p/comm && [ $p != /proc/1 ] && [ $name != true ] && break 2; done; \
         kill -CONT -1; done; echo stopped $name";
-    pod.start(&small(&pod, &format!("{script}; {EAT}; echo survived; sleep 1000"))).await;
+    pod.start(&small(&pod, &format!("{script}; {EAT}; echo survived; sleep 1000")).found_late()).await;
     while !pod.log("one").contains("stopped") {
         let request = RunRequest {
             container_id: "one".to_owned(),

@@ -121,12 +121,12 @@ async fn who_takes_too_long_is_killed_with_its_children() {
 async fn a_container_that_stops_every_new_process_holds_up_nobody_longer_than_the_time_of_a_command() {
     const STOPS: &str = "while :; do for p in /proc/[0-9]*; do \
         [ $p = /proc/1 ] || kill -STOP ${p#/proc/} 2>/dev/null; done; done";
-    const TRIES: u32 = 20;
     let time = Duration::from_millis(300);
     let pod = Pod::new().await;
-    pod.start(&pod.container("one", STOPS)).await;
-    let (mut held_up, began) = (0, Instant::now());
-    for _ in 0..TRIES {
+    pod.start(&pod.container("one", STOPS).found_late()).await;
+    let mut held_up = 0;
+    while held_up < 10 {
+        let began = Instant::now();
         match pod.client.run(request(&["true"], time)).await {
             Err(error) => {
                 assert!(error.to_string().contains("timed out"), "{error}");
@@ -135,9 +135,9 @@ async fn a_container_that_stops_every_new_process_holds_up_nobody_longer_than_th
             // Stopped when its program ran, or too late.
             Ok(answer) => assert!([None, Some(0)].contains(&answer.code), "{answer:?}"),
         }
+        // As if nobody watched the time, it would be the half of a minute that a new process has on its own.
+        assert!(began.elapsed() < LONG / 6, "{:?}, {held_up} were held up before", began.elapsed());
     }
-    assert!(held_up > 0, "the container never came in time");
-    assert!(began.elapsed() < TRIES * time * 3, "{held_up} held up the shim for {:?}", began.elapsed());
     // Nothing of them is left.
     until_alone(&pod).await;
 }

@@ -124,7 +124,6 @@ pub static TABLES: [Table; 2] = [
 compile_error!("there is no table of system calls for this architecture");
 
 /// The table of the machine's own kind of programs.
-#[cfg(test)]
 pub fn native() -> &'static Table {
     &TABLES[0]
 }

@@ -180,10 +180,8 @@ impl Maker {
     /// # Errors
     /// What clone(2), setns(2) and seccomp(2) say.
     pub fn start(common: &Common<'_>) -> io::Result<Maker> {
-        let filter = match common.filter {
-            Some((filter, flags)) => Some((Program::of(filter)?, flags)),
-            None => None,
-        };
+        let program = |(filter, flags)| Program::of(filter).map(|program| (program, flags));
+        let filter = common.filter.map(program).transpose()?;
         let beginning = Beginning {
             process: common.process.as_raw_fd(),
             namespaces: common.namespaces,
@@ -272,9 +270,7 @@ impl Drop for Maker {
         self.post.turn.store(LEAVE, Ordering::SeqCst);
         wake(&self.post.turn);
         // Its namespaces are not to be held any longer than anybody else would.
-        while self.post.there.load(Ordering::SeqCst) != 0 {
-            wait_for_kernel(&self.post.there);
-        }
+        until_cleared(&self.post.there);
     }
 }
 
@@ -373,10 +369,13 @@ fn wake(word: &AtomicU32) {
     unsafe { system_call(libc::SYS_futex, [word.as_ptr().addr(), FUTEX_WAKE_PRIVATE, 1, 0]) };
 }
 
-/// Waits until the kernel has cleared a word that is 1. It wakes waiters of shared words, so this is not a private wait.
-pub(super) fn wait_for_kernel(word: &AtomicU32) {
-    // SAFETY: the word is live.
-    unsafe { system_call(libc::SYS_futex, [word.as_ptr().addr(), libc::FUTEX_WAIT as usize, 1, 0]) };
+/// Waits until the kernel has cleared a word that is 1, as it does for a thread that has left (`CLONE_CHILD_CLEARTID`).
+pub(super) fn until_cleared(word: &AtomicU32) {
+    while word.load(Ordering::SeqCst) != 0 {
+        // It wakes waiters of shared words, so this is not a private wait.
+        // SAFETY: the word is live.
+        unsafe { system_call(libc::SYS_futex, [word.as_ptr().addr(), libc::FUTEX_WAIT as usize, 1, 0]) };
+    }
 }
 
 /// A system call without the C library.
