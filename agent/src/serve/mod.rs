@@ -62,7 +62,8 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)
-        .thread_keep_alive(Duration::from_secs(5))
+        // What a start needed is gone soon after, and an idle node does nothing at all.
+        .thread_keep_alive(Duration::from_secs(2))
         .enable_all()
         .build()
         .context("start the async runtime")?;
