@@ -37,10 +37,16 @@ pub(super) fn stamp(path: &Path) -> Stamp {
 pub(super) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
+        let entry = entry?;
+        let path = entry.path();
+        if is_ignored(&path) {
+            continue;
+        }
+        // The kind comes with the name, without a call for each file: an idle node does little else than this.
+        let kind = entry.file_type();
         // A dangling link is listed, so that its error is shown; a folder, socket or device is not.
-        let other = fs::metadata(&path).is_ok_and(|meta| !meta.is_file());
-        if !other && !is_ignored(&path) {
+        let other = || fs::metadata(&path).is_ok_and(|meta| !meta.is_file());
+        if kind.is_ok_and(|kind| kind.is_file()) || !other() {
             files.push(path);
         }
     }

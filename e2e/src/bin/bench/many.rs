@@ -17,6 +17,8 @@ const MANY: usize = 50;
 const FULL: usize = 200;
 /// After so long without a change the agent has given back what the changes took, its start included.
 const QUIET: Duration = Duration::from_secs(4);
+/// How long a node is watched that has nothing to do: three of its looks at the folder (kubelet's `fileCheckFrequency`) fall into it.
+const IDLE_TIME: Duration = Duration::from_secs(60);
 
 /// Memory of agent and shims as pods come and go, and the CPU they use when nothing happens.
 pub fn memory() -> Result<()> {
@@ -54,7 +56,7 @@ pub fn memory() -> Result<()> {
             }
         }
     }
-    idle_cpu(&node, Duration::from_secs(10))?;
+    idle_cpu(&node, IDLE_TIME)?;
     let took = clear(&node, have)?;
     Row::times(format!("{have} manifests removed -> all gone (grace 1 s)"), &[took]).print();
     poll::pause(QUIET);
