@@ -82,6 +82,7 @@ fn measure(rounds: usize, dir: &Path, parent: &str) -> Result<(), Failure> {
         let create = Create {
             id: "bench",
             spec: &spec,
+            rules: None,
             rootfs: &rootfs,
             stdio: Stdio::default(),
             bundle: dir,
@@ -124,6 +125,7 @@ fn measure_exec(
     let create = Create {
         id: "bench",
         spec: &spec,
+        rules: None,
         rootfs: &rootfs,
         stdio: Stdio::default(),
         bundle: dir,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use oci_spec::runtime::{
-    Linux, LinuxCpu, LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec, State,
+    Linux, LinuxCpu, LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Spec, State,
 };
 
 use super::birth::give_birth;
@@ -97,6 +97,7 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         state: hooks::state(create.id, spec, create.bundle),
         tie: create.tie,
         no_pivot: create.no_pivot,
+        filtered: create.rules.is_some() || linux.seccomp().is_some(),
     };
     if early_devices(&cgroups, spec) {
         resources.bring_devices_forward();
@@ -116,7 +117,8 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
         timings: Timings::default(),
         spec,
         state: init.state.clone(),
-        notify: Notify::of_spec(spec, create.id, create.bundle)?,
+        rules: create.rules,
+        notify: None,
         patience: create.patience,
     };
     match birth.run(init) {
@@ -125,6 +127,17 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
             birth.undo();
             Err(error)
         }
+    }
+}
+
+/// The rules of a container's filter: those that were left for later, or the spec's.
+fn rules_of<'a>(spec: &'a Spec, later: Option<&str>) -> Result<Option<Cow<'a, LinuxSeccomp>>, Error> {
+    match later {
+        Some(text) => serde_json::from_str(text)
+            .map(Cow::Owned)
+            .map(Some)
+            .map_err(|error| Error::spec("linux.seccomp", error.to_string())),
+        None => Ok(spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()).map(Cow::Borrowed)),
     }
 }
 
@@ -294,6 +307,8 @@ struct Birth<'a> {
     timings: Timings,
     spec: &'a Spec,
     state: State,
+    /// See [`Create::rules`].
+    rules: Option<&'a str>,
     notify: Option<Notify>,
     /// See [`Create::patience`].
     patience: Option<Duration>,
@@ -340,8 +355,9 @@ impl Birth<'_> {
         let unheard = |e| Error::sys("talk to", "the container's process", e);
         channel.order(Order::CgroupReady).map_err(unheard)?;
         // From here to `await_ready` both processes have work to do.
-        if let Some(filter) = Filter::of_spec(self.spec, Shape::ManyCalls)? {
-            channel.send_filter(&filter).map_err(unheard)?;
+        if let Some(rules) = rules_of(self.spec, self.rules)? {
+            self.notify = Notify::of_rules(&rules, || self.state.clone())?;
+            channel.send_filter(&Filter::compile(&rules, Shape::ManyCalls)?).map_err(unheard)?;
         }
         self.cgroups.apply(&self.path, &self.resources.early)?;
         if !self.resources.name_oom_group() {

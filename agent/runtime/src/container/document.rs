@@ -1,7 +1,9 @@
 //! Reading a `config.json` that knows words which the types of the `oci-spec` crate do not have.
 
 use oci_spec::runtime::{Capability, LinuxSchedulerFlag, Process, Spec};
-use serde_json::{Value, from_slice, from_value, json};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, from_slice, from_str, from_value, json};
 
 /// The sets of `process.capabilities`.
 const SETS: [&str; 5] = ["bounding", "effective", "inheritable", "permitted", "ambient"];
@@ -37,6 +39,26 @@ impl Document {
         let bytes = value.to_string().into_bytes();
         Ok(Document { spec: from_value(value)?, bytes, warnings })
     }
+}
+
+/// Reads the text of a `config.json` but for the rules of its filter, `linux.seccomp`: they are most of it, and nobody needs them before
+/// the container's process exists. Their text comes with it. Nothing if there are none, or if anything is wrong with the rest.
+pub fn without_rules(text: &str) -> Option<(Spec, &str)> {
+    #[derive(Deserialize)]
+    struct Outer<'a> {
+        #[serde(borrow)]
+        linux: Inner<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Inner<'a> {
+        #[serde(borrow)]
+        seccomp: &'a RawValue,
+    }
+    let rules = from_str::<Outer<'_>>(text).ok()?.linux.seccomp.get();
+    // It is a part of the text.
+    let begin = rules.as_ptr().addr().checked_sub(text.as_ptr().addr())?;
+    let rest = [text.get(..begin)?, "null", text.get(begin + rules.len()..)?].concat();
+    from_str(&rest).ok().map(|spec| (spec, rules))
 }
 
 /// Reads the text of a process, as `exec --process` takes it.
@@ -155,6 +177,30 @@ mod tests {
             assert!(Document::parse(config.to_string().into_bytes()).is_ok(), "{user}");
         }
         assert!(parse_process(br#"{"cwd": "/", "user": 5}"#).is_err());
+    }
+
+    #[test]
+    fn rules_can_be_left_for_later() {
+        let rules = json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["\"}]\u{e4}"], "action": "SCMP_ACT_ALLOW"}]});
+        let config = |seccomp: &Value| {
+            json!({"ociVersion": "1.2.0", "annotations": {"seccomp": "\u{e4}{"},
+                "linux": {"cgroupsPath": "/a", "seccomp": seccomp, "maskedPaths": ["/proc/kcore"]}, "hostname": "x"})
+        };
+        for text in [config(&rules).to_string(), format!("{:#}", config(&rules))] {
+            let (spec, later) = without_rules(&text).unwrap();
+            assert_eq!(from_str::<Value>(later).unwrap(), rules);
+            assert_eq!(spec, from_value(config(&Value::Null)).unwrap());
+        }
+        assert_eq!(without_rules(&config(&Value::Null).to_string()).unwrap().1, "null");
+        for bad in [
+            r#"{"ociVersion": "1.2.0", "linux": {}}"#,
+            r#"{"ociVersion": "1.2.0", "hostname": "x"}"#,
+            r#"{"ociVersion": 1, "linux": {"seccomp": {}}}"#,
+            r#"{"ociVersion": "1.2.0", "linux": {"seccomp": {}, "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}}"#,
+            r#"{"ociVersion": "1.2.0", "linux": {"seccomp": {}}"#,
+        ] {
+            assert!(without_rules(bad).is_none(), "{bad}");
+        }
     }
 
     #[test]

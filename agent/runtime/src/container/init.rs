@@ -59,6 +59,8 @@ pub struct Init<'a> {
     pub state: State,
     /// See [`super::Create`].
     pub no_pivot: bool,
+    /// The parent sends a filter.
+    pub filtered: bool,
 }
 
 impl Init<'_> {
@@ -169,7 +171,7 @@ impl Init<'_> {
         timings.process += watch.lap();
         cgroup.wait()?;
         // What the parent has worked out and set meanwhile.
-        if self.linux.seccomp().is_some() {
+        if self.filtered {
             identity.set_filter(channel.await_filter()?);
         }
         Placement::of_files(channel.await_order_with(Order::LimitsSet)?).enter()?;

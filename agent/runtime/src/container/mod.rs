@@ -62,7 +62,7 @@ pub use capabilities::known_capabilities;
 pub(crate) use channel::hand;
 pub use create::Knock;
 pub(crate) use create::{cgroups, cgroups_of};
-pub use document::{Document, parse_process};
+pub use document::{Document, parse_process, without_rules};
 pub use error::Error;
 pub use mount_options::names as mount_option_names;
 pub use notify::Notify;
@@ -93,6 +93,8 @@ pub struct Create<'a> {
     pub id: &'a str,
     /// What to make. `linux.cgroupsPath` says where it is accounted.
     pub spec: &'a Spec,
+    /// The text of `linux.seccomp` if that is left out of the spec, see [`without_rules`]: it is read while the child mounts.
+    pub rules: Option<&'a str>,
     /// Its root file system.
     pub rootfs: &'a Rootfs,
     /// Its standard streams.

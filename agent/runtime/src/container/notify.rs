@@ -6,7 +6,7 @@
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{ContainerState, LinuxSeccompAction, Spec, State};
+use oci_spec::runtime::{ContainerState, LinuxSeccomp, LinuxSeccompAction, Spec, State};
 use serde_json::json;
 
 use super::Error;
@@ -26,7 +26,12 @@ pub struct Notify {
 impl Notify {
     /// Nothing when no rule of the spec asks anybody. A socket without such a rule is not used then.
     pub fn of_spec(spec: &Spec, id: &str, bundle: &Path) -> Result<Option<Notify>, Error> {
-        let Some(seccomp) = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()) else { return Ok(None) };
+        let rules = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        rules.map_or(Ok(None), |rules| Notify::of_rules(rules, || hooks::state(id, spec, bundle)))
+    }
+
+    /// The same for rules that are not in the spec. `state` is that of the container.
+    pub fn of_rules(seccomp: &LinuxSeccomp, state: impl FnOnce() -> State) -> Result<Option<Notify>, Error> {
         let asks = |action| action == LinuxSeccompAction::ScmpActNotify;
         if !seccomp.syscalls().iter().flatten().any(|rule| asks(rule.action())) {
             return Ok(None);
@@ -36,7 +41,7 @@ impl Notify {
             Error::spec("linux.seccomp.listenerPath", "it is missing, but a rule has SCMP_ACT_NOTIFY")
         })?;
         let metadata = seccomp.listener_metadata().clone();
-        Ok(Some(Notify { path, metadata, state: hooks::state(id, spec, bundle) }))
+        Ok(Some(Notify { path, metadata, state: state() }))
     }
 
     /// Takes the listener out of a process of the container, which has told its `number` there and waits, and hands it on. `init`

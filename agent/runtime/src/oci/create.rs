@@ -297,6 +297,7 @@ fn give_birth(
     let create = Create {
         id: &options.id,
         spec,
+        rules: None,
         rootfs: &Rootfs::Path(rootfs.to_owned()),
         stdio: if terminal { Stdio::default() } else { own_stdio() },
         bundle: &options.bundle,

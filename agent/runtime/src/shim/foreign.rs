@@ -47,6 +47,8 @@ pub(super) struct Foreign {
 pub(super) struct Order<'a> {
     pub id: &'a str,
     pub spec: &'a Spec,
+    /// For our own engine, see [`crate::container::Create::rules`].
+    pub rules: Option<&'a str>,
     pub rootfs: &'a Rootfs,
     pub bundle: &'a Path,
     pub stdio: Stdio,

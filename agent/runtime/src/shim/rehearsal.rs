@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxSeccomp, Spec};
 
 use super::proto::Request;
-use crate::container::{Filter, Shape, Terms};
+use crate::container::{Filter, Shape, Terms, without_rules};
 
 /// A request of the kind that comes first.
 const REQUEST: &str = r#"{"id":1,"call":{"create":{"id":"0123456789abcdef","bundle":"/b","rootfs":{"overlay":{"lowers":["/l","/m"],
@@ -30,11 +30,13 @@ const CONFIG: &str = r#"{"ociVersion":"1.2.0","root":{"path":"rootfs","readonly"
 /// Reads both and compiles the filter; nothing comes of it. True when all went as it does with real ones.
 pub(super) fn rehearse() -> bool {
     let request = serde_json::from_str::<Request>(REQUEST);
+    let filter = without_rules(CONFIG).and_then(|(_, rules)| {
+        Filter::compile(&serde_json::from_str::<LinuxSeccomp>(rules).ok()?, Shape::ManyCalls).ok()
+    });
     let spec = serde_json::from_str::<Spec>(CONFIG);
-    let compile = |spec: &Spec| {
-        Filter::of_spec(spec, Shape::ManyCalls).is_ok() && Terms::of_spec(spec, "", Path::new("/")).is_ok()
-    };
-    request.is_ok() && spec.is_ok_and(|spec| compile(&spec))
+    request.is_ok()
+        && filter.is_some()
+        && spec.is_ok_and(|spec| Terms::of_spec(&spec, "", Path::new("/")).is_ok())
 }
 
 #[cfg(test)]

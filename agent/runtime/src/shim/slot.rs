@@ -77,11 +77,22 @@ pub(super) struct Slot {
 
 /// Reads the configuration of a bundle.
 pub(super) fn read_spec(bundle: &Path) -> Result<Spec, Failure> {
-    let path = bundle.join("config.json");
-    let bytes = std::fs::read(&path)
-        .map_err(|error| failure(FailureKind::Invalid, format!("cannot read {}: {error}", path.display())))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| failure(FailureKind::Invalid, format!("{}: {error}", path.display())))
+    let path = config_of(bundle);
+    parse(&path, &read(&path)?)
+}
+
+fn config_of(bundle: &Path) -> PathBuf {
+    bundle.join("config.json")
+}
+
+fn read(config: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(config)
+        .map_err(|error| failure(FailureKind::Invalid, format!("cannot read {}: {error}", config.display())))
+}
+
+fn parse(config: &Path, text: &str) -> Result<Spec, Failure> {
+    serde_json::from_str(text)
+        .map_err(|error| failure(FailureKind::Invalid, format!("{}: {error}", config.display())))
 }
 
 impl Slot {
@@ -107,7 +118,14 @@ impl Slot {
             runtime,
             start,
         } = request;
-        let mut spec = read_spec(&bundle)?;
+        let config = config_of(&bundle);
+        let text = read(&config)?;
+        // Another runtime is given all of it.
+        let parted = if runtime.is_none() { container::without_rules(&text) } else { None };
+        let (mut spec, rules) = match parted {
+            Some((spec, rules)) => (spec, Some(rules)),
+            None => (parse(&config, &text)?, None),
+        };
         if let Some(pids) = pids {
             pod_init::join(&mut spec, pids)?;
         }
@@ -129,7 +147,7 @@ impl Slot {
             failure(FailureKind::Internal, format!("cannot {what}: {error}"))
         };
         let (stdio, ours) = pipes(stdin, tty).map_err(|error| internal("make pipes", &error))?;
-        let order = Order { id: &id, spec: &spec, rootfs: &rootfs, bundle: &bundle, stdio, tty };
+        let order = Order { id: &id, spec: &spec, rules, rootfs: &rootfs, bundle: &bundle, stdio, tty };
         let (mut container, foreign) = make(order, runtime.as_ref(), start)?;
         let sources = match container.console.take() {
             Some(console) => vec![(console, Stream::Stdout)],
@@ -321,11 +339,12 @@ fn make(
     if let Some(runtime) = runtime {
         return Foreign::create(runtime, order).map(|(foreign, container)| (container, Some(foreign)));
     }
-    let Order { id, spec, rootfs, bundle, stdio, tty: _ } = order;
+    let Order { id, spec, rules, rootfs, bundle, stdio, tty: _ } = order;
     let (tie, driver) = (Tie::default(), Driver::default());
     let create = container::Create {
         id,
         spec,
+        rules,
         rootfs,
         stdio,
         bundle,

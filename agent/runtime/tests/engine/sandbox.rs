@@ -170,6 +170,7 @@ impl Sandbox {
         container::create(Create {
             id: "c",
             spec: &spec,
+            rules: None,
             rootfs,
             stdio,
             bundle: self.dir.path(),
