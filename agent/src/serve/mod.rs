@@ -121,6 +121,11 @@ fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
 async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    // An address that is taken is the likeliest mistake: nothing has been made by then that would be left behind.
+    let read_only = match config.read_only {
+        Some(address) => Some(readonly::listen(address).await?),
+        None => None,
+    };
     let (parts, names) = assemble(&config).await?;
     let store = parts.store.clone();
     let node = AgentNode::new(parts);
@@ -138,10 +143,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     }
     let desired = desired::Desired::new(node.clone(), reconciler.clone());
     let (stop, stopped) = watch::channel(false);
-    let read_only = match config.read_only {
-        Some(address) => Some(readonly::listen(address, node.clone(), readiness.clone()).await?),
-        None => None,
-    };
+    let read_only = read_only.map(|listener| readonly::serve(listener, node.clone(), readiness.clone()));
     let backend = Arc::new(AgentBackend::new(node.clone(), reconciler.clone(), context.clone()));
     let api = serve_api(&node, backend, &readiness, &stopped).await?;
     let ahead = node.ahead.clone();

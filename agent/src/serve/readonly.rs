@@ -27,21 +27,25 @@ struct Served {
     ready: watch::Receiver<bool>,
 }
 
-/// Listens and serves until the task is ended.
-pub(super) async fn listen(
-    address: SocketAddr,
+/// Takes the address. Who comes before [`serve`] waits.
+pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address}; choose another with --read-only-address, or none"))
+}
+
+/// Serves until the task is ended.
+pub(super) fn serve(
+    listener: TcpListener,
     node: Arc<AgentNode>,
     ready: watch::Receiver<bool>,
-) -> anyhow::Result<JoinHandle<()>> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listen on {address}; choose another with --read-only-address, or none"))?;
+) -> JoinHandle<()> {
     let router = pages(node, ready);
-    Ok(tokio::spawn(async move {
+    tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the read-only server ended");
         }
-    }))
+    })
 }
 
 /// What there is to read, for everybody who gets as far as this.

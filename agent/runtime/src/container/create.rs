@@ -24,7 +24,8 @@ use super::seccomp::{Filter, Shape};
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
 use super::{
-    Container, Create, Error, Timings, labels, limits, mounts, procfs, scheduling, streams, time_namespace,
+    Container, Create, Error, Timings, labels, limits, may_mount, mounts, procfs, scheduling, streams,
+    time_namespace,
 };
 use crate::cgroup::{Cgroups, Driver, Version, rootless};
 use crate::sys::process::{Child, pidfd_kill};
@@ -318,7 +319,7 @@ impl Birth<'_> {
     fn run(&mut self, mut init: Init<'_>) -> Result<(), Error> {
         let user = init.namespaces.lists(LinuxNamespaceType::User);
         init.sources = Sources::prepare(self.spec, init.rootfs, init.bundle, &init.namespaces)?;
-        let everywhere = init.may_mount() || (self.everywhere && !rootless());
+        let everywhere = may_mount(init.process) || (self.everywhere && !rootless());
         // v2 wants the cgroup before the process, systemd the process before the cgroup; on v1 it is made while the
         // process mounts.
         let folder: Option<File> = match self.cgroups.version() {

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::setsid;
-use oci_spec::runtime::{Capability, Linux, LinuxNamespaceType, Process};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process};
 
 use super::channel::{Channel, Failure, Report};
 use super::create::reap;
@@ -37,8 +37,8 @@ use super::seccomp::Filter;
 use super::time_namespace::CLONE_NEWTIME;
 use super::user_namespace::outer_uid;
 use super::{
-    Error, Exec, ExecProcess, Root, Stdio, Tie, capabilities, console, labels, limits, procfs, scheduling,
-    streams, users,
+    Error, Exec, ExecProcess, Root, Stdio, Tie, capabilities, console, labels, limits, may_mount, procfs,
+    scheduling, streams, users,
 };
 use crate::sys::process::{Child, Clone3, pidfd_kill};
 use crate::sys::sharing::{
@@ -348,7 +348,7 @@ impl Visit<'_> {
     /// Whether this process or the container's first one may mount file systems.
     fn may_mount(&self) -> bool {
         let mut both = self.first.into_iter().chain([&self.process]);
-        both.any(|process| capabilities::lists(process, Capability::SysAdmin))
+        both.any(may_mount)
     }
 
     /// Sets a scheduler that the visitor does not inherit from the guide. Only the caller has the right to.
@@ -731,7 +731,7 @@ fn join(target: OwnedFd, linux: Option<&Linux>, birth: Birth) -> Result<(), Erro
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp};
+    use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp};
 
     use super::super::seccomp::{Shape, default_profile};
     use super::*;

@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{SockFlag, accept4};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{geteuid, sethostname, setsid};
-use oci_spec::runtime::{Capability, Hook, Linux, LinuxNamespaceType, Process, Spec, State};
+use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, Process, Spec, State};
 
 use super::channel::{Channel, Order, Report};
 use super::hooks::{self, Moment};
@@ -64,12 +64,6 @@ pub struct Init<'a> {
 }
 
 impl Init<'_> {
-    /// Whether its processes may mount file systems, or become such that may.
-    pub fn may_mount(&self) -> bool {
-        let bounding = self.process.capabilities().as_ref().and_then(|c| c.bounding().as_ref());
-        bounding.is_some_and(|set| set.contains(&Capability::SysAdmin))
-    }
-
     /// Sets up, waits, executes. Returns only when that failed, and the parent has been told then. `begun` is when the parent
     /// set about its birth.
     pub fn run(&self, channel: &Channel, begun: Instant) {

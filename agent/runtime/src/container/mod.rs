@@ -255,6 +255,11 @@ pub fn may_trace(process: &Process) -> bool {
     capabilities::lists(process, Capability::SysPtrace)
 }
 
+/// Whether a process may mount file systems, or become one that may.
+pub(crate) fn may_mount(process: &Process) -> bool {
+    capabilities::lists(process, Capability::SysAdmin)
+}
+
 /// Adds what every container may use to device rules, if there are any: the rules that a container made from these
 /// resources has.
 pub fn complete_device_rules(resources: &mut LinuxResources) {

@@ -95,6 +95,21 @@ fn parse(config: &Path, text: &str) -> Result<Spec, Failure> {
         .map_err(|error| failure(FailureKind::Invalid, format!("{}: {error}", config.display())))
 }
 
+/// The same, and the text of the filter's rules if that is left out of it; another runtime is given all of it.
+fn parts<'a>(config: &Path, text: &'a str, is_foreign: bool) -> Result<(Spec, Option<&'a str>), Failure> {
+    let parted = if is_foreign { None } else { container::without_rules(text) };
+    match parted {
+        Some((spec, rules)) => Ok((spec, Some(rules))),
+        None => parse(config, text).map(|spec| (spec, None)),
+    }
+}
+
+fn open_log(path: &Path, max_size: u64, max_files: u32) -> Result<Writer, Failure> {
+    Writer::open(path, max_size, max_files).map_err(|error| {
+        failure(FailureKind::Internal, format!("cannot open log {}: {error}", path.display()))
+    })
+}
+
 impl Slot {
     /// Makes the container; `pids` is the PID namespace to join, if it is to have none of its own, and `users` the user
     /// namespace that the pod's containers share.
@@ -120,12 +135,7 @@ impl Slot {
         } = request;
         let config = config_of(&bundle);
         let text = read(&config)?;
-        // Another runtime is given all of it.
-        let parted = if runtime.is_none() { container::without_rules(&text) } else { None };
-        let (mut spec, rules) = match parted {
-            Some((spec, rules)) => (spec, Some(rules)),
-            None => (parse(&config, &text)?, None),
-        };
+        let (mut spec, rules) = parts(&config, &text, runtime.is_some())?;
         if let Some(pids) = pids {
             pod_init::join(&mut spec, pids)?;
         }
@@ -137,12 +147,7 @@ impl Slot {
                 format!("tty is {tty} but process.terminal of the bundle is {terminal}"),
             ));
         }
-        let log = match log_path {
-            Some(path) => Some(Writer::open(&path, log_max_size, log_max_files).map_err(|error| {
-                failure(FailureKind::Internal, format!("cannot open log {}: {error}", path.display()))
-            })?),
-            None => None,
-        };
+        let log = log_path.map(|path| open_log(&path, log_max_size, log_max_files)).transpose()?;
         let internal = |what: &str, error: &dyn std::fmt::Display| {
             failure(FailureKind::Internal, format!("cannot {what}: {error}"))
         };
