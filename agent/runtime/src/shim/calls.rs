@@ -24,7 +24,6 @@ use super::repeats::Repeat;
 use super::server::{Ending, Server};
 use super::slot::Slot;
 use crate::sys::process::pidfd_kill;
-use crate::sys::shim_process::release_memory;
 
 /// How long a shutdown waits for processes that do not die of SIGKILL.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
@@ -175,7 +174,7 @@ impl Server {
         let slot = Slot::create(request, pids.as_deref(), self.users.as_ref());
         let begun = Instant::now();
         // The configuration's many small pieces are gone now.
-        release_memory();
+        self.untidy = true;
         let mut slot = slot?;
         slot.oom = OomSense::of(self.cgroups, &slot.container.cgroup);
         let (pid, id) = (slot.container.pid, slot.id.clone());
@@ -299,6 +298,8 @@ impl Server {
 
     /// A container that takes further processes.
     fn slot_to_enter(&mut self, id: &str) -> Result<&mut Slot, Failure> {
+        // The first to enter has the configuration read.
+        self.untidy |= self.slot(id)?.terms.is_none();
         let slot = self.slot(id)?;
         if slot.status != Status::Running {
             return Err(failure(FailureKind::Invalid, format!("container {id} is not running")));

@@ -18,7 +18,7 @@ use super::record::note;
 use super::server::Server;
 use super::slot::{Slot, read_spec};
 use crate::container::{self, EXEC_PATIENCE, Entrance, Stdio, Terms, Tie};
-use crate::sys::shim_process::{release_memory, set_nonblocking};
+use crate::sys::shim_process::set_nonblocking;
 
 /// So many different warnings of a container are remembered; only processes that differ bring more.
 const MAX_WARNED: usize = 16;
@@ -96,8 +96,6 @@ fn terms(slot: &mut Slot) -> Result<Rc<Terms>, Failure> {
     }
     let terms = Terms::of_spec(&read_spec(&slot.bundle)?, &slot.id, &slot.bundle)
         .map_err(|error| failure(FailureKind::StartFailed, error.to_string()))?;
-    // The many small pieces of the rest are gone now.
-    release_memory();
     Ok(slot.terms.insert(Rc::new(terms)).clone())
 }
 

@@ -9,7 +9,7 @@ use super::failure;
 use super::proto::{Event, ExecExited, ExitRecord, Failure, FailureKind, Outcome, Status};
 use super::record::note;
 use super::server::Server;
-use crate::sys::shim_process::{Ended, reap, release_memory};
+use crate::sys::shim_process::{Ended, reap};
 
 /// So many exit codes of exec'ed processes are kept whose clients have gone.
 const UNCLAIMED_CODES: usize = 16;
@@ -117,7 +117,7 @@ impl Server {
                 self.reply(deleter, outcome.clone(), Vec::new());
             }
         }
-        release_memory();
+        self.untidy = true;
     }
 
     /// Kills a container's processes; its exit is seen later.
@@ -145,7 +145,7 @@ impl Server {
             failure(FailureKind::Internal, format!("cannot remove the cgroup of {}: {error}", slot.id))
         })?;
         self.slots.remove(index);
-        release_memory();
+        self.untidy = true;
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use super::repeats::Repeat;
 use super::setup::Ready;
 use super::slot::Slot;
 use crate::cgroup::Cgroups;
+use crate::sys::shim_process::release_memory;
 
 /// How often a shim without a client and without a running container looks whether its folder is still there.
 const ABANDONED_AFTER: Duration = Duration::from_secs(30);
@@ -46,6 +47,8 @@ pub(super) struct Server {
     pub last_connection: u64,
     pub last_exec: u64,
     pub scratch: Vec<u8>,
+    /// Something has left free memory behind, to be given back before the next wait.
+    pub untidy: bool,
     pub ending: Option<Ending>,
     /// PID 1 of the PID namespace that the containers share, once one of them wanted it.
     pub pod_init: Option<PodInit>,
@@ -112,6 +115,7 @@ impl Server {
             last_connection: 0,
             last_exec: 0,
             scratch: Vec::with_capacity(SCRATCH),
+            untidy: false,
             ending: None,
             pod_init: None,
             users,
@@ -128,6 +132,10 @@ impl Server {
             }
             self.drop_broken();
             self.keep_time();
+            if std::mem::take(&mut self.untidy) {
+                // From here, where hardly anything of the stack is in use.
+                release_memory();
+            }
             if self.ended() {
                 let _ = std::fs::remove_file(&self.socket.0);
                 return Ok(());
@@ -363,6 +371,6 @@ impl Server {
             exec.waiters.retain(|waiter| !gone.contains(&waiter.connection));
         }
         self.forget_old_codes();
-        crate::sys::shim_process::release_memory();
+        self.untidy = true;
     }
 }

@@ -70,7 +70,7 @@ pub fn frugal_heap() {
 /// configuration, has left behind. For the main thread of a process with one thread.
 pub fn release_memory() {
     /// Left alone below this frame, for the frames of the calls made here.
-    const MARGIN: usize = 16 << 10;
+    const MARGIN: usize = 4 << 10;
     /// How far down is looked. The kernel keeps more than that free below a main thread's stack.
     const DEPTH: usize = 1 << 20;
     const PAGE: usize = 4 << 10;
