@@ -55,6 +55,9 @@ pub fn without_rules(text: &str) -> Option<(Spec, &str)> {
         seccomp: &'a RawValue,
     }
     let rules = from_str::<Outer<'_>>(text).ok()?.linux.seccomp.get();
+    if rules == "null" {
+        return None;
+    }
     // It is a part of the text.
     let begin = rules.as_ptr().addr().checked_sub(text.as_ptr().addr())?;
     let rest = [text.get(..begin)?, "null", text.get(begin + rules.len()..)?].concat();
@@ -191,8 +194,8 @@ mod tests {
             assert_eq!(from_str::<Value>(later).unwrap(), rules);
             assert_eq!(spec, from_value(config(&Value::Null)).unwrap());
         }
-        assert_eq!(without_rules(&config(&Value::Null).to_string()).unwrap().1, "null");
         for bad in [
+            r#"{"ociVersion": "1.2.0", "linux": {"seccomp": null}}"#,
             r#"{"ociVersion": "1.2.0", "linux": {}}"#,
             r#"{"ociVersion": "1.2.0", "hostname": "x"}"#,
             r#"{"ociVersion": 1, "linux": {"seccomp": {}}}"#,
