@@ -56,7 +56,8 @@ start() {
   # Type=notify: started is what is ready.
   until curl -sf -o /dev/null "http://127.0.0.1:$PORT/readyz"; do kill -0 $pid || break; sleep 0.1; done
 }
-exec 3<>ask
+# Both stay open: who opens a fifo just as another lets go of it would find its end instead of the answer.
+exec 3<>ask 4<>answer
 while read -r words <&3; do
   echo "$words" >>told
   case $words in
@@ -65,7 +66,7 @@ while read -r words <&3; do
     "stop berth.service") stop ;;
     quit) exit ;;
   esac
-  echo done >answer
+  echo done >&4
 done
 "#;
 
