@@ -20,7 +20,7 @@ use super::init::Init;
 use super::namespaces::Namespaces;
 use super::notify::Notify;
 use super::placement::Placement;
-use super::seccomp::{Filter, Shape};
+use super::seccomp::{Filter, Shape, rules_of};
 use super::sources::Sources;
 use super::user_namespace::{Maps, outer_uid};
 use super::{
@@ -132,13 +132,13 @@ pub fn create(create: Create<'_>) -> Result<Container, Error> {
 }
 
 /// The rules of a container's filter: those that were left for later, or the spec's.
-fn rules_of<'a>(spec: &'a Spec, later: Option<&str>) -> Result<Option<Cow<'a, LinuxSeccomp>>, Error> {
+fn filter_rules<'a>(spec: &'a Spec, later: Option<&str>) -> Result<Option<Cow<'a, LinuxSeccomp>>, Error> {
     match later {
         Some(text) => serde_json::from_str(text)
             .map(Cow::Owned)
             .map(Some)
             .map_err(|error| Error::spec("linux.seccomp", error.to_string())),
-        None => Ok(spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()).map(Cow::Borrowed)),
+        None => Ok(rules_of(spec).map(Cow::Borrowed)),
     }
 }
 
@@ -356,7 +356,7 @@ impl Birth<'_> {
         let unheard = |e| Error::sys("talk to", "the container's process", e);
         channel.order(Order::CgroupReady).map_err(unheard)?;
         // From here to `await_ready` both processes have work to do.
-        if let Some(rules) = rules_of(self.spec, self.rules)? {
+        if let Some(rules) = filter_rules(self.spec, self.rules)? {
             self.notify = Notify::of_rules(&rules, || self.state.clone())?;
             channel.send_filter(&Filter::compile(&rules, Shape::ManyCalls)?).map_err(unheard)?;
         }

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::Error;
 use super::channel::{Channel, Order, hand};
 use super::hooks;
+use super::seccomp::rules_of;
 use crate::sys::process::take_fd;
 
 /// Whom a container's filter asks.
@@ -26,8 +27,7 @@ pub struct Notify {
 impl Notify {
     /// Nothing when no rule of the spec asks anybody. A socket without such a rule is not used then.
     pub fn of_spec(spec: &Spec, id: &str, bundle: &Path) -> Result<Option<Notify>, Error> {
-        let rules = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        rules.map_or(Ok(None), |rules| Notify::of_rules(rules, || hooks::state(id, spec, bundle)))
+        rules_of(spec).map_or(Ok(None), |rules| Notify::of_rules(rules, || hooks::state(id, spec, bundle)))
     }
 
     /// The same for rules that are not in the spec. `state` is that of the container.

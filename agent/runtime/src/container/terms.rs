@@ -7,7 +7,7 @@ use oci_spec::runtime::{Linux, Process, Spec};
 use super::Error;
 use super::identity::Identity;
 use super::notify::Notify;
-use super::seccomp::{Filter, Shape};
+use super::seccomp::{Filter, Shape, rules_of};
 
 /// What a container's spec says of further processes, worked out once: its system call filter is compiled, and what only
 /// counts when a container is made is left out, so that it is a few KB.
@@ -30,7 +30,7 @@ impl Terms {
         Ok(Terms {
             first: spec.process().clone(),
             linux: linux.map(essence),
-            filter: Filter::of_spec(spec, Shape::FewCalls)?,
+            filter: rules_of(spec).map(|rules| Filter::compile(rules, Shape::FewCalls)).transpose()?,
             notify: Notify::of_spec(spec, id, bundle)?,
             keep_groups: Identity::keeps_groups(spec),
         })

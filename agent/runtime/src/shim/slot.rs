@@ -95,7 +95,7 @@ fn parse(config: &Path, text: &str) -> Result<Spec, Failure> {
         .map_err(|error| failure(FailureKind::Invalid, format!("{}: {error}", config.display())))
 }
 
-/// The same, and the text of the filter's rules if that is left out of it; another runtime is given all of it.
+/// The configuration, and the text of the filter's rules if it is left out of that: another runtime is given all of it.
 fn parts<'a>(config: &Path, text: &'a str, is_foreign: bool) -> Result<(Spec, Option<&'a str>), Failure> {
     let parted = if is_foreign { None } else { container::without_rules(text) };
     match parted {

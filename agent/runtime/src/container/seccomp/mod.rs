@@ -52,13 +52,12 @@ struct Range {
     verdict: Verdict,
 }
 
-impl Filter {
-    /// That of a container's spec, which need not have one.
-    pub fn of_spec(spec: &Spec, shape: Shape) -> Result<Option<Filter>, Error> {
-        let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        seccomp.map(|seccomp| Filter::compile(seccomp, shape)).transpose()
-    }
+/// The rules of a container's spec, which need not have any.
+pub fn rules_of(spec: &Spec) -> Option<&LinuxSeccomp> {
+    spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref())
+}
 
+impl Filter {
     /// Compiles the rules of a spec for the machine's own programs and for those of the architectures that it lists.
     /// Names that an architecture does not have are skipped, since profiles are written for many; programs of
     /// architectures that are not listed are killed.
