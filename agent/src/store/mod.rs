@@ -1,8 +1,11 @@
 //! The versioned objects that the API serves: the newest state of each, and a bounded history of changes to watch.
 //!
 //! Objects are kept as the JSON text that goes over the wire, not as trees: a node has few objects but must be small.
+//! What nobody looks at for long, events and the history, is put away in fewer bytes still ([`ObjectStore::settle`]).
 //! Versions begin at the clock's milliseconds, so that a version from before an agent's restart is
 //! recognised as too old instead of being taken for one of this life.
+
+mod packed;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -13,8 +16,15 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use packed::{Chapter, Shelf};
+
 /// Bytes of JSON that the history may hold on to. A watcher that falls behind further lists again.
 const HISTORY_BYTES: usize = 1 << 20;
+
+/// Of this kind objects that have not changed for long are packed: many are kept, and few are read again.
+const PACKED: Kind = Kind::Event;
+/// So many bytes of JSON are worth to be packed.
+const WORTH: usize = 8 << 10;
 
 /// A group of the API, with the one version of it that is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,10 +314,16 @@ type Key = (Kind, String, String);
 #[derive(Debug)]
 struct State {
     version: u64,
+    /// What is not on a shelf.
     objects: BTreeMap<Key, Arc<Object>>,
+    /// Objects of the kind [`PACKED`] that are not in `objects`.
+    shelves: Vec<Arc<Shelf>>,
+    /// Changes before those in `history`.
+    chapters: VecDeque<Chapter>,
     history: VecDeque<Change>,
+    /// Bytes of JSON in both.
     history_bytes: usize,
-    /// Every change after this version is in `history`.
+    /// Every change after this version is in one of both.
     oldest: u64,
     limit: usize,
 }
@@ -340,6 +356,8 @@ impl ObjectStore {
         let state = State {
             version,
             objects: BTreeMap::new(),
+            shelves: Vec::new(),
+            chapters: VecDeque::new(),
             history: VecDeque::new(),
             history_bytes: 0,
             oldest: version,
@@ -387,6 +405,7 @@ impl ObjectStore {
         let namespace = if kind.namespaced() { namespace } else { "" };
         complete(&mut value, kind, namespace, name);
         let mut state = self.lock();
+        state.unpack(kind, namespace, name);
         let key = (kind, namespace.to_owned(), name.to_owned());
         let before = state.objects.get(&key).cloned();
         if !wanted(before.as_deref()) {
@@ -414,6 +433,7 @@ impl ObjectStore {
     pub fn delete(&self, kind: Kind, namespace: &str, name: &str) -> bool {
         let mut state = self.lock();
         let namespace = if kind.namespaced() { namespace } else { "" };
+        state.unpack(kind, namespace, name);
         let Some(before) = state.objects.remove(&(kind, namespace.to_owned(), name.to_owned())) else {
             return false;
         };
@@ -431,26 +451,72 @@ impl ObjectStore {
     /// The newest state of one object.
     pub fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Object>> {
         let namespace = if kind.namespaced() { namespace } else { "" };
-        self.lock().objects.get(&(kind, namespace.to_owned(), name.to_owned())).cloned()
+        let state = self.lock();
+        let there = state.objects.get(&(kind, namespace.to_owned(), name.to_owned())).cloned();
+        if there.is_some() || kind != PACKED {
+            return there;
+        }
+        let shelves: Vec<_> = state.shelves.iter().filter(|s| s.may_have(namespace, name)).cloned().collect();
+        drop(state);
+        shelves.iter().flat_map(|shelf| shelf.look()).find(|o| o.namespace == namespace && o.name == name)
     }
 
     /// All objects of a kind, in one namespace or all, ordered by namespace and name, and the version of this list.
     pub fn list(&self, kind: Kind, namespace: Option<&str>) -> (Vec<Arc<Object>>, u64) {
         let state = self.lock();
         let from = (kind, namespace.unwrap_or_default().to_owned(), String::new());
-        let objects = state
+        let mut objects: Vec<Arc<Object>> = state
             .objects
             .range(from..)
             .map(|(_, object)| object)
             .take_while(|o| o.kind == kind && namespace.is_none_or(|ns| ns == o.namespace))
             .cloned()
             .collect();
-        (objects, state.version)
+        let version = state.version;
+        let shelves = if kind == PACKED { state.shelves.clone() } else { Vec::new() };
+        drop(state);
+        if !shelves.is_empty() {
+            let packed = shelves.iter().flat_map(|shelf| shelf.look());
+            objects.extend(packed.filter(|o| namespace.is_none_or(|ns| ns == o.namespace)));
+            objects.sort_unstable_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        }
+        (objects, version)
+    }
+
+    /// Puts what is hardly ever asked for, events and the history, into as little memory as it can be in. Worth its few
+    /// milliseconds whenever nothing has changed for some seconds.
+    pub fn settle(&self) {
+        let (found, changes, events) = {
+            let state = self.lock();
+            let events =
+                state.objects.range((PACKED, String::new(), String::new())..).map(|(_, object)| object);
+            let events = events.take_while(|object| object.kind == PACKED).cloned().collect::<Vec<_>>();
+            (state.settled(), state.history.clone(), events)
+        };
+        let events = (events.iter().map(|event| event.json.len()).sum::<usize>() >= WORTH).then_some(events);
+        let shelf = events.map(|events| (Shelf::of(&events), events));
+        let chapter = Chapter::of(changes.iter()).filter(|chapter| chapter.bytes >= WORTH);
+        let mut state = self.lock();
+        // Otherwise it is not quiet: the next time will do.
+        if state.settled() != found {
+            return;
+        }
+        if let Some((shelf, events)) = shelf {
+            state.shelves.push(Arc::new(shelf));
+            for event in events {
+                state.objects.remove(&(event.kind, event.namespace.clone(), event.name.clone()));
+            }
+        }
+        if let Some(chapter) = chapter {
+            state.chapters.push_back(chapter);
+            state.history = VecDeque::new();
+        }
     }
 
     /// Forgets the changes so far: who has not seen them all must list again.
     pub fn forget_history(&self) {
         let mut state = self.lock();
+        state.chapters = VecDeque::new();
         state.history = VecDeque::new();
         state.history_bytes = 0;
         state.oldest = state.version;
@@ -481,10 +547,48 @@ impl State {
     fn record(&mut self, change: Change) {
         self.history_bytes += change.last.json.len();
         self.history.push_back(change);
-        while self.history_bytes > self.limit && self.history.len() > 1 {
-            if let Some(old) = self.history.pop_front() {
-                self.history_bytes -= old.last.json.len();
-                self.oldest = old.version;
+        while self.history_bytes > self.limit {
+            if let Some(old) = self.chapters.pop_front() {
+                (self.oldest, self.history_bytes) = (old.last, self.history_bytes - old.bytes);
+            } else if self.history.len() > 1
+                && let Some(old) = self.history.pop_front()
+            {
+                (self.oldest, self.history_bytes) = (old.version, self.history_bytes - old.last.json.len());
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Changes whenever something is put away or taken out again.
+    fn settled(&self) -> (u64, usize, usize) {
+        (self.version, self.shelves.len(), self.chapters.len())
+    }
+
+    /// An object of that name, if there is one, is in `objects` from then on.
+    fn unpack(&mut self, kind: Kind, namespace: &str, name: &str) {
+        if kind != PACKED {
+            return;
+        }
+        let objects = &mut self.objects;
+        self.shelves.retain(|shelf| {
+            let stays = !shelf.may_have(namespace, name);
+            if !stays {
+                objects.extend(shelf.take().map(|o| ((o.kind, o.namespace.clone(), o.name.clone()), o)));
+            }
+            stays
+        });
+    }
+
+    /// All changes after a version are in `history` from then on.
+    fn reopen(&mut self, since: u64) {
+        while let Some(chapter) = self.chapters.pop_back() {
+            if chapter.last <= since {
+                self.chapters.push_back(chapter);
+                return;
+            }
+            for change in chapter.changes().rev() {
+                self.history.push_front(change);
             }
         }
     }
@@ -517,8 +621,9 @@ impl Watch {
     /// # Errors
     /// [`Gone`] when this watcher has fallen behind the history.
     pub fn try_next(&mut self) -> Result<Option<Change>, Gone> {
-        let state = self.store.lock();
+        let mut state = self.store.lock();
         state.reachable(self.cursor)?;
+        state.reopen(self.cursor);
         let start = state.history.partition_point(|change| change.version <= self.cursor);
         let found = state.history.iter().skip(start).find(|change| change.last.kind == self.kind);
         self.cursor = found.map_or(state.version, |change| change.version);
@@ -563,5 +668,4 @@ fn set_version(value: &mut Value, version: u64) {
 }
 
 #[cfg(test)]
-#[path = "store_tests.rs"]
 mod tests;

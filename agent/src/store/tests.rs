@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 fn store() -> ObjectStore {
-    ObjectStore::starting_at(100, 1 << 20)
+    ObjectStore::starting_at(100, 8 << 20)
 }
 
 #[test]
@@ -84,6 +84,39 @@ fn a_history_that_is_forgotten_leaves_the_objects_and_who_was_up_to_date() {
     assert_eq!(watch.try_next().unwrap().unwrap().version, next);
 }
 
+#[test]
+fn what_has_settled_is_smaller_and_still_bounded() {
+    let store = ObjectStore::starting_at(100, 4 * WORTH);
+    let event = |n: u64| json!({"message": "m".repeat(WORTH / 4), "n": n});
+    for n in 0..40 {
+        store.put(Kind::Event, "default", &n.to_string(), &event(n));
+        if n % 8 == 7 {
+            store.settle();
+            let state = store.lock();
+            assert!(state.history.is_empty());
+            assert!(!state.objects.keys().any(|(kind, ..)| *kind == Kind::Event));
+            assert!(state.history_bytes <= 4 * WORTH);
+        }
+    }
+    assert_eq!(store.list(Kind::Event, Some("default")).0.len(), 40);
+    assert!(store.list(Kind::Event, Some("other")).0.is_empty());
+    assert!(store.watch(Kind::Event, 101).is_err(), "a chapter too many is gone");
+    let mut watch = store.watch(Kind::Event, 138).unwrap();
+    assert_eq!(watch.try_next().unwrap().unwrap().last.name, "38");
+    // A name that begins or ends like others is on no shelf.
+    assert!(store.get(Kind::Event, "default", "400").is_none());
+    assert!(!store.delete(Kind::Event, "", "default39"));
+}
+
+#[test]
+fn little_is_left_as_it_is() {
+    let store = store();
+    let version = store.put(Kind::Event, "default", "e", &json!({"n": 1}));
+    store.settle();
+    assert_eq!(store.lock().history.len(), 1);
+    assert_eq!(store.get(Kind::Event, "default", "e").unwrap().version, version);
+}
+
 #[tokio::test]
 async fn a_watcher_wakes_up() {
     let store = store();
@@ -101,6 +134,8 @@ enum Step {
     Put(u8, u8),
     Delete(u8),
     Other(u8),
+    NoOther(u8),
+    Settle,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -108,8 +143,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (0u8..5, 0u8..4).prop_map(|(name, content)| Step::Put(name, content)),
         (0u8..5).prop_map(Step::Delete),
         (0u8..5).prop_map(Step::Other),
+        (0u8..5).prop_map(Step::NoOther),
+        Just(Step::Settle),
     ];
-    prop::collection::vec(step, 0..60)
+    prop::collection::vec(step, 0..80)
 }
 
 type Contents = BTreeMap<String, Value>;
@@ -118,17 +155,36 @@ fn contents(store: &ObjectStore) -> Contents {
     store.list(Kind::Pod, None).0.iter().map(|o| (o.name.clone(), o.value())).collect()
 }
 
+/// The names of all events.
+fn messages(store: &ObjectStore) -> Vec<String> {
+    store.list(Kind::Event, None).0.iter().map(|o| o.name.clone()).collect()
+}
+
 proptest! {
     /// Whoever lists at any moment and then watches sees exactly the changes that lead to the state at the end.
     #[test]
     fn a_watch_from_any_version_sees_exactly_the_changes(steps in steps()) {
         let store = store();
+        let mut events = Contents::new();
         let mut seen: Vec<(u64, Contents)> = vec![(store.version(), contents(&store))];
         for step in steps {
             match step {
                 Step::Put(n, c) => { store.put(Kind::Pod, "default", &n.to_string(), &json!({"spec": c})); }
                 Step::Delete(n) => { store.delete(Kind::Pod, "default", &n.to_string()); }
-                Step::Other(n) => { store.put(Kind::Event, "default", &n.to_string(), &json!({"n": store.version()})); }
+                Step::Other(n) => {
+                    let event = json!({"n": store.version(), "message": "m".repeat(WORTH / 3)});
+                    store.put(Kind::Event, "default", &n.to_string(), &event);
+                    events.insert(n.to_string(), event);
+                }
+                Step::NoOther(n) => {
+                    prop_assert_eq!(store.delete(Kind::Event, "default", &n.to_string()), events.remove(&n.to_string()).is_some());
+                }
+                Step::Settle => store.settle(),
+            }
+            prop_assert_eq!(messages(&store), events.keys().cloned().collect::<Vec<_>>());
+            for (name, event) in &events {
+                let kept = store.get(Kind::Event, "default", name).unwrap().value();
+                prop_assert_eq!(&kept["n"], &event["n"]);
             }
             seen.push((store.version(), contents(&store)));
         }
