@@ -1,13 +1,15 @@
 //! Events as `kubectl get events` shows them: one object per thing that happens, counted when it happens again.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, PoisonError};
 
 use berth_reconciler::node::PodEvent;
 use berth_reconciler::pod::Pod;
 use berth_reconciler::status::whole_seconds;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::store::{Group, Kind, ObjectStore};
 
@@ -24,46 +26,72 @@ const APART_SECONDS: i64 = 600;
 /// How the message of several begins.
 const COMBINED: &str = "(combined from similar events): ";
 
-type Key = (String, String, String, String);
-
-/// What is alike but for its message: object, field, reason, and whether it is a warning.
-type Likeness = (String, String, String, bool);
-
+/// How often things alike but for their messages have been heard of lately.
 #[derive(Default)]
 struct Alike {
-    messages: BTreeSet<String>,
+    /// Messages kept apart.
+    apart: usize,
     last: Timestamp,
 }
 
 impl Alike {
-    /// Whether a message is one too many to be kept apart.
-    fn combines(&mut self, message: &str, now: Timestamp) -> bool {
+    /// Whether an event is one too many to be kept apart; `known` if one with its message is kept already.
+    fn combines(&mut self, known: bool, now: Timestamp) -> bool {
         if now.as_second() - self.last.as_second() > APART_SECONDS {
-            self.messages.clear();
+            self.apart = 0;
         }
         self.last = now;
-        if self.messages.len() < APART {
-            self.messages.insert(message.to_owned());
+        if known {
+            return false;
         }
-        !self.messages.contains(message)
+        self.apart += 1;
+        self.apart > APART
     }
 }
 
 struct Series {
-    namespace: String,
-    uid: String,
-    name: String,
+    uid: Uuid,
+    /// Ends the name of the event.
+    number: u64,
     count: u32,
     first: Timestamp,
     last: Timestamp,
 }
 
+/// What is known of the events in the store. Hundreds of them are kept for an hour: so this has no memory of its own for any of
+/// them, which would lie scattered among everything that has come and gone since (`store::packed` says what that costs).
 #[derive(Default)]
 struct Known {
-    series: HashMap<Arc<Key>, Series>,
-    order: VecDeque<Arc<Key>>,
-    alike: HashMap<Likeness, Alike>,
+    /// By what makes two of them one: object, field, reason, and message.
+    series: HashMap<u64, Series>,
+    /// The oldest first, with the lengths of namespace and name.
+    order: VecDeque<(u64, [usize; 2])>,
+    /// Namespace and name of each, in the same order.
+    names: VecDeque<u8>,
+    /// By what is alike: object, field, reason, and whether it is a warning.
+    alike: HashMap<u64, Alike>,
     serial: u64,
+    /// For hashes: nobody can choose texts that have the same, and by chance two of a thousand have it once in 10^13 times.
+    keys: RandomState,
+}
+
+impl Known {
+    /// Adds an event at the end.
+    fn push(&mut self, key: u64, namespace: &str, name: &str, series: Series) {
+        self.order.push_back((key, [namespace.len(), name.len()]));
+        self.names.extend(namespace.bytes().chain(name.bytes()));
+        self.series.insert(key, series);
+    }
+
+    /// Takes the oldest event off: its namespace and name.
+    fn pop(&mut self) -> Option<[String; 2]> {
+        let (key, lengths) = self.order.pop_front()?;
+        self.series.remove(&key);
+        Some(lengths.map(|len| {
+            let text = self.names.drain(..len).collect();
+            String::from_utf8(text).expect("a name was put there")
+        }))
+    }
 }
 
 /// What an event is about.
@@ -127,36 +155,36 @@ impl Recorder {
         let now = Timestamp::now();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.forget_old(&mut known, now);
-        let (object, field, reason_of) =
-            (format!("{}/{}", about.uid, about.name), about.field.clone(), reason.to_owned());
-        let likeness = (object.clone(), field.clone(), reason_of.clone(), warning);
-        let combines = known.alike.entry(likeness).or_default().combines(message, now);
+        let exactly =
+            |message: &str| known.keys.hash_one((&about.uid, &about.name, &about.field, reason, message));
+        let key = exactly(message);
+        let combined_key = exactly(COMBINED);
+        let likeness = known.keys.hash_one((&about.uid, &about.name, &about.field, reason, warning));
+        let is_known = known.series.contains_key(&key);
+        let combines = known.alike.entry(likeness).or_default().combines(is_known, now);
         let combined = combines.then(|| format!("{COMBINED}{message}"));
         let message = combined.as_deref().unwrap_or(message);
-        let key = Arc::new((object, field, reason_of, if combines { COMBINED } else { message }.to_owned()));
+        let key = if combines { combined_key } else { key };
         known.serial += 1;
-        let serial = known.serial;
+        let name = |number: u64| format!("{}.{number:x}", about.name);
         if !known.series.contains_key(&key) {
-            known.order.push_back(key.clone());
+            let number = now.as_nanosecond() as u64 ^ known.serial;
+            let series = Series { uid: Uuid::new_v4(), number, count: 0, first: now, last: now };
+            known.push(key, &about.namespace, &name(number), series);
         }
-        let series = known.series.entry(key).or_insert_with(|| Series {
-            namespace: about.namespace.clone(),
-            uid: uuid::Uuid::new_v4().to_string(),
-            name: format!("{}.{:x}", about.name, now.as_nanosecond() as u64 ^ serial),
-            count: 0,
-            first: now,
-            last: now,
-        });
+        let Some(series) = known.series.get_mut(&key) else { return };
         series.count += 1;
         series.last = now;
-        let object = self.object(about, series, warning, reason, message);
-        self.store.put(Kind::Event, &series.namespace, &series.name, &object);
+        let name = name(series.number);
+        let object = self.object(about, series, &name, warning, reason, message);
+        self.store.put(Kind::Event, &about.namespace, &name, &object);
     }
 
     fn object(
         &self,
         about: &Regarding,
         series: &Series,
+        name: &str,
         warning: bool,
         reason: &str,
         message: &str,
@@ -172,7 +200,7 @@ impl Recorder {
         }
         json!({
             "apiVersion": "v1", "kind": "Event",
-            "metadata": {"name": series.name, "namespace": series.namespace, "uid": series.uid,
+            "metadata": {"name": name, "namespace": about.namespace, "uid": series.uid.to_string(),
                 "creationTimestamp": whole_seconds(series.first)},
             "involvedObject": involved,
             "type": if warning { "Warning" } else { "Normal" },
@@ -191,16 +219,14 @@ impl Recorder {
                 known.alike.clear();
             }
         }
-        while let Some(key) = known.order.front() {
+        while let Some((key, _)) = known.order.front() {
             let old =
                 known.series.get(key).is_none_or(|s| now.as_second() - s.last.as_second() > TTL_SECONDS);
             if !old && known.order.len() < KEEP {
                 return;
             }
-            let Some(key) = known.order.pop_front() else { return };
-            if let Some(series) = known.series.remove(&key) {
-                self.store.delete(Kind::Event, &series.namespace, &series.name);
-            }
+            let Some([namespace, name]) = known.pop() else { return };
+            self.store.delete(Kind::Event, &namespace, &name);
         }
     }
 }
@@ -263,10 +289,35 @@ mod tests {
     fn messages_are_kept_apart_again_after_a_while() {
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         let mut alike = Alike::default();
-        assert!((0..10).all(|n| !alike.combines(&n.to_string(), at(1000))));
-        assert!(alike.combines("a", at(1600)));
-        assert!(alike.combines("b", at(2200)));
-        assert!(!alike.combines("c", at(2801)));
+        assert!((0..10).all(|_| !alike.combines(false, at(1000))));
+        assert!(alike.combines(false, at(1600)));
+        assert!(!alike.combines(true, at(1600)), "one of the ten");
+        assert!(alike.combines(false, at(2200)));
+        assert!(!alike.combines(false, at(2801)));
+    }
+
+    #[test]
+    fn old_events_go_by_the_name_that_they_came_by() {
+        let store = ObjectStore::new();
+        let recorder = Recorder::new(store.clone(), "n");
+        for name in ["first", "second", "first", "third"] {
+            let about = Regarding { namespace: format!("of-{name}"), ..pod(name) };
+            recorder.record(&about, false, "Started", "m");
+        }
+        let known = |at: i64| {
+            let now = Timestamp::from_second(Timestamp::now().as_second() + at).unwrap();
+            recorder.forget_old(&mut recorder.known.lock().unwrap(), now);
+            store.list(Kind::Event, None).0.iter().map(|e| e.namespace.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(known(TTL_SECONDS - 60), ["of-first", "of-second", "of-third"]);
+        let mut left = recorder.known.lock().unwrap();
+        let [namespace, name] = left.pop().unwrap();
+        assert_eq!(namespace, "of-first");
+        assert!(store.delete(Kind::Event, &namespace, &name));
+        drop(left);
+        assert!(known(TTL_SECONDS + 60).is_empty());
+        let left = recorder.known.lock().unwrap();
+        assert!(left.names.is_empty() && left.series.is_empty() && left.order.is_empty());
     }
 
     #[test]
