@@ -30,22 +30,15 @@ pub(crate) struct Claim {
     pub before: Option<Lease>,
 }
 
-/// The quarantine of an address.
-#[derive(Clone, Debug)]
-struct Rest {
-    until: SystemTime,
-    /// `namespace/name` of the pod that had it.
-    pod: String,
-}
-
 /// All leases of a pod network.
 #[derive(Debug)]
 pub(crate) struct Ipam {
     config: Config,
     store: Store,
     leases: BTreeMap<String, Lease>,
-    /// Released addresses, who had each, and when it may be used again.
-    quarantined: HashMap<Ipv4Addr, Rest>,
+    /// Released addresses, and when each may be used again. Who had it is in its file only: that is seldom asked for, and a name
+    /// of a few bytes for each would keep as many pages of memory.
+    quarantined: HashMap<Ipv4Addr, SystemTime>,
     /// Number of the lease made last.
     sequence: u64,
     /// Offset in the network of the address given out last.
@@ -79,8 +72,7 @@ impl Ipam {
             // A lease wins: the crash came between giving the address out again and forgetting its quarantine.
             if ipam.usable(released.ipv4) && !used.contains(&released.ipv4) {
                 ipam.note_sequence(released.sequence, released.ipv4);
-                let rest = Rest { until: released.until(), pod: released.pod };
-                ipam.quarantined.insert(released.ipv4, rest);
+                ipam.quarantined.insert(released.ipv4, released.until());
             } else {
                 ipam.store.end_quarantine(released.ipv4)?;
             }
@@ -188,14 +180,15 @@ impl Ipam {
         if let Some(other) = self.leases.values().find(|lease| lease.ipv4 == wanted) {
             return refuse(format!("pod {} has it", other.pod()));
         }
-        let name = format!("{}/{}", pod.namespace, pod.name);
-        match self.quarantined.get(&wanted) {
-            Some(rest) if rest.until > now && rest.pod != name => {
-                let left = rest.until.duration_since(now).unwrap_or_default().as_secs_f64().ceil();
-                refuse(format!("it is in quarantine for {left} s after pod {} had it", rest.pod))
-            }
-            _ => Ok(wanted),
+        let Some(until) = self.quarantined.get(&wanted).filter(|until| **until > now) else {
+            return Ok(wanted);
+        };
+        let before = self.store.had(wanted)?;
+        if before == format!("{}/{}", pod.namespace, pod.name) {
+            return Ok(wanted);
         }
+        let left = until.duration_since(now).unwrap_or_default().as_secs_f64().ceil();
+        refuse(format!("it is in quarantine for {left} s after pod {before} had it"))
     }
 
     /// The next free address after the last one given out.
@@ -209,7 +202,7 @@ impl Ipam {
             self.usable(*address)
                 && self.in_range(*address)
                 && !used.contains(address)
-                && self.quarantined.get(address).is_none_or(|rest| rest.until <= now)
+                && self.quarantined.get(address).is_none_or(|until| *until <= now)
         };
         let found = first.into_iter().find(free);
         found.ok_or_else(|| Error::AddressesExhausted {
@@ -224,7 +217,7 @@ impl Ipam {
 
     /// How many addresses of the ring are in quarantine.
     fn resting(&self, now: SystemTime) -> usize {
-        let resting = |(address, rest): &(&Ipv4Addr, &Rest)| rest.until > now && self.in_range(**address);
+        let resting = |(address, until): &(&Ipv4Addr, &SystemTime)| **until > now && self.in_range(**address);
         self.quarantined.iter().filter(resting).count()
     }
 
@@ -274,7 +267,7 @@ impl Ipam {
         let Some(lease) = self.leases.get(id) else { return Ok(None) };
         let until = now + self.config.quarantine;
         self.store.release(&Quarantined::new(lease, until))?;
-        self.quarantined.insert(lease.ipv4, Rest { until, pod: lease.pod() });
+        self.quarantined.insert(lease.ipv4, until);
         let lease = self.leases.remove(id);
         self.end_quarantines(now)?;
         Ok(lease)
@@ -286,7 +279,7 @@ impl Ipam {
         let over: Vec<Ipv4Addr> = self
             .quarantined
             .iter()
-            .filter(|(address, rest)| rest.until <= now && Some(**address) != last)
+            .filter(|(address, until)| **until <= now && Some(**address) != last)
             .map(|(address, _)| *address)
             .collect();
         for address in over {
