@@ -2,12 +2,13 @@
 
 mod desired;
 mod kubelet;
+mod quiet;
 mod readonly;
 mod secure;
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_netplug::Network;
@@ -43,6 +44,7 @@ const CLEANUP_GRACE_SECONDS: u64 = 3;
 /// # Errors
 /// What keeps it from starting: bad settings, another agent with the same run folder, no root, a port in use.
 pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
+    berth_runtime::heap::begin_without_caches();
     berth_runtime::heap::keep_small();
     let config = Arc::new(Config::load(args)?);
     log_to_stderr();
@@ -143,9 +145,10 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     }
     let desired = desired::Desired::new(node.clone(), reconciler.clone());
     let (stop, stopped) = watch::channel(false);
-    let read_only = read_only.map(|listener| readonly::serve(listener, node.clone(), readiness.clone()));
+    let activity = quiet::Activity::default();
+    let read_only = read_only.map(|at| readonly::serve(at, node.clone(), readiness.clone(), &activity));
     let backend = Arc::new(AgentBackend::new(node.clone(), reconciler.clone(), context.clone()));
-    let api = serve_api(&node, backend, &readiness, &stopped).await?;
+    let api = serve_api(&node, backend, &readiness, &stopped, &activity).await?;
     let ahead = node.ahead.clone();
     tokio::spawn(async move { ahead.prepare().await });
     desired.start().await;
@@ -155,7 +158,7 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
         tokio::spawn(cluster.run());
     }
     notify_systemd(&config, readiness);
-    tokio::spawn(give_memory_back(store));
+    quiet::follow(store, activity);
     tokio::spawn(crate::node::ephemeral::watch(node.clone()));
     tokio::spawn(crate::node::shortage::watch(node.clone()));
 
@@ -228,6 +231,7 @@ async fn serve_api(
     backend: Arc<AgentBackend>,
     readiness: &watch::Receiver<bool>,
     stopped: &watch::Receiver<bool>,
+    activity: &quiet::Activity,
 ) -> anyhow::Result<tokio::task::JoinHandle<std::io::Result<()>>> {
     let tls = secure::listen(&node.config, &node.facts).await?;
     let authority = tls.as_ref().map(|tls| tls.authority.clone());
@@ -236,9 +240,9 @@ async fn serve_api(
     if let Some(cluster) = node.cluster().cloned() {
         let pages = readonly::pages(node.clone(), readiness.clone());
         let streams = crate::api::kubelet_router(node.store.clone(), backend.clone(), hub.clone());
-        kubelet::listen(cluster, node, pages, streams).await?;
+        kubelet::listen(cluster, node, activity.of(pages), activity.of(streams)).await?;
     }
-    let router = crate::api::router(node.store.clone(), backend, hub.clone(), authority);
+    let router = activity.of(crate::api::router(node.store.clone(), backend, hub.clone(), authority));
     let closing = || {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|stopped| *stopped).await) }
@@ -341,39 +345,6 @@ fn socket(config: &Config) -> anyhow::Result<UnixListener> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("protect {}", path.display()))?;
     Ok(listener)
-}
-
-/// After every burst of changes, gives the memory that it took back to the kernel: first what was freed, then the code that
-/// it ran, and when nothing has changed for long, the history of changes.
-async fn give_memory_back(store: ObjectStore) {
-    /// How long nothing must have changed before each of them, counted from the one before. A watch that was cut can be taken
-    /// up again for as long as an API server's `--etcd-compaction-interval` is.
-    const QUIET: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(300)];
-    /// Changes without end do not put off the first one for longer than this.
-    const PATIENCE: Duration = Duration::from_secs(10);
-    let mut changes = store.changes();
-    let (mut step, mut begun) = (0, Instant::now());
-    loop {
-        let limit = QUIET.get(step).copied().unwrap_or(Duration::MAX);
-        match tokio::time::timeout(limit, changes.changed()).await {
-            Ok(Ok(())) if step > 0 => (step, begun) = (0, Instant::now()),
-            Ok(Ok(())) if begun.elapsed() < PATIENCE => {}
-            Ok(Ok(())) => {
-                begun = Instant::now();
-                berth_runtime::heap::trim();
-            }
-            Ok(Err(_)) => return,
-            Err(_) => {
-                match step {
-                    0 => {}
-                    1 => berth_runtime::heap::forget_program(),
-                    _ => store.forget_history(),
-                }
-                berth_runtime::heap::trim();
-                step += 1;
-            }
-        }
-    }
 }
 
 fn announce_node(node: &AgentNode) {

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::quiet::Activity;
 use crate::hub::node_of;
 use crate::metrics::{self, Page};
 use crate::node::AgentNode;
@@ -39,8 +40,9 @@ pub(super) fn serve(
     listener: TcpListener,
     node: Arc<AgentNode>,
     ready: watch::Receiver<bool>,
+    activity: &Activity,
 ) -> JoinHandle<()> {
-    let router = pages(node, ready);
+    let router = activity.of(pages(node, ready));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the read-only server ended");

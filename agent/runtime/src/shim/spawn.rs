@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{IdRange, Program, orders, reaper};
+use crate::heap;
 use crate::sys::process::{pidfd_kill, pidfd_open};
 
 /// How to start the shim of one pod.
@@ -144,8 +145,8 @@ fn command(program: &Program, orders: UnixStream) -> Command {
     command.arg0("berth").arg("shim").arg(orders::AWAIT).arg(orders::ROOM);
     // The environment of the agent, with whatever secrets, is none of the pod's business.
     command.env_clear();
-    // The C library's per-thread cache keeps freed pieces all over the heap, each of which holds on to its page for ever.
-    command.env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
+    let (name, setting) = heap::NO_THREAD_CACHES;
+    command.env(name, setting);
     command.stdin(OwnedFd::from(orders)).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
