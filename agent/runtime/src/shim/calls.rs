@@ -74,6 +74,7 @@ impl Server {
         }
     }
 
+    /// What is big is by itself: the frame of this function is there in every call, and its pages stay.
     fn call(&mut self, asker: Asker, call: Call) -> Answer {
         let greeted = self.connections.iter().any(|other| other.id == asker.connection && other.greeted);
         if !greeted && !matches!(call, Call::Hello(_)) {
@@ -162,6 +163,7 @@ impl Server {
         done(Outcome::Welcome(Welcome { version, release, pid, features: FEATURES.to_vec() }))
     }
 
+    #[inline(never)]
     fn create(&mut self, request: CreateRequest) -> Answer {
         if self.slots.iter().any(|slot| slot.id == request.id) {
             return Err(failure(FailureKind::Exists, format!("container {} exists already", request.id)));
@@ -274,6 +276,7 @@ impl Server {
         self.slots.iter().all(|slot| !slot.may_trace)
     }
 
+    #[inline(never)]
     fn exec(&mut self, asker: Asker, request: ExecRequest) -> Answer {
         let untraced = self.is_untraced();
         let slot = self.slot_to_enter(&request.container_id)?;

@@ -56,11 +56,28 @@ use proto::{Failure, FailureKind};
 /// [--uts new|host] [--users FIRST:COUNT] [--version]`, without the first two words; or `berth shim --await-orders`, which
 /// reads the rest from its standard input. Must be called before any thread is started.
 pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
+    let mut server = match begin(args) {
+        Ok(server) => server,
+        Err(code) => return code,
+    };
+    match server.run() {
+        Ok(()) => 0,
+        Err(error) => {
+            record::note!("cannot go on: {error}");
+            1
+        }
+    }
+}
+
+/// Makes this process the shim that the words ask for; otherwise the code to end with. By itself, because its frame takes two
+/// pages of stack, which would be there for as long as the shim.
+#[inline(never)]
+fn begin(args: impl Iterator<Item = OsString>) -> Result<server::Server, u8> {
     let mut args = args.peekable();
     let parsed = if args.peek().is_some_and(|first| first == orders::AWAIT) {
         match setup::await_orders() {
             Ok(Some(words)) => args::Args::parse(words.into_iter()),
-            Ok(None) => return 0,
+            Ok(None) => return Err(0),
             Err(reason) => Err(reason),
         }
     } else {
@@ -69,13 +86,13 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     let args = match parsed {
         Ok(args) if args.version => {
             println!("berth-shim {} protocol {}", env!("CARGO_PKG_VERSION"), proto::PROTOCOL_VERSION);
-            return 0;
+            return Err(0);
         }
         Ok(args) => args,
         Err(reason) => {
             eprintln!("berth shim: {reason}");
             setup::report(Err(&reason));
-            return 2;
+            return Err(2);
         }
     };
     let ready = match setup::set_up(&args) {
@@ -83,23 +100,17 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
         Err(reason) => {
             eprintln!("berth shim: {reason}");
             setup::report(Err(&reason));
-            return 1;
+            return Err(1);
         }
     };
-    let mut server = match server::Server::new(ready) {
-        Ok(server) => server,
+    match server::Server::new(ready) {
+        Ok(server) => {
+            setup::report(Ok(()));
+            Ok(server)
+        }
         Err(reason) => {
             setup::report(Err(&reason));
-            return 1;
-        }
-    };
-    setup::report(Ok(()));
-    drop(args);
-    match server.run() {
-        Ok(()) => 0,
-        Err(error) => {
-            record::note!("cannot go on: {error}");
-            1
+            Err(1)
         }
     }
 }
