@@ -143,7 +143,7 @@ impl Config {
     }
 
     /// The bridge's addresses with their prefix lengths, IPv4 first: the gateways of the pods.
-    pub(crate) fn gateways(&self) -> impl Iterator<Item = (IpAddr, u8)> + use<> {
+    pub fn gateways(&self) -> impl Iterator<Item = (IpAddr, u8)> + use<> {
         let v4 = self.gateway();
         let place = self.ipv4.offset(v4).unwrap_or(1);
         let v6 = self.ipv6.and_then(|net| net.nth(place).map(|ip| (IpAddr::V6(ip), net.prefix())));

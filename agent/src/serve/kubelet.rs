@@ -103,23 +103,20 @@ impl ResolvesServerCert for Serving {
     }
 }
 
-/// Listens, if the settings say so, and serves until the agent ends; `pages` is what there is to read without a pod's name,
+/// Serves until the agent ends; `pages` is what there is to read without a pod's name,
 /// `streams` the rest.
 ///
 /// # Errors
-/// The address is taken, or a certificate of the settings cannot be used.
+/// A certificate of the settings cannot be used.
 pub(super) async fn listen(
+    listener: TcpListener,
     cluster: Arc<Cluster>,
     node: &Arc<AgentNode>,
     pages: Router,
     streams: Router,
 ) -> anyhow::Result<()> {
     let config = cluster.server_config().clone();
-    let Some(address) = config.address else { return Ok(()) };
     let serving = Arc::new(Serving::new(&config, &node.facts)?);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listen on {address}; choose another with `port` in the config"))?;
     let listener = Secure::new(listener, tls(&cluster, &config, serving.clone()).await?)?;
     tracing::info!(address = %listener.address(), "the node's own API is served");
     if config.bootstrap && config.certificate.is_none() {

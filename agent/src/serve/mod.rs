@@ -2,6 +2,7 @@
 
 mod desired;
 mod kubelet;
+mod listeners;
 mod quiet;
 mod readonly;
 mod secure;
@@ -35,6 +36,7 @@ use crate::policies::Policies;
 use crate::services::{Ranges, Services};
 use crate::store::ObjectStore;
 use crate::volumes::claims::Claims;
+use listeners::Listeners;
 
 /// Longest time that pods get to end when everything is removed on exit.
 const CLEANUP_GRACE_SECONDS: u64 = 3;
@@ -123,12 +125,9 @@ fn lock(config: &Config) -> anyhow::Result<Flock<std::fs::File>> {
 async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    // An address that is taken is the likeliest mistake: nothing has been made by then that would be left behind.
-    let read_only = match config.read_only {
-        Some(address) => Some(readonly::listen(address).await?),
-        None => None,
-    };
+    let mut listeners = Listeners::take(&config).await?;
     let (parts, names) = assemble(&config).await?;
+    listeners.take_rest(&config).await?;
     let store = parts.store.clone();
     let node = AgentNode::new(parts);
     node.check_oom_setting()?;
@@ -146,9 +145,10 @@ async fn agent(config: Arc<Config>) -> anyhow::Result<()> {
     let desired = desired::Desired::new(node.clone(), reconciler.clone());
     let (stop, stopped) = watch::channel(false);
     let activity = quiet::Activity::default();
-    let read_only = read_only.map(|at| readonly::serve(at, node.clone(), readiness.clone(), &activity));
+    let read_only =
+        listeners.read_only.take().map(|at| readonly::serve(at, node.clone(), readiness.clone(), &activity));
     let backend = Arc::new(AgentBackend::new(node.clone(), reconciler.clone(), context.clone()));
-    let api = serve_api(&node, backend, &readiness, &stopped, &activity).await?;
+    let api = serve_api(&node, listeners, backend, &readiness, &stopped, &activity).await?;
     let ahead = node.ahead.clone();
     tokio::spawn(async move { ahead.prepare().await });
     desired.start().await;
@@ -228,19 +228,23 @@ fn context(node: &AgentNode) -> manifest::Context {
 /// once it is told to.
 async fn serve_api(
     node: &Arc<AgentNode>,
+    listeners: Listeners,
     backend: Arc<AgentBackend>,
     readiness: &watch::Receiver<bool>,
     stopped: &watch::Receiver<bool>,
     activity: &quiet::Activity,
 ) -> anyhow::Result<tokio::task::JoinHandle<std::io::Result<()>>> {
-    let tls = secure::listen(&node.config, &node.facts).await?;
+    let tls = match listeners.api {
+        Some(listener) => Some(secure::listen(listener, &node.config, &node.facts)?),
+        None => None,
+    };
     let authority = tls.as_ref().map(|tls| tls.authority.clone());
     let hub = Arc::new(Hub::new(&node.config.root, node.store.clone(), &node.facts.name));
     hub.load(node.facts.node_object(&node.config));
-    if let Some(cluster) = node.cluster().cloned() {
+    if let (Some(cluster), Some(listener)) = (node.cluster().cloned(), listeners.kubelet) {
         let pages = readonly::pages(node.clone(), readiness.clone());
         let streams = crate::api::kubelet_router(node.store.clone(), backend.clone(), hub.clone());
-        kubelet::listen(cluster, node, activity.of(pages), activity.of(streams)).await?;
+        kubelet::listen(listener, cluster, node, activity.of(pages), activity.of(streams)).await?;
     }
     let router = activity.of(crate::api::router(node.store.clone(), backend, hub.clone(), authority));
     let closing = || {

@@ -1,9 +1,7 @@
 //! The read-only HTTP server: health and figures, for monitoring on the machine itself.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -26,13 +24,6 @@ use crate::store::Kind;
 struct Served {
     node: Arc<AgentNode>,
     ready: watch::Receiver<bool>,
-}
-
-/// Takes the address. Who comes before [`serve`] waits.
-pub(super) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listen on {address}; choose another with --read-only-address, or none"))
 }
 
 /// Serves until the task is ended.

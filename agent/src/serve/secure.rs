@@ -27,24 +27,20 @@ pub(super) struct Tls {
     server: String,
 }
 
-/// Listens at `apiAddress`; none where that is not set.
+/// Serves at `apiAddress`.
 ///
 /// # Errors
-/// When the address is taken, or the certificate authority cannot be used.
-pub(super) async fn listen(config: &Config, facts: &NodeFacts) -> anyhow::Result<Option<Tls>> {
-    let Some(address) = config.api_address else { return Ok(None) };
+/// When the certificate authority cannot be used.
+pub(super) fn listen(listener: TcpListener, config: &Config, facts: &NodeFacts) -> anyhow::Result<Tls> {
     let dir = config.root.join("pki");
     let authority =
         Arc::new(Authority::open(&dir, &config.node_name).context("the API's certificate authority")?);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listen on {address}; choose another with --api-address"))?;
     let tls = pki::server_config(authority.clone(), names(config, facts))
         .context("the API's certificate (apiCertSANs)")?;
-    let listener = Secure::new(listener, tls).with_context(|| format!("listen on {address}"))?;
+    let listener = Secure::new(listener, tls).context("serve at apiAddress")?;
     let server = format!("https://{}", reachable(listener.address(), facts));
     tracing::info!(server, "the API is served over TLS; `berth kubeconfig` lets kubectl in");
-    Ok(Some(Tls { listener, authority, server }))
+    Ok(Tls { listener, authority, server })
 }
 
 /// What clients may call this server: its addresses, its names, and what the owner says.

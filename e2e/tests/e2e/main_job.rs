@@ -162,3 +162,23 @@ fn an_agent_that_ends_on_term_leaves_its_pods_running() {
     })
     .unwrap();
 }
+
+#[test]
+fn an_address_that_cannot_be_had_is_told_before_anything_is_made() {
+    // Nobody's here.
+    let mut node = Node::prepare("apiAddress: 192.0.2.7:1000\n", &[]).unwrap();
+    let why = node.start_agent().unwrap_err().to_string();
+    assert!(why.contains("listen on 192.0.2.7:1000; choose another with --api-address"), "{why}");
+    assert_eq!(node.machine().shell("nft list tables").unwrap(), "");
+    for top in ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"] {
+        let cgroup = format!("{top}{}", node.cgroup_parent());
+        assert!(!std::path::Path::new(&cgroup).exists(), "{cgroup}");
+    }
+}
+
+#[test]
+fn an_address_of_the_pods_bridge_is_listened_at_once_that_is_there() {
+    let node = Node::with("podCIDR: 10.91.0.0/16\napiAddress: 10.91.0.1:6443\n", &[]).unwrap();
+    node.machine().shell("busybox nc -w 5 10.91.0.1 6443 </dev/null").unwrap();
+    node.finish().unwrap();
+}
