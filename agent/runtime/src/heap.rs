@@ -18,8 +18,8 @@ const FEW_STACKS: &str = "glibc.pthread.stack_cache_size=8388608";
 /// Says that the program has begun again, whatever has become of the other variable.
 const AGAIN: &str = "BERTH_BEGUN_AGAIN";
 
-/// Begins this program again, as the same process, without what the C library keeps for threads; returns when that has been done, or is not
-/// possible. Only while the process has a single thread and nothing open that it needs.
+/// Begins this program again, as the same process, without what the C library keeps for threads; returns when that has been
+/// done, or is not possible. Only while the process has a single thread and nothing open that it needs.
 pub fn begin_without_caches() {
     let (name, caches) = NO_THREAD_CACHES;
     let setting = format!("{caches}:{FEW_STACKS}");

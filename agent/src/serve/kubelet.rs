@@ -103,8 +103,7 @@ impl ResolvesServerCert for Serving {
     }
 }
 
-/// Serves until the agent ends; `pages` is what there is to read without a pod's name,
-/// `streams` the rest.
+/// Serves until the agent ends; `pages` is what there is to read without a pod's name, `streams` the rest.
 ///
 /// # Errors
 /// A certificate of the settings cannot be used.

@@ -493,9 +493,12 @@ impl ObjectStore {
             let events = events.take_while(|object| object.kind == PACKED).cloned().collect::<Vec<_>>();
             (state.settled(), state.history.clone(), events)
         };
-        let events = (events.iter().map(|event| event.json.len()).sum::<usize>() >= WORTH).then_some(events);
-        let shelf = events.map(|events| (Shelf::of(&events), events));
-        let chapter = Chapter::of(changes.iter()).filter(|chapter| chapter.bytes >= WORTH);
+        let size =
+            |objects: &mut dyn Iterator<Item = &Arc<Object>>| objects.map(|o| o.json.len()).sum::<usize>();
+        let shelf = (size(&mut events.iter()) >= WORTH).then(|| (Shelf::of(&events), events));
+        let chapter = (size(&mut changes.iter().map(|change| &change.last)) >= WORTH)
+            .then(|| Chapter::of(changes.iter()))
+            .flatten();
         let mut state = self.lock();
         // Otherwise it is not quiet: the next time will do.
         if state.settled() != found {
@@ -560,9 +563,9 @@ impl State {
         }
     }
 
-    /// Changes whenever something is put away or taken out again.
-    fn settled(&self) -> (u64, usize, usize) {
-        (self.version, self.shelves.len(), self.chapters.len())
+    /// Differs whenever something has changed, been forgotten or been taken out again.
+    fn settled(&self) -> [u64; 4] {
+        [self.version, self.oldest, self.shelves.len() as u64, self.chapters.len() as u64]
     }
 
     /// An object of that name, if there is one, is in `objects` from then on.

@@ -136,6 +136,7 @@ enum Step {
     Other(u8),
     NoOther(u8),
     Settle,
+    Forget,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -145,6 +146,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (0u8..5).prop_map(Step::Other),
         (0u8..5).prop_map(Step::NoOther),
         Just(Step::Settle),
+    ];
+    // Now and then.
+    let step = prop_oneof![
+        40 => step,
+        1 => Just(Step::Forget),
     ];
     prop::collection::vec(step, 0..80)
 }
@@ -180,6 +186,10 @@ proptest! {
                     prop_assert_eq!(store.delete(Kind::Event, "default", &n.to_string()), events.remove(&n.to_string()).is_some());
                 }
                 Step::Settle => store.settle(),
+                Step::Forget => {
+                    store.forget_history();
+                    seen.clear();
+                }
             }
             prop_assert_eq!(messages(&store), events.keys().cloned().collect::<Vec<_>>());
             for (name, event) in &events {
