@@ -76,13 +76,6 @@ struct Known {
 }
 
 impl Known {
-    /// Adds an event at the end.
-    fn push(&mut self, key: u64, namespace: &str, name: &str, series: Series) {
-        self.order.push_back((key, [namespace.len(), name.len()]));
-        self.names.extend(namespace.bytes().chain(name.bytes()));
-        self.series.insert(key, series);
-    }
-
     /// Takes the oldest event off: its namespace and name.
     fn pop(&mut self) -> Option<[String; 2]> {
         let (key, lengths) = self.order.pop_front()?;
@@ -155,24 +148,25 @@ impl Recorder {
         let now = Timestamp::now();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.forget_old(&mut known, now);
+        let known = &mut *known;
         let exactly =
             |message: &str| known.keys.hash_one((&about.uid, &about.name, &about.field, reason, message));
         let key = exactly(message);
-        let combined_key = exactly(COMBINED);
         let likeness = known.keys.hash_one((&about.uid, &about.name, &about.field, reason, warning));
         let is_known = known.series.contains_key(&key);
         let combines = known.alike.entry(likeness).or_default().combines(is_known, now);
+        let key = if combines { exactly(COMBINED) } else { key };
         let combined = combines.then(|| format!("{COMBINED}{message}"));
         let message = combined.as_deref().unwrap_or(message);
-        let key = if combines { combined_key } else { key };
         known.serial += 1;
         let name = |number: u64| format!("{}.{number:x}", about.name);
-        if !known.series.contains_key(&key) {
+        let series = known.series.entry(key).or_insert_with(|| {
             let number = now.as_nanosecond() as u64 ^ known.serial;
-            let series = Series { uid: Uuid::new_v4(), number, count: 0, first: now, last: now };
-            known.push(key, &about.namespace, &name(number), series);
-        }
-        let Some(series) = known.series.get_mut(&key) else { return };
+            let (namespace, name) = (&about.namespace, name(number));
+            known.order.push_back((key, [namespace.len(), name.len()]));
+            known.names.extend(namespace.bytes().chain(name.bytes()));
+            Series { uid: Uuid::new_v4(), number, count: 0, first: now, last: now }
+        });
         series.count += 1;
         series.last = now;
         let name = name(series.number);

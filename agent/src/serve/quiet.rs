@@ -1,6 +1,5 @@
 //! What an idle node does without: memory that was needed for a while goes back to the kernel.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -11,14 +10,8 @@ use tokio::sync::watch;
 use crate::store::ObjectStore;
 
 /// Tells when somebody has asked for something.
-#[derive(Clone)]
-pub(super) struct Activity(Arc<watch::Sender<()>>);
-
-impl Default for Activity {
-    fn default() -> Self {
-        Self(Arc::new(watch::channel(()).0))
-    }
-}
+#[derive(Clone, Default)]
+pub(super) struct Activity(watch::Sender<()>);
 
 impl Activity {
     /// The same router, whose requests are noticed once they are answered.

@@ -23,8 +23,6 @@ const HISTORY_BYTES: usize = 1 << 20;
 
 /// Of this kind objects that have not changed for long are packed: many are kept, and few are read again.
 const PACKED: Kind = Kind::Event;
-/// So many bytes of JSON are worth to be packed.
-const WORTH: usize = 8 << 10;
 
 /// A group of the API, with the one version of it that is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,6 +309,10 @@ pub struct Gone {
 
 type Key = (Kind, String, String);
 
+fn key(object: &Object) -> Key {
+    (object.kind, object.namespace.clone(), object.name.clone())
+}
+
 #[derive(Debug)]
 struct State {
     version: u64,
@@ -464,14 +466,7 @@ impl ObjectStore {
     /// All objects of a kind, in one namespace or all, ordered by namespace and name, and the version of this list.
     pub fn list(&self, kind: Kind, namespace: Option<&str>) -> (Vec<Arc<Object>>, u64) {
         let state = self.lock();
-        let from = (kind, namespace.unwrap_or_default().to_owned(), String::new());
-        let mut objects: Vec<Arc<Object>> = state
-            .objects
-            .range(from..)
-            .map(|(_, object)| object)
-            .take_while(|o| o.kind == kind && namespace.is_none_or(|ns| ns == o.namespace))
-            .cloned()
-            .collect();
+        let mut objects = state.unpacked(kind, namespace);
         let version = state.version;
         let shelves = if kind == PACKED { state.shelves.clone() } else { Vec::new() };
         drop(state);
@@ -488,26 +483,18 @@ impl ObjectStore {
     pub fn settle(&self) {
         let (found, changes, events) = {
             let state = self.lock();
-            let events =
-                state.objects.range((PACKED, String::new(), String::new())..).map(|(_, object)| object);
-            let events = events.take_while(|object| object.kind == PACKED).cloned().collect::<Vec<_>>();
-            (state.settled(), state.history.clone(), events)
+            (state.settled(), state.history.clone(), state.unpacked(PACKED, None))
         };
-        let size =
-            |objects: &mut dyn Iterator<Item = &Arc<Object>>| objects.map(|o| o.json.len()).sum::<usize>();
-        let shelf = (size(&mut events.iter()) >= WORTH).then(|| (Shelf::of(&events), events));
-        let chapter = (size(&mut changes.iter().map(|change| &change.last)) >= WORTH)
-            .then(|| Chapter::of(changes.iter()))
-            .flatten();
+        let (shelf, chapter) = (Shelf::of(&events), Chapter::of(&changes));
         let mut state = self.lock();
         // Otherwise it is not quiet: the next time will do.
         if state.settled() != found {
             return;
         }
-        if let Some((shelf, events)) = shelf {
+        if let Some(shelf) = shelf {
             state.shelves.push(Arc::new(shelf));
             for event in events {
-                state.objects.remove(&(event.kind, event.namespace.clone(), event.name.clone()));
+                state.objects.remove(&key(&event));
             }
         }
         if let Some(chapter) = chapter {
@@ -563,6 +550,17 @@ impl State {
         }
     }
 
+    /// The objects of a kind, in one namespace or all, that are not on a shelf.
+    fn unpacked(&self, kind: Kind, namespace: Option<&str>) -> Vec<Arc<Object>> {
+        let from = (kind, namespace.unwrap_or_default().to_owned(), String::new());
+        self.objects
+            .range(from..)
+            .map(|(_, object)| object)
+            .take_while(|o| o.kind == kind && namespace.is_none_or(|ns| ns == o.namespace))
+            .cloned()
+            .collect()
+    }
+
     /// Differs whenever something has changed, been forgotten or been taken out again.
     fn settled(&self) -> [u64; 4] {
         [self.version, self.oldest, self.shelves.len() as u64, self.chapters.len() as u64]
@@ -577,7 +575,7 @@ impl State {
         self.shelves.retain(|shelf| {
             let stays = !shelf.may_have(namespace, name);
             if !stays {
-                objects.extend(shelf.take().map(|o| ((o.kind, o.namespace.clone(), o.name.clone()), o)));
+                objects.extend(shelf.take().map(|object| (key(&object), object)));
             }
             stays
         });

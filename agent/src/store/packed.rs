@@ -3,7 +3,7 @@
 //! As objects of their own, they lie in small pieces among everything that comes and goes while pods start and end, and none of
 //! that memory goes back to the kernel as long as one of them is left in every page: two hundred events held 3 MB.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -14,6 +14,9 @@ use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
 
 use super::{Change, Kind, Object};
+
+/// So many bytes of JSON are worth to be packed.
+pub(super) const WORTH: usize = 8 << 10;
 
 const OWN: &str = "what was packed here is whole";
 
@@ -80,11 +83,14 @@ fn hash(namespace: &str, name: &str) -> u64 {
 }
 
 impl Shelf {
-    /// Puts objects of one kind away.
-    pub(super) fn of(objects: &[Arc<Object>]) -> Shelf {
+    /// Puts objects of one kind away; none if they are not [worth](WORTH) it.
+    pub(super) fn of(objects: &[Arc<Object>]) -> Option<Shelf> {
+        if objects.iter().map(|object| object.json.len()).sum::<usize>() < WORTH {
+            return None;
+        }
         let mut keys: Vec<u64> = objects.iter().map(|o| hash(&o.namespace, &o.name)).collect();
         keys.sort_unstable();
-        Shelf { keys: keys.into(), objects: Packed::of(objects.iter().map(|object| &**object)) }
+        Some(Shelf { keys: keys.into(), objects: Packed::of(objects.iter().map(|object| &**object)) })
     }
 
     /// Whether the object may be among them; if not, it surely is not.
@@ -124,22 +130,25 @@ struct Entry {
 }
 
 impl Chapter {
-    /// Puts consecutive changes away; none if there are none.
-    pub(super) fn of<'a>(changes: impl Iterator<Item = &'a Change> + Clone) -> Option<Chapter> {
+    /// Puts consecutive changes away; none if they are not [worth](WORTH) it.
+    pub(super) fn of(changes: &VecDeque<Change>) -> Option<Chapter> {
+        let bytes = changes.iter().map(|change| change.last.json.len()).sum();
+        if bytes < WORTH {
+            return None;
+        }
         let entry = |change: &Change| Entry {
             before: change.before.as_ref().map(|object| object.version),
             last: change.last.version,
             deletion: change.after.is_none(),
         };
-        let entries: Box<[Entry]> = changes.clone().map(entry).collect();
         let mut known = HashSet::new();
-        let objects = changes.clone().flat_map(|change| change.before.iter().chain([&change.last]));
+        let objects = changes.iter().flat_map(|change| change.before.iter().chain([&change.last]));
         let objects = objects.filter(|object| known.insert(object.version)).map(|object| &**object);
         Some(Chapter {
-            last: entries.last()?.last,
-            bytes: changes.map(|change| change.last.json.len()).sum(),
+            last: changes.back()?.version,
+            bytes,
+            changes: changes.iter().map(entry).collect(),
             objects: Packed::of(objects),
-            changes: entries,
         })
     }
 

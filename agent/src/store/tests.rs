@@ -2,6 +2,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::packed::WORTH;
 use super::*;
 
 fn store() -> ObjectStore {
