@@ -184,11 +184,12 @@ impl Ipam {
             return Ok(wanted);
         };
         let before = self.store.had(wanted)?;
-        if before == format!("{}/{}", pod.namespace, pod.name) {
+        if before.as_ref().is_some_and(|before| *before == format!("{}/{}", pod.namespace, pod.name)) {
             return Ok(wanted);
         }
+        let before = before.map_or("another pod".to_owned(), |before| format!("pod {before}"));
         let left = until.duration_since(now).unwrap_or_default().as_secs_f64().ceil();
-        refuse(format!("it is in quarantine for {left} s after pod {before} had it"))
+        refuse(format!("it is in quarantine for {left} s after {before} had it"))
     }
 
     /// The next free address after the last one given out.

@@ -88,10 +88,11 @@ impl Store {
         self.forget(&released.id)
     }
 
-    /// Which pod had an address in quarantine, as `namespace/name`; empty if its record does not say.
-    pub(super) fn had(&self, address: Ipv4Addr) -> Result<String> {
+    /// Which pod had an address in quarantine, as `namespace/name`; none if its record does not say.
+    pub(super) fn had(&self, address: Ipv4Addr) -> Result<Option<String>> {
         let released = record::read::<Quarantined>(&self.quarantine, &address.to_string())?;
-        Ok(released.and_then(std::result::Result::ok).map(|released| released.pod).unwrap_or_default())
+        let pod = released.and_then(std::result::Result::ok).map(|released| released.pod);
+        Ok(pod.filter(|pod| !pod.is_empty()))
     }
 
     pub(super) fn end_quarantine(&self, address: Ipv4Addr) -> Result<()> {

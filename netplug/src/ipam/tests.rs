@@ -178,6 +178,21 @@ fn an_address_in_quarantine_goes_back_only_to_a_pod_of_that_name() {
 }
 
 #[test]
+fn nobody_gets_an_address_early_when_its_record_is_damaged() {
+    let dir = TempDir::new().unwrap();
+    let mut ipam = open_with(&dir, |_| {});
+    ipam.claim(&wishing("a", &["10.0.0.9"]), at(0)).unwrap();
+    ipam.release("a", at(0)).unwrap();
+    let record = dir.path().join("net/quarantine/10.0.0.9.json");
+    assert!(record.exists());
+    std::fs::write(&record, "{").unwrap();
+    let error = ipam.claim(&wishing("a", &["10.0.0.9"]), at(10)).unwrap_err().to_string();
+    let why = "it is in quarantine for 20 s after another pod had it";
+    assert_eq!(error, format!("address 10.0.0.9 cannot be had: {why}"));
+    assert!(ipam.claim(&wishing("b", &["10.0.0.9"]), at(31)).is_ok());
+}
+
+#[test]
 fn a_refused_claim_changes_nothing() {
     let dir = TempDir::new().unwrap();
     let mut ipam = open(&dir, "10.0.0.0/24");
